@@ -1,0 +1,399 @@
+//! The store in this process's memory.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use hashbrown::HashTable;
+
+use crate::backend::{Inserted, Lookup, StorageBackend, Usage};
+use crate::error::Result;
+use crate::eviction::{EvictionPolicy, SAMPLE};
+use crate::stats::Counter;
+use crate::sync::{AtomicUsize, Mutex, Ordering};
+use crate::types::{CacheEntry, EntryMetadata, KeyRef, QueryKey};
+use crate::version::Dependencies;
+
+/// A sharded map with a byte bound that holds at every instant.
+///
+/// * An entry is charged the bytes of its query text, parameters and value plus [`ENTRY_OVERHEAD`]. The charge is
+///   reserved before the entry becomes visible, so the sum never passes the capacity, not even for a moment.
+/// * Each shard is one short lock over a table and a dense array. No operation holds two of them, none scans or sorts
+///   more than the [`SAMPLE`] entries drawn for an eviction, and no policy runs under a lock.
+/// * Entries whose dependencies are out of date are evicted before all others when they are drawn, and leave when they
+///   are looked up; they count towards the bound until then.
+#[derive(Debug)]
+pub struct InMemoryBackend {
+    shards: Box<[Shard]>,
+    capacity: usize,
+    used: AtomicUsize,
+    evictions: Counter,
+    began: Instant,
+    began_at: DateTime<Utc>,
+}
+
+/// Bytes charged for an entry beside its key and value: its place in the array and in the table.
+pub const ENTRY_OVERHEAD: usize = size_of::<Stored>() + 8;
+
+/// An entry may take at most the capacity divided by this.
+const LARGEST_SHARE: usize = 2;
+/// Below this capacity one shard is enough.
+const SHARD_BYTES_MIN: usize = 1 << 20;
+const SHARDS_MAX: usize = 64;
+
+/// On a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard(Mutex<State>);
+
+/// Why one lock: table, array and the random state change together. Nothing but moves of values happens under it.
+#[derive(Debug, Default)]
+struct State {
+    /// Places in `entries`, by hash of the key.
+    table: HashTable<u32>,
+    /// Dense, so that any place drawn at random holds an entry.
+    entries: Vec<Stored>,
+    random: u64,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Stored {
+    key: QueryKey,
+    data: Bytes,
+    dependencies: Dependencies,
+    charge: usize,
+    /// Tells this entry from a later one under the same key.
+    id: u64,
+    created: Duration,
+    accessed: Duration,
+    access_count: u64,
+    execution_time_ms: f64,
+}
+
+impl InMemoryBackend {
+    /// A store of at most `capacity` bytes.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        let shards = (capacity / SHARD_BYTES_MIN)
+            .clamp(1, SHARDS_MAX)
+            .next_power_of_two()
+            .min(SHARDS_MAX);
+        Self {
+            shards: (0..shards).map(|_| Shard::default()).collect(),
+            capacity,
+            used: AtomicUsize::new(0),
+            evictions: Counter::default(),
+            began: Instant::now(),
+            began_at: Utc::now(),
+        }
+    }
+
+    fn shard_index(&self, hash: u64) -> usize {
+        // The low bits choose within the shard's table, the high ones the shard.
+        #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
+        let high = (hash >> 48) as usize;
+        high & (self.shards.len() - 1)
+    }
+
+    /// Takes `charge` from the capacity if there is room for it.
+    fn reserve(&self, charge: usize) -> bool {
+        self.used
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
+                used.checked_add(charge)
+                    .filter(|used| *used <= self.capacity)
+            })
+            .is_ok()
+    }
+
+    fn release(&self, charge: usize) {
+        self.used.fetch_sub(charge, Ordering::AcqRel);
+    }
+
+    /// Evicts one entry, beginning to look in shard `first`. Returns its charge; 0 if there is nothing to evict.
+    fn evict_one(
+        &self,
+        first: usize,
+        policy: &dyn EvictionPolicy,
+        is_current: &impl Fn(&Dependencies) -> bool,
+    ) -> usize {
+        for n in 0..self.shards.len() {
+            let shard = &self.shards[(first + n) & (self.shards.len() - 1)];
+            // Others may take what was drawn before it is removed: then draw again.
+            loop {
+                let drawn = shard.0.lock().draw();
+                let scored = drawn.into_iter().map(|(id, stored)| {
+                    let entry = self.snapshot(stored);
+                    let score = if is_current(&entry.dependencies) {
+                        Some(policy.calculate_score(&entry)).filter(|score| !score.is_nan())
+                    } else {
+                        None
+                    };
+                    (id, entry, score.unwrap_or(f64::NEG_INFINITY))
+                });
+                let Some((id, entry, _)) = scored.min_by(|a, b| a.2.total_cmp(&b.2)) else {
+                    break;
+                };
+                let removed = shard.0.lock().remove_exactly(&entry.key, id);
+                if let Some(removed) = removed {
+                    self.release(removed.charge);
+                    self.evictions.add(1);
+                    return removed.charge;
+                }
+            }
+        }
+        0
+    }
+
+    fn snapshot(&self, drawn: Drawn) -> CacheEntry {
+        let Drawn {
+            key,
+            data,
+            dependencies,
+            charge,
+            created,
+            accessed,
+            access_count,
+            execution_time_ms,
+        } = drawn;
+        CacheEntry {
+            key,
+            data,
+            dependencies,
+            metadata: EntryMetadata {
+                size_bytes: charge,
+                created_at: self.began_at + created,
+                last_accessed: self.began_at + accessed,
+                access_count,
+                execution_time_ms,
+            },
+        }
+    }
+}
+
+/// A copy of an entry, made under the lock from pointers and numbers.
+struct Drawn {
+    key: QueryKey,
+    data: Bytes,
+    dependencies: Dependencies,
+    charge: usize,
+    created: Duration,
+    accessed: Duration,
+    access_count: u64,
+    execution_time_ms: f64,
+}
+
+impl Stored {
+    fn copy(&self) -> Drawn {
+        Drawn {
+            key: self.key.clone(),
+            data: self.data.clone(),
+            dependencies: self.dependencies.clone(),
+            charge: self.charge,
+            created: self.created,
+            accessed: self.accessed,
+            access_count: self.access_count,
+            execution_time_ms: self.execution_time_ms,
+        }
+    }
+}
+
+impl State {
+    fn find(&self, key: &KeyRef<'_>) -> Option<usize> {
+        let place = self.table.find(key.hash_value(), |place| {
+            key.matches(&self.entries[*place as usize].key)
+        });
+        place.map(|place| *place as usize)
+    }
+
+    fn remove_at(&mut self, at: usize) -> Stored {
+        let hash = self.entries[at].key.hash_value();
+        if let Ok(place) = self.table.find_entry(hash, |place| *place as usize == at) {
+            place.remove();
+        }
+        let removed = self.entries.swap_remove(at);
+        // The last entry now stands where the removed one did.
+        if let Some(moved) = self.entries.get(at) {
+            let was = self.entries.len();
+            let hash = moved.key.hash_value();
+            if let Some(place) = self.table.find_mut(hash, |place| *place as usize == was) {
+                *place = u32::try_from(at).expect("places are counted in u32");
+            }
+        }
+        removed
+    }
+
+    fn remove_exactly(&mut self, key: &QueryKey, id: u64) -> Option<Stored> {
+        let at = self
+            .find(&key.as_ref())
+            .filter(|at| self.entries[*at].id == id)?;
+        Some(self.remove_at(at))
+    }
+
+    fn push(&mut self, entry: Stored) {
+        let at = u32::try_from(self.entries.len()).expect("places are counted in u32");
+        let Self { table, entries, .. } = self;
+        table.insert_unique(entry.key.hash_value(), at, |place| {
+            entries[*place as usize].key.hash_value()
+        });
+        entries.push(entry);
+    }
+
+    /// Copies of up to [`SAMPLE`] entries: all, if there are not more; else drawn at random, perhaps some twice.
+    fn draw(&mut self) -> Vec<(u64, Drawn)> {
+        let n = self.entries.len();
+        let pick = |at: usize| (self.entries[at].id, self.entries[at].copy());
+        if n <= SAMPLE {
+            return (0..n).map(pick).collect();
+        }
+        let mut places = [0; SAMPLE];
+        for place in &mut places {
+            *place = next_random(&mut self.random, n);
+        }
+        places.into_iter().map(pick).collect()
+    }
+}
+
+/// xorshift64*, by Marsaglia and Vigna: any entry must be about as likely to be drawn as any other, nothing more.
+fn next_random(state: &mut u64, below: usize) -> usize {
+    if *state == 0 {
+        *state = 0x9e37_79b9_7f4a_7c15;
+    }
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    let wide = u128::from(state.wrapping_mul(0x2545_f491_4f6c_dd1d)) * below as u128;
+    #[expect(clippy::cast_possible_truncation, reason = "less than `below`")]
+    let place = (wide >> 64) as usize;
+    place
+}
+
+impl StorageBackend for InMemoryBackend {
+    async fn keys(&self) -> Result<Vec<QueryKey>> {
+        let mut keys = Vec::new();
+        for shard in &self.shards {
+            keys.extend(shard.0.lock().entries.iter().map(|entry| entry.key.clone()));
+        }
+        Ok(keys)
+    }
+
+    async fn get(&self, key: &QueryKey) -> Result<Option<CacheEntry>> {
+        let state = self.shards[self.shard_index(key.hash_value())].0.lock();
+        let found = state.find(&key.as_ref()).map(|at| state.entries[at].copy());
+        drop(state);
+        Ok(found.map(|drawn| self.snapshot(drawn)))
+    }
+
+    async fn remove(&self, key: &QueryKey) -> Result<bool> {
+        let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
+        let removed = state.find(&key.as_ref()).map(|at| state.remove_at(at));
+        drop(state);
+        if let Some(removed) = &removed {
+            self.release(removed.charge);
+        }
+        Ok(removed.is_some())
+    }
+
+    fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(&Dependencies) -> bool) -> Lookup {
+        let now = self.began.elapsed();
+        let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
+        let Some(at) = state.find(key) else {
+            return Lookup::Miss;
+        };
+        let entry = &mut state.entries[at];
+        if is_current(&entry.dependencies) {
+            entry.accessed = now;
+            entry.access_count += 1;
+            return Lookup::Hit(entry.data.clone());
+        }
+        let removed = state.remove_at(at);
+        drop(state);
+        self.release(removed.charge);
+        Lookup::Stale
+    }
+
+    fn insert(
+        &self,
+        entry: CacheEntry,
+        policy: &dyn EvictionPolicy,
+        is_current: impl Fn(&Dependencies) -> bool,
+    ) -> Inserted {
+        let charge = entry.key.weight() + entry.data.len() + ENTRY_OVERHEAD;
+        if charge > self.capacity / LARGEST_SHARE {
+            return Inserted::TooLarge;
+        }
+        let now = self.began.elapsed();
+        let index = self.shard_index(entry.key.hash_value());
+        while !self.reserve(charge) {
+            if self.evict_one(index, policy, &is_current) == 0 {
+                // Nothing is stored and yet there is no room: others hold reservations just now.
+                std::thread::yield_now();
+            }
+        }
+        let mut state = self.shards[index].0.lock();
+        let replaced = state
+            .find(&entry.key.as_ref())
+            .map(|at| state.remove_at(at));
+        state.next_id += 1;
+        let stored = Stored {
+            key: entry.key,
+            data: entry.data,
+            dependencies: entry.dependencies,
+            charge,
+            id: state.next_id,
+            created: now,
+            accessed: now,
+            access_count: 0,
+            execution_time_ms: entry.metadata.execution_time_ms,
+        };
+        state.push(stored);
+        drop(state);
+        if let Some(replaced) = replaced {
+            self.release(replaced.charge);
+        }
+        Inserted::Stored
+    }
+
+    fn evict(
+        &self,
+        needed_bytes: usize,
+        policy: &dyn EvictionPolicy,
+        is_current: impl Fn(&Dependencies) -> bool,
+    ) -> usize {
+        let mut freed = 0;
+        while freed < needed_bytes {
+            match self.evict_one(0, policy, &is_current) {
+                0 => break,
+                charge => freed += charge,
+            }
+        }
+        freed
+    }
+
+    fn clear(&self) {
+        for shard in &self.shards {
+            let (table, entries) = {
+                let mut state = shard.0.lock();
+                (
+                    std::mem::take(&mut state.table),
+                    std::mem::take(&mut state.entries),
+                )
+            };
+            drop(table);
+            self.release(entries.iter().map(|entry| entry.charge).sum());
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            entries: self
+                .shards
+                .iter()
+                .map(|shard| shard.0.lock().entries.len())
+                .sum(),
+            size_bytes: self.used.load(Ordering::Acquire),
+            capacity_bytes: self.capacity,
+            evictions: self.evictions.get(),
+        }
+    }
+}

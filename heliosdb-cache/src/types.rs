@@ -1,0 +1,360 @@
+//! Keys and entries.
+
+use std::fmt;
+use std::hash::{BuildHasher as _, Hash, Hasher};
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use rapidhash::fast::RandomState;
+
+use crate::version::Dependencies;
+
+/// An immutable shared string that carries its hash. Cloning copies a pointer.
+#[derive(Clone)]
+pub struct HashedStr(Arc<Hashed>);
+
+struct Hashed {
+    hash: u64,
+    text: Box<str>,
+}
+
+impl HashedStr {
+    /// Copies `text` and hashes it.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(Arc::new(Hashed {
+            hash: hash_of(text.as_bytes()),
+            text: text.into(),
+        }))
+    }
+
+    pub(crate) fn hash_value(&self) -> u64 {
+        self.0.hash
+    }
+}
+
+impl Deref for HashedStr {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0.text
+    }
+}
+
+impl PartialEq for HashedStr {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+            || (self.0.hash == other.0.hash && self.0.text == other.0.text)
+    }
+}
+
+impl Eq for HashedStr {}
+
+impl Hash for HashedStr {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.hash);
+    }
+}
+
+impl fmt::Debug for HashedStr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for HashedStr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+/// What was asked: a query's text, its parameters, and the namespace (a database, a role, settings) it was asked in.
+///
+/// Two keys are equal only if all three are, byte for byte: a hash finds a candidate and never decides.
+#[derive(Clone, PartialEq, Eq)]
+pub struct QueryKey {
+    /// The query's text.
+    pub query: HashedStr,
+    params: Bytes,
+    namespace: HashedStr,
+    hash: u64,
+}
+
+impl QueryKey {
+    /// A key for a query with its parameters in a namespace, usually the name of a database.
+    #[must_use]
+    pub fn new(query: &str, params: &[&str], namespace: &str) -> Self {
+        // Lengths before contents, so that no two lists of parameters read alike.
+        let mut encoded = Vec::new();
+        for param in params {
+            encoded.extend_from_slice(&(param.len() as u64).to_le_bytes());
+            encoded.extend_from_slice(param.as_bytes());
+        }
+        KeyRef::new(query, &encoded, &HashedStr::new(namespace)).to_key()
+    }
+
+    /// The parameters, encoded.
+    #[must_use]
+    pub fn params(&self) -> &[u8] {
+        &self.params
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The same key, borrowed.
+    #[must_use]
+    pub fn as_ref(&self) -> KeyRef<'_> {
+        KeyRef {
+            query: &self.query,
+            shared: Some(&self.query),
+            params: &self.params,
+            namespace: &self.namespace,
+            hash: self.hash,
+        }
+    }
+
+    pub(crate) fn hash_value(&self) -> u64 {
+        self.hash
+    }
+
+    /// Bytes this key occupies, those it shares with others included.
+    pub(crate) fn weight(&self) -> usize {
+        self.query.len() + self.params.len()
+    }
+}
+
+impl Hash for QueryKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl fmt::Debug for QueryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueryKey")
+            .field("query", &self.query)
+            .field("params", &self.params)
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A [`QueryKey`] made of borrowed parts: looking up allocates nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyRef<'a> {
+    query: &'a str,
+    /// The text as it can be shared, where the caller has it in that form.
+    shared: Option<&'a HashedStr>,
+    params: &'a [u8],
+    namespace: &'a HashedStr,
+    hash: u64,
+}
+
+impl<'a> KeyRef<'a> {
+    /// A key whose text is hashed now.
+    #[must_use]
+    pub fn new(query: &'a str, params: &'a [u8], namespace: &'a HashedStr) -> Self {
+        let hash = combine(hash_of(query.as_bytes()), params, namespace);
+        Self {
+            query,
+            shared: None,
+            params,
+            namespace,
+            hash,
+        }
+    }
+
+    /// A key whose text was hashed before.
+    #[must_use]
+    pub fn prepared(query: &'a HashedStr, params: &'a [u8], namespace: &'a HashedStr) -> Self {
+        let hash = combine(query.0.hash, params, namespace);
+        Self {
+            query,
+            shared: Some(query),
+            params,
+            namespace,
+            hash,
+        }
+    }
+
+    /// The owned key.
+    #[must_use]
+    pub fn to_key(&self) -> QueryKey {
+        QueryKey {
+            query: self
+                .shared
+                .cloned()
+                .unwrap_or_else(|| HashedStr::new(self.query)),
+            params: Bytes::copy_from_slice(self.params),
+            namespace: self.namespace.clone(),
+            hash: self.hash,
+        }
+    }
+
+    pub(crate) fn hash_value(&self) -> u64 {
+        self.hash
+    }
+
+    pub(crate) fn matches(&self, key: &QueryKey) -> bool {
+        self.hash == key.hash
+            && *self.params == *key.params
+            && *self.query == *key.query
+            && *self.namespace == key.namespace
+    }
+}
+
+/// Seeded anew in each process: keys come from clients, who must not be able to choose collisions.
+fn hash_of(bytes: &[u8]) -> u64 {
+    static SEED: OnceLock<RandomState> = OnceLock::new();
+    SEED.get_or_init(RandomState::default).hash_one(bytes)
+}
+
+fn combine(query: u64, params: &[u8], namespace: &HashedStr) -> u64 {
+    let mut hash = query ^ namespace.0.hash.rotate_left(21);
+    if !params.is_empty() {
+        hash ^= hash_of(params).rotate_left(42);
+    }
+    // Spreads what the rotations left in place over all bits: both ends of the hash are used, for shard and bucket.
+    let wide = u128::from(hash) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the two halves are folded together"
+    )]
+    let folded = (wide >> 64) as u64 ^ wide as u64;
+    folded
+}
+
+/// What is known of an entry besides its value.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct EntryMetadata {
+    /// What the entry is charged: key, value and bookkeeping, in bytes.
+    pub size_bytes: usize,
+    /// When it was stored. For display: decisions are made on a monotonic clock.
+    pub created_at: DateTime<Utc>,
+    /// When it was last stored or read. For display and for policies.
+    pub last_accessed: DateTime<Utc>,
+    /// Reads so far.
+    pub access_count: u64,
+    /// What computing it took, in milliseconds.
+    pub execution_time_ms: f64,
+}
+
+impl EntryMetadata {
+    /// How much keeping the entry is worth: expected milliseconds of work saved each second, per KiB.
+    ///
+    /// Its rate of use is estimated as reads (and the one that stored it) over its life, and halves with each
+    /// [`PRIORITY_HALF_LIFE`] of idleness. Lower is evicted sooner, as with
+    /// [`EvictionPolicy`](crate::EvictionPolicy) scores.
+    #[must_use]
+    pub fn eviction_priority(&self) -> f64 {
+        let now = Utc::now();
+        let seconds = |since: DateTime<Utc>| (now - since).as_seconds_f64().max(0.0);
+        let rate = (self.access_count as f64 + 1.0) / (seconds(self.created_at) + 1.0);
+        let decay = (-seconds(self.last_accessed) / PRIORITY_HALF_LIFE.as_secs_f64()).exp2();
+        let cost = if self.execution_time_ms.is_finite() {
+            self.execution_time_ms.max(0.001)
+        } else {
+            0.001
+        };
+        cost * rate * decay / (self.size_bytes.max(1) as f64 / 1024.0)
+    }
+}
+
+/// Idleness that halves [`EntryMetadata::eviction_priority`].
+pub const PRIORITY_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// A cached answer.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CacheEntry {
+    /// What was asked.
+    pub key: QueryKey,
+    /// The answer. Cloning shares it.
+    pub data: Bytes,
+    /// What is known of it.
+    pub metadata: EntryMetadata,
+    /// What the answer depends on, as of before it was computed.
+    pub(crate) dependencies: Dependencies,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn borrowed_and_owned_keys_agree() {
+        let namespace = HashedStr::new("db");
+        let text = HashedStr::new("SELECT 1");
+        let inline = KeyRef::new("SELECT 1", b"p", &namespace);
+        let prepared = KeyRef::prepared(&text, b"p", &namespace);
+        assert_eq!(inline.hash_value(), prepared.hash_value());
+        assert!(prepared.matches(&inline.to_key()));
+        assert_eq!(inline.to_key(), prepared.to_key());
+    }
+
+    #[test]
+    fn keys_differ_in_every_part() {
+        let keys = [
+            QueryKey::new("a", &[], "n"),
+            QueryKey::new("b", &[], "n"),
+            QueryKey::new("a", &[""], "n"),
+            QueryKey::new("a", &["x", "y"], "n"),
+            QueryKey::new("a", &["xy"], "n"),
+            QueryKey::new("a", &[], "m"),
+        ];
+        for (i, a) in keys.iter().enumerate() {
+            for b in &keys[..i] {
+                assert_ne!(a, b);
+            }
+        }
+    }
+
+    #[test]
+    fn priority_prefers_dear_small_and_hot() {
+        let now = Utc::now();
+        let base = EntryMetadata {
+            size_bytes: 1000,
+            created_at: now - chrono::Duration::seconds(60),
+            last_accessed: now,
+            access_count: 10,
+            execution_time_ms: 5.0,
+        };
+        let better = [
+            EntryMetadata {
+                execution_time_ms: 50.0,
+                ..base.clone()
+            },
+            EntryMetadata {
+                size_bytes: 100,
+                ..base.clone()
+            },
+            EntryMetadata {
+                access_count: 1000,
+                ..base.clone()
+            },
+        ];
+        for better in better {
+            assert!(better.eviction_priority() > base.eviction_priority());
+        }
+        let idle = EntryMetadata {
+            last_accessed: now - chrono::Duration::seconds(50),
+            ..base.clone()
+        };
+        assert!(idle.eviction_priority() < base.eviction_priority());
+        assert!(
+            EntryMetadata {
+                execution_time_ms: f64::NAN,
+                ..base
+            }
+            .eviction_priority()
+            .is_finite()
+        );
+    }
+}

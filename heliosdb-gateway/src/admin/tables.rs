@@ -1,0 +1,306 @@
+//! The console's tables.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use bytes::BytesMut;
+use heliosdb_network::postgres::message;
+
+use crate::clients::{Activity, ClientInfo};
+use crate::gateway::Gateway;
+use crate::session::pins::PinNames;
+
+use super::command::COMMANDS;
+
+/// Rows of text under named columns.
+pub(super) struct Table {
+    columns: &'static [&'static str],
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Appends it as the answer to a query.
+    pub(super) fn put(&self, out: &mut BytesMut) {
+        message::put_row_description(out, self.columns);
+        for row in &self.rows {
+            message::put_data_row(out, row.iter().map(|value| Some(value.as_bytes())));
+        }
+        message::put_command_complete(out, "SHOW");
+    }
+}
+
+/// Name and value of each count of the cache, also the source of its metrics.
+pub(crate) fn cache_counts(gateway: &Gateway) -> [(&'static str, u64); 12] {
+    let stats = gateway.cache.stats();
+    [
+        ("hits", stats.hits),
+        ("misses", stats.misses),
+        ("coalesced", stats.coalesced),
+        ("fills", stats.fills),
+        ("bypasses", gateway.stats.bypasses().values().sum()),
+        ("rejected", stats.rejected),
+        ("invalidations", gateway.cache.versions().invalidations()),
+        ("evictions", stats.evictions),
+        ("entries", stats.entries as u64),
+        ("bytes", stats.size_bytes as u64),
+        ("capacity_bytes", stats.capacity_bytes as u64),
+        ("in_flight", stats.in_flight as u64),
+    ]
+}
+
+pub(super) fn cache(gateway: &Gateway) -> Table {
+    let rows = cache_counts(gateway).map(|(name, value)| vec![name.to_owned(), value.to_string()]);
+    Table {
+        columns: &["name", "value"],
+        rows: rows.to_vec(),
+    }
+}
+
+pub(super) fn refusals(gateway: &Gateway) -> Table {
+    let rows = gateway
+        .stats
+        .bypasses()
+        .iter()
+        .map(|(reason, n)| vec![(*reason).to_owned(), n.to_string()])
+        .collect();
+    Table {
+        columns: &["reason", "reads"],
+        rows,
+    }
+}
+
+pub(super) fn errors(gateway: &Gateway) -> Table {
+    let rows = gateway
+        .stats
+        .errors()
+        .iter()
+        .map(|(kind, n)| vec![(*kind).to_owned(), n.to_string()])
+        .collect();
+    Table {
+        columns: &["kind", "errors"],
+        rows,
+    }
+}
+
+pub(super) fn clients(gateway: &Gateway) -> Table {
+    let row = |client: Arc<ClientInfo>| {
+        let (host, port) = (client.address.ip(), client.address.port());
+        vec![
+            client.id.to_string(),
+            client.user.clone(),
+            client.database.clone(),
+            state(client.activity()).to_owned(),
+            host.to_string(),
+            port.to_string(),
+            client.application_name.clone(),
+            client.counters.queries.load(Ordering::Relaxed).to_string(),
+            PinNames(client.pins()).to_string(),
+            timestamp(client.connected_at),
+        ]
+    };
+    Table {
+        columns: &[
+            "id",
+            "user",
+            "database",
+            "state",
+            "addr",
+            "port",
+            "application_name",
+            "queries",
+            "pinned_by",
+            "connect_time",
+        ],
+        rows: gateway.clients.list().into_iter().map(row).collect(),
+    }
+}
+
+fn state(activity: Activity) -> &'static str {
+    match activity {
+        Activity::Idle => "idle",
+        Activity::Active => "active",
+        Activity::Waiting => "waiting",
+    }
+}
+
+pub(super) fn pools(gateway: &Gateway) -> Table {
+    let mode = format!("{:?}", gateway.config().pool.mode).to_ascii_lowercase();
+    let rows = gateway
+        .upstream
+        .pools()
+        .iter()
+        .map(|pool| {
+            let metrics = pool.connections.metrics();
+            vec![
+                pool.database.name.clone(),
+                pool.user.clone(),
+                metrics.active.to_string(),
+                metrics.idle.to_string(),
+                metrics.connecting.to_string(),
+                metrics.closing.to_string(),
+                metrics.waiting.to_string(),
+                metrics.max.to_string(),
+                metrics.acquired.to_string(),
+                metrics.created.to_string(),
+                metrics.timeouts.to_string(),
+                mode.clone(),
+            ]
+        })
+        .collect();
+    Table {
+        columns: &[
+            "database",
+            "user",
+            "sv_active",
+            "sv_idle",
+            "sv_login",
+            "sv_closing",
+            "cl_waiting",
+            "pool_size",
+            "acquired",
+            "created",
+            "timeouts",
+            "pool_mode",
+        ],
+        rows,
+    }
+}
+
+pub(super) fn servers(gateway: &Gateway) -> Table {
+    let rows = gateway
+        .upstream
+        .servers
+        .live()
+        .iter()
+        .map(|server| {
+            let client = server.client();
+            vec![
+                server.id.to_string(),
+                server.user.clone(),
+                server.database.clone(),
+                if client.is_some() { "active" } else { "idle" }.to_owned(),
+                server.backend_pid.to_string(),
+                client.map(|id| id.to_string()).unwrap_or_default(),
+                server.leases().to_string(),
+                timestamp(server.connected_at),
+            ]
+        })
+        .collect();
+    Table {
+        columns: &[
+            "id",
+            "user",
+            "database",
+            "state",
+            "remote_pid",
+            "client_id",
+            "leases",
+            "connect_time",
+        ],
+        rows,
+    }
+}
+
+pub(super) fn databases(gateway: &Gateway) -> Table {
+    let rows = gateway
+        .upstream
+        .databases()
+        .iter()
+        .map(|database| {
+            let catalog = if database.catalog_now().is_some() {
+                "loaded"
+            } else {
+                "not loaded"
+            };
+            vec![database.name.clone(), catalog.to_owned()]
+        })
+        .collect();
+    Table {
+        columns: &["name", "catalog"],
+        rows,
+    }
+}
+
+/// Name and value of each count of traffic, also the source of its metrics.
+pub(crate) fn traffic_counts(gateway: &Gateway) -> [(&'static str, u64); 7] {
+    let totals = gateway.clients.totals();
+    [
+        ("queries", totals.queries.load(Ordering::Relaxed)),
+        ("transactions", totals.transactions.load(Ordering::Relaxed)),
+        (
+            "bytes_received",
+            totals.bytes_received.load(Ordering::Relaxed),
+        ),
+        ("bytes_sent", totals.bytes_sent.load(Ordering::Relaxed)),
+        ("wait_us", totals.wait_us.load(Ordering::Relaxed)),
+        (
+            "clients_admitted",
+            gateway.clients.connected_total.load(Ordering::Relaxed),
+        ),
+        ("cancel_requests", gateway.stats.cancels()),
+    ]
+}
+
+pub(super) fn stats(gateway: &Gateway) -> Table {
+    let mut rows: Vec<_> = traffic_counts(gateway)
+        .iter()
+        .map(|(name, value)| vec![(*name).to_owned(), value.to_string()])
+        .collect();
+    rows.push(vec![
+        "clients".to_owned(),
+        gateway.clients.len().to_string(),
+    ]);
+    rows.push(vec![
+        "uptime_seconds".to_owned(),
+        gateway.started.elapsed().as_secs().to_string(),
+    ]);
+    rows.push(vec!["started_at".to_owned(), timestamp(gateway.started_at)]);
+    Table {
+        columns: &["name", "value"],
+        rows,
+    }
+}
+
+pub(super) fn config(gateway: &Gateway) -> Table {
+    let rows = gateway
+        .config()
+        .rows()
+        .into_iter()
+        .map(|row| {
+            vec![
+                row.name,
+                row.value,
+                row.default,
+                if row.reloadable { "yes" } else { "no" }.to_owned(),
+            ]
+        })
+        .collect();
+    Table {
+        columns: &["key", "value", "default", "changeable"],
+        rows,
+    }
+}
+
+pub(super) fn version() -> Table {
+    Table {
+        columns: &["version"],
+        rows: vec![vec![format!("helios {}", env!("CARGO_PKG_VERSION"))]],
+    }
+}
+
+pub(super) fn help() -> Table {
+    let rows = COMMANDS
+        .iter()
+        .map(|(name, what)| vec![(*name).to_owned(), (*what).to_owned()])
+        .collect();
+    Table {
+        columns: &["command", "shows"],
+        rows,
+    }
+}
+
+/// Seconds since 1970 would be exact and unreadable.
+fn timestamp(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

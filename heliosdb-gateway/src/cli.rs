@@ -1,0 +1,248 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, parse_http};
+
+/// What the program is to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Check(Source),
+    Explain(Source, String),
+    Serve(Source),
+}
+
+impl Command {
+    pub(crate) fn config(&self) -> &Config {
+        match self {
+            Self::Check(source) | Self::Explain(source, _) | Self::Serve(source) => &source.config,
+        }
+    }
+}
+
+/// A configuration and where it came from, so that it can be read again.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) config: Config,
+    options: Options,
+}
+
+impl Source {
+    fn new(options: Options) -> Result<Self, ConfigError> {
+        Ok(Self {
+            config: load(&options, Path::new(DEFAULT_FILE))?,
+            options,
+        })
+    }
+
+    /// Reads file, environment and flags again.
+    pub(crate) fn reload(&self) -> Result<Config, ConfigError> {
+        load(&self.options, Path::new(DEFAULT_FILE))
+    }
+}
+
+/// Why there is no command.
+#[derive(Debug)]
+pub(crate) enum CliError {
+    Config(ConfigError),
+    /// Also `--help` and `--version`.
+    Usage(clap::Error),
+}
+
+impl CliError {
+    /// Tells the user. 2 if something was wrong, 0 if help was asked for.
+    pub(crate) fn exit(&self) -> ExitCode {
+        match self {
+            Self::Config(error) => {
+                use std::io::Write as _;
+                let _ = writeln!(std::io::stderr(), "helios: {error}");
+                ExitCode::from(2)
+            }
+            Self::Usage(error) => {
+                let _ = error.print();
+                if error.use_stderr() {
+                    ExitCode::from(2)
+                } else {
+                    ExitCode::SUCCESS
+                }
+            }
+        }
+    }
+}
+
+/// Reads the command line, and the configuration it leads to.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliError> {
+    let cli = Cli::try_parse_from(args).map_err(CliError::Usage)?;
+    let source = |options| Source::new(options).map_err(CliError::Config);
+    Ok(match cli.command {
+        Verb::Check { options } => Command::Check(source(options)?),
+        Verb::Explain { options, statement } => Command::Explain(source(options)?, statement),
+        Verb::Serve { options } => Command::Serve(source(options)?),
+    })
+}
+
+const DEFAULT_FILE: &str = "helios.toml";
+
+/// A gateway for PostgreSQL: thousands of clients share a few server connections, and a repeated read is answered from
+/// memory, never stale, with no change to the application.
+#[derive(Debug, Parser)]
+#[command(name = "helios", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  helios serve                                           embedded PostgreSQL, data in ./helios-data
+  helios serve --upstream postgres://app:pw@db:5432/shop a real server
+  psql -h 127.0.0.1 -p 6432                              connect to it
+  psql -h 127.0.0.1 -p 6432 helios -c 'SHOW CACHE'       the admin console (SHOW HELP lists the rest)
+  helios explain 'SELECT * FROM orders'                  would it be cached, and if not, why?
+  kill -HUP PID                                          reload helios.toml
+
+Order of precedence: flags, environment, helios.toml, defaults.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Listen for clients until SIGINT or SIGTERM
+    Serve {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Check the configuration, and that the server can be logged in to and its catalog read
+    Check {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Say whether a statement would be cached, what its answer depends on, what it writes, or why not
+    Explain {
+        #[command(flatten)]
+        options: Options,
+        /// The statement, in quotes
+        #[arg(value_name = "SQL")]
+        statement: String,
+    },
+}
+
+#[derive(Debug, Clone, Default, Args)]
+struct Options {
+    /// Configuration file [default: ./helios.toml if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address for PostgreSQL clients; may be repeated [default: 127.0.0.1:6432]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "HELIOS_LISTEN",
+        value_delimiter = ','
+    )]
+    listen: Vec<SocketAddr>,
+    /// Server to stand in front of, postgres://user:password@host:port/database [default: the embedded PostgreSQL]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "HELIOS_UPSTREAM",
+        hide_env_values = true
+    )]
+    upstream: Option<String>,
+    /// Folder of the embedded PostgreSQL's data [default: ./helios-data]
+    #[arg(long, value_name = "FOLDER", env = "HELIOS_DATA")]
+    data: Option<PathBuf>,
+    /// Address for /metrics and /health, or "off" [default: 127.0.0.1:6480]
+    #[arg(long, value_name = "ADDRESS", env = "HELIOS_HTTP", value_parser = parse_http_flag)]
+    http: Option<Http>,
+    /// What is logged: error, warn, info, debug, trace, or a filter [default: info]
+    #[arg(long, value_name = "LEVEL", env = "HELIOS_LOG")]
+    log: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Http(Option<SocketAddr>);
+
+fn parse_http_flag(text: &str) -> Result<Http, String> {
+    parse_http(text).map(Http)
+}
+
+fn load(options: &Options, default_file: &Path) -> Result<Config, ConfigError> {
+    let mut config = match &options.config {
+        Some(file) => Config::from_file(file)?,
+        None if default_file.exists() => Config::from_file(default_file)?,
+        None => Config::default(),
+    };
+    if !options.listen.is_empty() {
+        config.listen.clone_from(&options.listen);
+    }
+    if let Some(url) = &options.upstream {
+        config.upstream.url = Some(url.clone());
+    }
+    if let Some(data) = &options.data {
+        config.data.clone_from(data);
+    }
+    if let Some(Http(http)) = options.http {
+        config.http = http;
+    }
+    if let Some(level) = &options.log {
+        config.log.level.clone_from(level);
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(args: &[&str]) -> Options {
+        let args = ["helios", "serve"].iter().chain(args);
+        match Cli::try_parse_from(args).expect("valid flags").command {
+            Verb::Serve { options } => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_go_over_the_file_and_the_file_over_the_defaults() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("helios.toml");
+        std::fs::write(
+            &file,
+            "http = \"off\"\n[pool]\nsize = 3\n[upstream]\nurl = \"postgres://a@b/c\"\n",
+        )
+        .expect("written");
+        let config = load(&options(&["--upstream", "postgres://x@y/z"]), &file).expect("valid");
+        assert_eq!(config.pool.size, 3);
+        assert_eq!(config.http, None);
+        assert_eq!(config.upstream.url.as_deref(), Some("postgres://x@y/z"));
+        let absent = folder.path().join("absent.toml");
+        assert_eq!(
+            load(&options(&[]), &absent).expect("defaults"),
+            Config::default()
+        );
+        let named = options(&["--config", absent.to_str().expect("UTF-8")]);
+        assert!(
+            load(&named, &file).is_err(),
+            "a file that was named must exist"
+        );
+    }
+
+    #[test]
+    fn several_addresses_and_no_metrics() {
+        let options = options(&[
+            "--listen",
+            "127.0.0.1:1",
+            "--listen",
+            "127.0.0.1:2",
+            "--http",
+            "off",
+        ]);
+        let config = load(&options, Path::new("/nonexistent")).expect("valid");
+        assert_eq!(config.listen.len(), 2);
+        assert_eq!(config.http, None);
+    }
+}

@@ -1,0 +1,397 @@
+//! The connected clients: what the admin console lists, and the way a cancel request finds its session.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use heliosdb_network::postgres::{self, PgTarget};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// What somebody outside of the session asks of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// Stop waiting for a connection or for another client's answer.
+    Cancel = 1,
+    /// End as soon as no transaction is open.
+    Drain = 2,
+    /// End now.
+    Kill = 4,
+}
+
+/// What a session is doing, for `SHOW CLIENTS`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// Waiting for the client.
+    Idle,
+    /// Has a server connection.
+    Active,
+    /// Waiting for a server connection or for another client's answer.
+    Waiting,
+}
+
+/// One client.
+#[derive(Debug)]
+pub(crate) struct ClientInfo {
+    pub(crate) id: u64,
+    pub(crate) user: String,
+    pub(crate) database: String,
+    pub(crate) application_name: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) connected_at: SystemTime,
+    /// The process id that the client was told.
+    pub(crate) pid: i32,
+    secret: Bytes,
+    pub(crate) counters: Counters,
+    activity: AtomicU8,
+    pins: AtomicU32,
+    signals: AtomicU8,
+    waker: AtomicWaker,
+    /// Where a cancel request goes while the session has a server connection.
+    /// Why a lock: the connection must not be lent to the next client while a cancel is on its way to it.
+    server: Mutex<CancelTarget>,
+    cancelled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct CancelTarget {
+    server: Option<Arc<ServerKey>>,
+    under_way: usize,
+}
+
+/// What a cancel request to the server needs.
+#[derive(Debug)]
+pub(crate) struct ServerKey {
+    pub(crate) target: PgTarget,
+    pub(crate) pid: i32,
+    pub(crate) secret: Bytes,
+}
+
+/// Written by the session's task alone, read by the console.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Statements, counted once each however they were answered.
+    pub(crate) queries: AtomicU64,
+    /// Transactions ended on a server connection.
+    pub(crate) transactions: AtomicU64,
+    pub(crate) bytes_received: AtomicU64,
+    pub(crate) bytes_sent: AtomicU64,
+    /// Time spent waiting for a server connection.
+    pub(crate) wait_us: AtomicU64,
+}
+
+impl Counters {
+    /// Adds to a counter of which the caller is the only writer: no locked instruction.
+    pub(crate) fn add(counter: &AtomicU64, value: u64) {
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(value),
+            Ordering::Relaxed,
+        );
+    }
+
+    fn add_all(&self, other: &Self) {
+        for (own, other) in [
+            (&self.queries, &other.queries),
+            (&self.transactions, &other.transactions),
+            (&self.bytes_received, &other.bytes_received),
+            (&self.bytes_sent, &other.bytes_sent),
+            (&self.wait_us, &other.wait_us),
+        ] {
+            own.fetch_add(other.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+}
+
+impl ClientInfo {
+    /// Asks something of the session and wakes it.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.signals.fetch_or(signal as u8, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    pub(crate) fn has_signal(&self, signal: Signal) -> bool {
+        self.signals.load(Ordering::Acquire) & signal as u8 != 0
+    }
+
+    pub(crate) fn clear_signal(&self, signal: Signal) {
+        // Rarely set: the common case costs a load.
+        if self.has_signal(signal) {
+            self.signals.fetch_and(!(signal as u8), Ordering::AcqRel);
+        }
+    }
+
+    /// Has the session's task woken by the next signal.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        self.waker.register(cx.waker());
+    }
+
+    /// Runs a wait of the session, unless a cancel or a kill comes first.
+    pub(crate) async fn or_cancelled<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        self.or_signalled(Signal::Cancel, wait).await
+    }
+
+    /// Runs a wait, unless the signal or a kill comes first.
+    pub(crate) async fn or_signalled<T>(
+        &self,
+        signal: Signal,
+        wait: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut wait = std::pin::pin!(wait);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = wait.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            self.register(cx);
+            let asked = self.has_signal(signal) || self.has_signal(Signal::Kill);
+            if asked {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn activity(&self) -> Activity {
+        match self.activity.load(Ordering::Relaxed) {
+            1 => Activity::Active,
+            2 => Activity::Waiting,
+            _ => Activity::Idle,
+        }
+    }
+
+    pub(crate) fn set_pins(&self, pins: u32) {
+        self.pins.store(pins, Ordering::Relaxed);
+    }
+
+    pub(crate) fn pins(&self) -> u32 {
+        self.pins.load(Ordering::Relaxed)
+    }
+
+    /// From now on a cancel request goes to this server process.
+    pub(crate) fn link(&self, key: Arc<ServerKey>) {
+        self.server.lock().server = Some(key);
+    }
+
+    /// From now on a cancel request goes nowhere. True if one is still on its way: the connection must not be lent
+    /// before [`cancel_delivered`](Self::cancel_delivered).
+    pub(crate) fn unlink(&self) -> bool {
+        let mut target = self.server.lock();
+        target.server = None;
+        target.under_way > 0
+    }
+
+    /// Waits until no cancel request is on its way.
+    pub(crate) async fn cancel_delivered(&self) {
+        loop {
+            let delivered = self.cancelled.notified();
+            if self.server.lock().under_way == 0 {
+                return;
+            }
+            delivered.await;
+        }
+    }
+
+    /// Cancels what the session is doing: a wait here, or the statement on the server.
+    pub(crate) async fn cancel(&self) {
+        self.signal(Signal::Cancel);
+        let Some(key) = ({
+            let mut target = self.server.lock();
+            let key = target.server.clone();
+            target.under_way += usize::from(key.is_some());
+            key
+        }) else {
+            return;
+        };
+        let _delivered = Delivered(self);
+        let request = postgres::cancel(&key.target, key.pid, &key.secret);
+        match tokio::time::timeout(CANCEL_TIMEOUT, request).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "a cancel request did not reach the server"),
+            Err(_) => tracing::warn!("a cancel request did not reach the server in time"),
+        }
+    }
+}
+
+struct Delivered<'a>(&'a ClientInfo);
+
+impl Drop for Delivered<'_> {
+    fn drop(&mut self) {
+        self.0.server.lock().under_way -= 1;
+        self.0.cancelled.notify_waiters();
+    }
+}
+
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// All clients of the process.
+#[derive(Debug, Default)]
+pub(crate) struct ClientRegistry {
+    /// By the process id that the client was told. Why a lock: touched at login, logout, cancel and by the console.
+    clients: Mutex<BTreeMap<i32, Arc<ClientInfo>>>,
+    next_id: AtomicU64,
+    next_pid: AtomicI32,
+    /// The counts of those that left.
+    pub(crate) departed: Counters,
+    pub(crate) connected_total: AtomicU64,
+}
+
+/// Who a client says it is, at login.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) user: String,
+    pub(crate) database: String,
+    pub(crate) application_name: String,
+    pub(crate) address: SocketAddr,
+    /// Length of the cancel key: 4 in protocol 3.0, 32 from 3.2.
+    pub(crate) secret_len: usize,
+}
+
+impl ClientRegistry {
+    /// Admits a client, unless there are `max` already. It leaves when the returned guard goes.
+    pub(crate) fn admit(self: &Arc<Self>, identity: Identity, max: usize) -> Option<Admitted> {
+        let mut secret = vec![0; identity.secret_len];
+        rand::fill(&mut secret[..]);
+        let mut clients = self.clients.lock();
+        if clients.len() >= max {
+            return None;
+        }
+        let pid = loop {
+            let pid = self.next_pid.fetch_add(1, Ordering::Relaxed) & i32::MAX;
+            if pid != 0 && !clients.contains_key(&pid) {
+                break pid;
+            }
+        };
+        let info = Arc::new(ClientInfo {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed) + 1,
+            user: identity.user,
+            database: identity.database,
+            application_name: identity.application_name,
+            address: identity.address,
+            connected_at: SystemTime::now(),
+            pid,
+            secret: secret.into(),
+            counters: Counters::default(),
+            activity: AtomicU8::new(Activity::Idle as u8),
+            pins: AtomicU32::new(0),
+            signals: AtomicU8::new(0),
+            waker: AtomicWaker::new(),
+            server: Mutex::default(),
+            cancelled: Notify::new(),
+        });
+        clients.insert(pid, Arc::clone(&info));
+        self.connected_total.fetch_add(1, Ordering::Relaxed);
+        Some(Admitted {
+            registry: Arc::clone(self),
+            info,
+        })
+    }
+
+    /// Carries out a cancel request. A wrong key is ignored, as PostgreSQL does.
+    pub(crate) async fn cancel(&self, pid: i32, secret: &[u8]) {
+        let client = self.clients.lock().get(&pid).cloned();
+        if let Some(client) = client.filter(|client| equal_in_constant_time(&client.secret, secret))
+        {
+            client.cancel().await;
+        }
+    }
+
+    pub(crate) fn signal_all(&self, signal: Signal) {
+        for client in self.list() {
+            client.signal(signal);
+        }
+    }
+
+    pub(crate) fn list(&self) -> Vec<Arc<ClientInfo>> {
+        self.clients.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.clients.lock().len()
+    }
+
+    /// The counts of all clients there are and were.
+    pub(crate) fn totals(&self) -> Counters {
+        let totals = Counters::default();
+        totals.add_all(&self.departed);
+        for client in self.list() {
+            totals.add_all(&client.counters);
+        }
+        totals
+    }
+}
+
+/// A client's place in the registry.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    registry: Arc<ClientRegistry>,
+    pub(crate) info: Arc<ClientInfo>,
+}
+
+impl Admitted {
+    pub(crate) fn secret(&self) -> &[u8] {
+        &self.info.secret
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.registry.clients.lock().remove(&self.info.pid);
+        self.registry.departed.add_all(&self.info.counters);
+    }
+}
+
+fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .fold(0, |differences, (a, b)| differences | (a ^ b))
+            == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            user: "u".to_owned(),
+            database: "d".to_owned(),
+            application_name: String::new(),
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            secret_len: 4,
+        }
+    }
+
+    #[test]
+    fn the_limit_holds_and_a_departure_frees_a_place() {
+        let registry = Arc::new(ClientRegistry::default());
+        let first = registry.admit(identity(), 1).expect("one place");
+        assert!(registry.admit(identity(), 1).is_none());
+        Counters::add(&first.info.counters.queries, 3);
+        drop(first);
+        assert_eq!(registry.totals().queries.load(Ordering::Relaxed), 3);
+        assert!(registry.admit(identity(), 1).is_some());
+    }
+
+    #[tokio::test]
+    async fn cancel_needs_the_right_key() {
+        let registry = Arc::new(ClientRegistry::default());
+        let client = registry.admit(identity(), 1).expect("one place");
+        let mut wrong = client.secret().to_vec();
+        wrong[0] ^= 1;
+        registry.cancel(client.info.pid, &wrong).await;
+        assert!(!client.info.has_signal(Signal::Cancel));
+        registry.cancel(client.info.pid, client.secret()).await;
+        assert!(client.info.has_signal(Signal::Cancel));
+    }
+}

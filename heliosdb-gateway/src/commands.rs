@@ -1,0 +1,385 @@
+//! What the program does for each of its commands.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use heliosdb_cache::{
+    CacheConfig, CacheManager, HybridPolicy, InMemoryBackend, LfuPolicy, LruPolicy,
+};
+use heliosdb_network::postgres::{PgConnection, PgTarget};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::cli::{self, Command};
+use crate::config::{Config, Eviction, PoolMode};
+use crate::gateway::Gateway;
+use crate::metrics;
+use crate::server::{self, Listeners};
+use crate::sql::{self, Catalog, NameScope};
+#[cfg(feature = "embedded")]
+use crate::upstream;
+use crate::upstream::Upstream;
+
+/// Runs the program and returns its exit code: 0 done, 1 it failed, 2 it was asked for something impossible.
+#[must_use]
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let command = match cli::parse(args) {
+        Ok(command) => command,
+        Err(error) => return error.exit(),
+    };
+    let config = command.config();
+    start_logging(config);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return failed(&anyhow::Error::new(error).context("cannot start the runtime"));
+        }
+    };
+    let done = runtime.block_on(async {
+        match command {
+            Command::Serve(source) => serve(source).await,
+            Command::Check(source) => check(source.config).await,
+            Command::Explain(source, statement) => explain(source.config, &statement).await,
+        }
+    });
+    // The embedded server's threads may be in a blocking read: they must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "helios: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn start_logging(config: &Config) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(&config.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+}
+
+/// The server to stand in front of. Holds the embedded one, which ends with it.
+struct Backend {
+    target: PgTarget,
+    #[cfg(feature = "embedded")]
+    embedded: Option<upstream::embedded::EmbeddedServer>,
+}
+
+impl Backend {
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        if let Some(url) = &config.upstream.url {
+            let mut target = PgTarget::from_url(url).context("`upstream.url`")?;
+            target.connect_timeout = config.upstream.connect_timeout;
+            return Ok(Self {
+                target,
+                #[cfg(feature = "embedded")]
+                embedded: None,
+            });
+        }
+        #[cfg(feature = "embedded")]
+        {
+            let folder = config.data.clone();
+            let server = tokio::task::spawn_blocking(move || {
+                upstream::embedded::EmbeddedServer::start(&folder)
+            })
+            .await
+            .context("the embedded PostgreSQL failed to start")??;
+            let target = server.target(config.upstream.connect_timeout)?;
+            Ok(Self {
+                target,
+                embedded: Some(server),
+            })
+        }
+        #[cfg(not(feature = "embedded"))]
+        bail!(
+            "this helios was built without the embedded PostgreSQL: name a server with --upstream \
+             postgres://user@host/database"
+        )
+    }
+
+    fn is_embedded(&self) -> bool {
+        #[cfg(feature = "embedded")]
+        return self.embedded.is_some();
+        #[cfg(not(feature = "embedded"))]
+        false
+    }
+}
+
+async fn serve(source: cli::Source) -> anyhow::Result<()> {
+    let config = source.config.clone();
+    let listeners = Listeners::bind(&config.listen)?;
+    let http = match config.http {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
+    let backend = Backend::open(&config).await?;
+    let cache = cache(&config)?;
+    let upstream = Upstream::new(
+        backend.target.clone(),
+        backend.is_embedded(),
+        &config,
+        cache.versions(),
+    );
+    let gateway = Gateway::new(config.clone(), cache, upstream);
+    let version = server_version(&gateway).await;
+    announce(
+        &gateway,
+        &config,
+        version.as_deref(),
+        &listeners.addresses(),
+    )?;
+
+    let (stop, stopping) = watch::channel(false);
+    let serving = tokio::spawn(server::serve(
+        Arc::clone(&gateway),
+        listeners,
+        stopping.clone(),
+    ));
+    if let Some(listener) = http {
+        tokio::spawn(metrics::serve(Arc::clone(&gateway), listener, stopping));
+    }
+    wait_for_signals(&gateway, &source).await?;
+    let _ = stop.send(true);
+    let mut impatient = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        served = serving => served.context("the server task failed")?,
+        _ = impatient.recv() => tracing::warn!("second interrupt: not waiting any longer"),
+    }
+    drop(gateway);
+    drop(backend);
+    Ok(())
+}
+
+/// Returns when the program should stop; reloads the configuration on SIGHUP.
+async fn wait_for_signals(gateway: &Arc<Gateway>, source: &cli::Source) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = hangup.recv() => reload(gateway, source),
+        }
+    }
+}
+
+fn reload(gateway: &Arc<Gateway>, source: &cli::Source) {
+    match source.reload() {
+        Ok(config) => {
+            let diff = gateway.config().reloadable_diff(&config);
+            tracing::info!(applied = ?diff.applied, needs_restart = ?diff.needs_restart, "configuration reloaded");
+            if gateway.config().cache.enabled && !config.cache.enabled {
+                gateway.cache.clear();
+            }
+            gateway.replace_config(gateway.config().reloaded(&config));
+        }
+        Err(error) => {
+            tracing::error!("configuration not reloaded, the one before stays in force: {error}")
+        }
+    }
+}
+
+fn cache(config: &Config) -> anyhow::Result<CacheManager> {
+    let capacity = usize::try_from(config.cache.size.as_u64()).context("`cache.size`")?;
+    let mut cache = CacheConfig::default();
+    cache.max_size_bytes = capacity;
+    cache.min_result_size = 0;
+    cache.min_execution_time_ms = config.cache.min_execution_time.as_secs_f64() * 1000.0;
+    cache.max_in_flight = config.cache.max_in_flight;
+    cache.flight_timeout = config.cache.flight_timeout;
+    cache.eviction_policy = match config.cache.eviction {
+        Eviction::Hybrid => Arc::new(HybridPolicy::default_balanced()),
+        Eviction::Lfu => Arc::new(LfuPolicy),
+        Eviction::Lru => Arc::new(LruPolicy),
+    };
+    cache.validate().context("`[cache]`")?;
+    Ok(CacheManager::new(
+        Arc::new(InMemoryBackend::new(capacity)),
+        cache,
+    ))
+}
+
+/// What the server says it is. `None` where it can't be reached yet: the gateway starts all the same, and clients get
+/// the reason.
+async fn server_version(gateway: &Gateway) -> Option<String> {
+    let target = gateway.upstream.target();
+    let pool = match gateway.upstream.pool(&target.user, &target.database) {
+        Ok(pool) => pool,
+        Err(error) => {
+            tracing::warn!("{error}");
+            return None;
+        }
+    };
+    match pool.learn_baseline().await {
+        Ok(baseline) => baseline.parameter("server_version").map(str::to_owned),
+        Err(error) => {
+            tracing::warn!("the database server cannot be reached yet: {error}");
+            None
+        }
+    }
+}
+
+/// The few lines that a person wants to read at the start.
+fn announce(
+    gateway: &Gateway,
+    config: &Config,
+    version: Option<&str>,
+    addresses: &[SocketAddr],
+) -> std::io::Result<()> {
+    let target = gateway.upstream.target();
+    let version = version.map_or_else(
+        || "not reachable yet".to_owned(),
+        |version| format!("PostgreSQL {version}"),
+    );
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "helios {}", env!("CARGO_PKG_VERSION"))?;
+    if gateway.upstream.is_embedded() {
+        writeln!(
+            out,
+            "  server       embedded, {version}, data in {}",
+            config.data.display()
+        )?;
+        writeln!(
+            out,
+            "               one connection, shared by all clients; every user and database name leads to it"
+        )?;
+    } else {
+        writeln!(out, "  server       {target}, {version}")?;
+    }
+    let mode = match config.pool.mode {
+        PoolMode::Session => "session",
+        PoolMode::Transaction => "transaction",
+    };
+    let size = if gateway.upstream.is_embedded() {
+        1
+    } else {
+        config.pool.size
+    };
+    writeln!(
+        out,
+        "  pooling      {mode} mode, at most {size} server connections per user and database"
+    )?;
+    if config.cache.enabled {
+        writeln!(
+            out,
+            "  cache        {}; a repeated read is answered from memory",
+            config.cache.size
+        )?;
+        writeln!(
+            out,
+            "  invalidation wire: no cached answer is older than the last write that came through here;"
+        )?;
+        writeln!(
+            out,
+            "               writes that go to the server by another way are not seen"
+        )?;
+    } else {
+        writeln!(out, "  cache        off")?;
+    }
+    if let Some(http) = config.http {
+        writeln!(
+            out,
+            "  metrics      http://{http}/metrics   health http://{http}/health"
+        )?;
+    }
+    for address in addresses {
+        writeln!(out, "  listening on {address}")?;
+    }
+    if let Some(address) = addresses.first() {
+        let (host, port) = (address.ip(), address.port());
+        writeln!(out)?;
+        writeln!(
+            out,
+            "  psql -h {host} -p {port} -U {} {}",
+            target.user, target.database
+        )?;
+        writeln!(out, "  psql -h {host} -p {port} helios -c 'SHOW CACHE'")?;
+    }
+    out.flush()
+}
+
+/// `helios check`: the configuration is valid by now; is the server there?
+async fn check(config: Config) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "configuration: ok")?;
+    let backend = Backend::open(&config).await?;
+    let mut connection = PgConnection::connect(&backend.target)
+        .await
+        .with_context(|| format!("cannot log in to {}", backend.target))?;
+    let version = parameter(&connection, "server_version");
+    writeln!(
+        out,
+        "server:        {}, PostgreSQL {version}",
+        backend.target
+    )?;
+    let catalog = load_catalog(&mut connection).await?;
+    writeln!(out, "catalog:       {} relations", catalog.relation_count())?;
+    connection.terminate().await;
+    Ok(())
+}
+
+/// `helios explain`: what would become of a statement.
+async fn explain(config: Config, statement: &str) -> anyhow::Result<()> {
+    let backend = Backend::open(&config).await?;
+    let mut connection = PgConnection::connect(&backend.target)
+        .await
+        .with_context(|| format!("cannot log in to {}", backend.target))?;
+    let catalog = load_catalog(&mut connection).await?;
+    let results = connection.simple_query("SHOW search_path").await?;
+    let search_path = results
+        .first()
+        .and_then(|result| result.rows.first()?.first()?.as_deref().map(str::to_owned));
+    let Some(search_path) = search_path.and_then(|path| sql::split_identifiers(&path)) else {
+        bail!("the server's search_path cannot be read");
+    };
+    let names = NameScope {
+        user: backend.target.user.clone(),
+        search_path,
+        standard_conforming_strings: parameter(&connection, "standard_conforming_strings") == "on",
+        client_encoding_utf8: parameter(&connection, "client_encoding") == "UTF8",
+    };
+    let class = sql::classify(statement, &catalog, &names);
+    connection.terminate().await;
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}", sql::explain::explain(statement, &class, &names))?;
+    Ok(())
+}
+
+async fn load_catalog(connection: &mut PgConnection) -> anyhow::Result<Catalog> {
+    let results = connection
+        .simple_query(Catalog::LOAD)
+        .await
+        .context("cannot read the catalog")?;
+    let rows = results
+        .into_iter()
+        .filter(|result| !result.columns.is_empty())
+        .map(|result| result.rows)
+        .collect();
+    Catalog::from_results(1, rows).context("cannot understand the catalog")
+}
+
+fn parameter(connection: &PgConnection, name: &str) -> String {
+    connection
+        .parameters()
+        .iter()
+        .find(|(known, _)| known.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.clone())
+        .unwrap_or_default()
+}

@@ -1,0 +1,119 @@
+//! What all sessions share.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use heliosdb_cache::CacheManager;
+
+use crate::clients::ClientRegistry;
+use crate::config::Config;
+use crate::session::prepared::{Interner, Prepared};
+use crate::sql::memo::ClassMemo;
+use crate::sql::{Class, NameScope};
+use crate::stats::Stats;
+use crate::upstream::Upstream;
+use crate::upstream::database::{Database, LoadedCatalog};
+
+/// The gateway: configuration, cache, server connections and clients.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    config: ArcSwap<Config>,
+    pub(crate) cache: CacheManager,
+    pub(crate) upstream: Upstream,
+    pub(crate) clients: Arc<ClientRegistry>,
+    pub(crate) interner: Interner,
+    pub(crate) stats: Stats,
+    memo: ClassMemo,
+    /// The class of what is not understood at all.
+    unknown: Arc<Class>,
+    pub(crate) started_at: SystemTime,
+    pub(crate) started: Instant,
+}
+
+/// Bytes of statement classes that are remembered.
+const MEMO_BYTES: usize = 32 << 20;
+
+impl Gateway {
+    pub(crate) fn new(config: Config, cache: CacheManager, upstream: Upstream) -> Arc<Self> {
+        // A text that no grammar accepts has the worst of all classes.
+        let unknown = Arc::new(crate::sql::classify_without_catalog(
+            "\u{1}",
+            &NameScope::unknown(),
+        ));
+        Arc::new(Self {
+            config: ArcSwap::from_pointee(config),
+            cache,
+            upstream,
+            clients: Arc::default(),
+            interner: Interner::new(),
+            stats: Stats::default(),
+            memo: ClassMemo::new(MEMO_BYTES),
+            unknown,
+            started_at: SystemTime::now(),
+            started: Instant::now(),
+        })
+    }
+
+    pub(crate) fn config(&self) -> arc_swap::Guard<Arc<Config>> {
+        self.config.load()
+    }
+
+    pub(crate) fn replace_config(&self, config: Config) {
+        self.config.store(Arc::new(config));
+    }
+
+    pub(crate) fn cache_enabled(&self) -> bool {
+        self.config.load().cache.enabled
+    }
+
+    /// The largest answer that is collected for the cache, in bytes.
+    pub(crate) fn max_entry(&self) -> usize {
+        usize::try_from(self.config.load().cache.max_entry.as_u64()).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn max_prepared_statements(&self) -> usize {
+        self.config.load().pool.max_prepared_statements
+    }
+
+    /// The class of a function call and of statements that nobody has seen the text of.
+    pub(crate) fn unknown_class(&self) -> Arc<Class> {
+        Arc::clone(&self.unknown)
+    }
+
+    /// The class of a text: remembered, or found out. Without a catalog nothing is remembered.
+    pub(crate) fn classify(
+        &self,
+        text: &[u8],
+        catalog: Option<&LoadedCatalog>,
+        names: &Arc<NameScope>,
+        scratch: &mut Vec<u8>,
+    ) -> Arc<Class> {
+        let Ok(text) = std::str::from_utf8(text) else {
+            return self.unknown_class();
+        };
+        match catalog {
+            Some(loaded) => self.memo.classify(text, &loaded.catalog, names, scratch),
+            None => Arc::new(crate::sql::classify_without_catalog(text, names)),
+        }
+    }
+
+    /// The statement that a Parse stands for; named ones are shared between the sessions that prepared the same.
+    pub(crate) fn prepare(
+        &self,
+        name: &[u8],
+        text: &str,
+        types: &[u8],
+        database: &Database,
+    ) -> Arc<Prepared> {
+        let epoch = database
+            .catalog_now()
+            .map_or(0, |loaded| loaded.catalog.epoch());
+        if name.is_empty() {
+            self.interner
+                .unnamed(heliosdb_cache::HashedStr::new(text), types)
+        } else {
+            self.interner.named(text, types, epoch)
+        }
+    }
+}

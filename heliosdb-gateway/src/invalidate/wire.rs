@@ -1,0 +1,185 @@
+//! Invalidation by the writes that pass through this gateway.
+//!
+//! A write is marked on the version slots of what it may change *before* it is sent. The mark stays until the server
+//! has said that the transaction is over; then the versions go up, the marks go down, and only then the client hears
+//! of it. While a slot is marked, nothing that depends on it is served from the cache or stored in it.
+//!
+//! A connection that is lost in between leaves the outcome unknown: the server may still be working on the commit.
+//! The mark then stays until the server no longer shows that process ([`settle`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use heliosdb_cache::{SlotId, VersionSlots, WriteIntent};
+use smallvec::SmallVec;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::session::link::{Expect, Link};
+use crate::sql::{Class, Effect, Write};
+use crate::upstream::ServerPool;
+use crate::upstream::connection::BackendProcess;
+use crate::upstream::database::Database;
+
+/// Marks what the statements may write, adding to the marks of the transaction so far.
+pub(crate) fn mark(
+    intent: &mut Option<WriteIntent>,
+    class: &Class,
+    database: &Database,
+    versions: &Arc<VersionSlots>,
+) {
+    let slots = written_slots(class, database);
+    if slots.is_empty() {
+        return;
+    }
+    match intent {
+        Some(intent) => intent.extend(&slots),
+        None => *intent = Some(versions.begin_write(&slots)),
+    }
+}
+
+fn written_slots(class: &Class, database: &Database) -> SmallVec<[SlotId; 4]> {
+    let mut slots = SmallVec::new();
+    for statement in &class.statements {
+        match &statement.write {
+            Write::None => {}
+            Write::Relations(relations) => {
+                slots.extend(relations.iter().map(|relation| database.slot(relation.key)))
+            }
+            Write::Everything(_) => slots.push(database.everything),
+        }
+        for effect in &statement.effects {
+            match effect {
+                Effect::Ddl => slots.extend([database.schema, database.everything]),
+                // What was prepared under that name, and by whom, is not known here.
+                Effect::TwoPhaseEnd { .. } => slots.extend([database.schema, database.everything]),
+                _ => {}
+            }
+        }
+    }
+    slots
+}
+
+/// Ends a session's use of a connection on which replies are outstanding: stops the statement, reads what is left, and
+/// gives the connection back clean; where that fails, closes it and settles the write.
+pub(crate) async fn abandon(pool: Arc<ServerPool>, mut link: Link, intent: Option<WriteIntent>) {
+    let process = link.process();
+    // The embedded server has no second connection for a cancel request, and its only one is worth waiting for.
+    let patience = if pool.embedded {
+        EMBEDDED_PATIENCE
+    } else {
+        PATIENCE
+    };
+    if !pool.embedded {
+        let key = Arc::clone(&link.lease.key);
+        let _ = heliosdb_network::postgres::cancel(&key.target, key.pid, &key.secret).await;
+    }
+    match tokio::time::timeout(patience, drain(&mut link)).await {
+        Ok(Ok(status)) => {
+            link.lease.pg.set_transaction_status(status);
+            link.lease.dirty = true;
+            link.lease.broken = false;
+            // What is left open dies in the pool's reset, without a commit.
+            drop(intent);
+        }
+        Ok(Err(_)) | Err(_) => {
+            link.lease.broken = true;
+            drop(link);
+            if let Some(intent) = intent {
+                settle(pool, process, intent).await;
+            }
+        }
+    }
+}
+
+/// Brings the exchange to its end and returns the transaction status.
+async fn drain(link: &mut Link) -> std::io::Result<u8> {
+    if link.copy_in {
+        link.out.extend_from_slice(b"f\0\0\0\x10client gone\0");
+    }
+    if link.unit_open || link.copy_in {
+        link.out.extend_from_slice(b"S\0\0\0\x04");
+        link.expect(Expect::Sync);
+    }
+    let mut owed = link
+        .expects
+        .iter()
+        .filter(|expect| matches!(expect, Expect::Sync | Expect::Query(_)))
+        .count();
+    let (stream, buffer) = link.lease.pg.parts();
+    stream.write_all(&link.out).await?;
+    let mut status = b'I';
+    let mut skip = link.skip;
+    while owed > 0 {
+        let part = skip.min(buffer.len());
+        bytes::Buf::advance(buffer, part);
+        skip -= part;
+        let head = if skip == 0 {
+            buffer.first_chunk::<6>().copied()
+        } else {
+            None
+        };
+        match head {
+            Some(head) => {
+                skip = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize + 1;
+                if head[0] == b'Z' {
+                    owed -= 1;
+                    status = head[5];
+                }
+            }
+            None => {
+                if stream.read_buf(buffer).await? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+    }
+    buffer.clear();
+    Ok(status)
+}
+
+/// Holds a write's marks until the server no longer shows the process that may still commit it.
+pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, intent: WriteIntent) {
+    if pool.embedded {
+        // One connection, one process: when another can be had, the one before is gone.
+        let _ = pool.acquire(0).await;
+        intent.finish();
+        return;
+    }
+    tracing::info!(
+        pid = process.pid,
+        "a write is in doubt: what it may have changed is not cached until its process is gone"
+    );
+    // The same process id with another start is another process. Without the right to see it, the id must do.
+    let same_start = match &process.started {
+        Some(started) => {
+            format!("AND (backend_start IS NULL OR backend_start::text = '{started}')")
+        }
+        None => String::new(),
+    };
+    let question = format!(
+        "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {} {same_start}",
+        process.pid
+    );
+    let mut pause = FIRST_PAUSE;
+    loop {
+        if let Ok(mut lease) = pool.acquire(0).await {
+            lease.broken = true;
+            if let Ok(results) = lease.pg.simple_query(&question).await {
+                lease.broken = false;
+                if results.iter().all(|result| result.rows.is_empty()) {
+                    break;
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+    intent.finish();
+    tracing::info!(pid = process.pid, "the write in doubt is settled");
+}
+
+/// A server that was told to stop a statement does so in this time, or the connection is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+const EMBEDDED_PATIENCE: Duration = Duration::from_secs(600);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_secs(2);

@@ -1,0 +1,22 @@
+//! The gateway behind the program `helios`: it stands in front of a PostgreSQL server, lets thousands of clients
+//! share a few connections, and answers a repeated read from memory.
+//!
+//! The program is the interface; what is public here serves its tests.
+#![forbid(unsafe_code)]
+
+mod admin;
+pub mod cli;
+mod clients;
+mod commands;
+pub mod config;
+mod error;
+mod gateway;
+mod invalidate;
+mod metrics;
+mod server;
+mod session;
+pub mod sql;
+mod stats;
+mod upstream;
+
+pub use commands::run;

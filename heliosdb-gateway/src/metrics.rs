@@ -1,0 +1,156 @@
+//! Prometheus text at `/metrics`, liveness at `/health`.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::admin::{cache_counts, traffic_counts};
+use crate::gateway::Gateway;
+
+/// Binds the address, so that one in use is found out at the start.
+pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen for metrics on {address}"))
+}
+
+/// Serves until `stop` changes.
+pub(crate) async fn serve(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    mut stop: watch::Receiver<bool>,
+) {
+    let routes = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/health", get(async || "ok\n"))
+        .with_state(gateway);
+    let stopped = async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    if let Err(error) = axum::serve(listener, routes)
+        .with_graceful_shutdown(stopped)
+        .await
+    {
+        tracing::error!(%error, "the metrics server failed");
+    }
+}
+
+async fn metrics(State(gateway): State<Arc<Gateway>>) -> impl IntoResponse {
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4")],
+        render(&gateway),
+    )
+}
+
+fn render(gateway: &Gateway) -> String {
+    let mut text = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
+        let _ = writeln!(
+            text,
+            "# HELP helios_{name} {help}\n# TYPE helios_{name} {kind}"
+        );
+        for (labels, value) in samples {
+            let _ = writeln!(text, "helios_{name}{labels} {value}");
+        }
+    };
+    let plain = |value: u64| [(String::new(), value)];
+    for (name, value) in cache_counts(gateway) {
+        match name {
+            "entries" | "bytes" | "capacity_bytes" | "in_flight" => {
+                metric(
+                    &format!("cache_{name}"),
+                    "gauge",
+                    "Result cache, see SHOW CACHE.",
+                    &plain(value),
+                );
+            }
+            _ => metric(
+                &format!("cache_{name}_total"),
+                "counter",
+                "Result cache, see SHOW CACHE.",
+                &plain(value),
+            ),
+        }
+    }
+    for (name, value) in traffic_counts(gateway) {
+        metric(
+            &format!("{name}_total"),
+            "counter",
+            "Traffic, see SHOW STATS.",
+            &plain(value),
+        );
+    }
+    metric(
+        "clients",
+        "gauge",
+        "Connected clients.",
+        &plain(gateway.clients.len() as u64),
+    );
+    let labelled = |label: &str, counts: std::collections::BTreeMap<&'static str, u64>| -> Vec<_> {
+        counts
+            .into_iter()
+            .map(|(value, n)| (format!("{{{label}=\"{value}\"}}"), n))
+            .collect()
+    };
+    metric(
+        "cache_refusals_total",
+        "counter",
+        "Reads that were not cached, by reason.",
+        &labelled("reason", gateway.stats.bypasses()),
+    );
+    metric(
+        "errors_total",
+        "counter",
+        "Errors told to clients, by whose fault they were.",
+        &labelled("kind", gateway.stats.errors()),
+    );
+    let mut connections = Vec::new();
+    let mut waiting = Vec::new();
+    for pool in gateway.upstream.pools() {
+        let metrics = pool.connections.metrics();
+        let labels = format!(
+            "database=\"{}\",user=\"{}\"",
+            escape(&pool.database.name),
+            escape(&pool.user)
+        );
+        for (state, n) in [
+            ("active", metrics.active),
+            ("idle", metrics.idle),
+            ("connecting", metrics.connecting),
+            ("closing", metrics.closing),
+        ] {
+            connections.push((format!("{{{labels},state=\"{state}\"}}"), n as u64));
+        }
+        waiting.push((format!("{{{labels}}}"), metrics.waiting as u64));
+    }
+    metric(
+        "pool_connections",
+        "gauge",
+        "Server connections, by state.",
+        &connections,
+    );
+    metric(
+        "pool_waiting_clients",
+        "gauge",
+        "Clients that wait for a server connection.",
+        &waiting,
+    );
+    text
+}
+
+/// A label's value, which a client may have chosen.
+fn escape(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}

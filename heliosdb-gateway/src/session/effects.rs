@@ -1,0 +1,198 @@
+//! What completed statements did to the session, applied when the server reports the end of their unit.
+
+use std::sync::Arc;
+
+use crate::clients::Counters;
+use crate::sql::{Class, Effect, NameScope, split_identifiers, value_items};
+
+use super::Session;
+use super::pins::Pin;
+use super::settings::Settings;
+use crate::upstream::connection::Baseline;
+
+impl Session {
+    /// The server is ready again. `failed`: an error came since it last was.
+    pub(super) fn on_ready(&mut self, status: u8, completed: &[Arc<Class>], failed: bool) {
+        let was_failed = self.status == b'E';
+        for class in completed {
+            for statement in &class.statements {
+                for effect in &statement.effects {
+                    self.apply(effect, was_failed, failed);
+                }
+            }
+        }
+        self.status = status;
+        if status != b'I' {
+            return;
+        }
+        if failed {
+            self.settings.roll_back();
+        } else if self.settings.commit() {
+            self.settings_changed();
+        }
+        // The version goes up and the mark goes down before the client hears that its transaction has ended.
+        if let Some(intent) = self.intent.take() {
+            intent.finish();
+        }
+        Counters::add(&self.info().counters.transactions, 1);
+        let pins = self.pins.bits();
+        self.info().set_pins(pins);
+        if let Some(link) = &mut self.link {
+            // A RESET took the server to its own default, not to what the startup packet asked for: that is set again
+            // before the next statement.
+            let was_reset = std::mem::take(&mut self.was_reset) && !failed;
+            link.lease.applied = if was_reset {
+                self.settings.without_startup()
+            } else {
+                Arc::clone(self.settings.effective())
+            };
+            link.lease.dirty |= self.pins.any();
+        }
+    }
+
+    fn apply(&mut self, effect: &Effect, was_failed: bool, failed: bool) {
+        match effect {
+            // A failed unit rolls its settings back, but what is not transactional may have happened before the
+            // error: ties are kept, and ties are not loosened.
+            Effect::AdvisoryLock => self.pins.add(Pin::AdvisoryLock),
+            Effect::HoldCursor => self.pins.add(Pin::HoldCursor),
+            Effect::Listen => self.pins.add(Pin::Listen),
+            Effect::Prepare(_) => self.pins.add(Pin::Prepare),
+            Effect::Temp => self.pins.add(Pin::Temp),
+            Effect::Load | Effect::SettingsUnknown(_) => self.pins.add(Pin::Unknown),
+            _ if failed => {}
+            Effect::AdvisoryUnlockAll => self.pins.remove(Pin::AdvisoryLock),
+            Effect::CloseAll => self.pins.remove(Pin::HoldCursor),
+            Effect::Unlisten { all: true } => self.pins.remove(Pin::Listen),
+            Effect::DiscardTemp => self.pins.remove(Pin::Temp),
+            Effect::DiscardAll => self.discard_all(),
+            Effect::Deallocate(None) => {
+                self.pins.remove(Pin::Prepare);
+                self.statements.clear();
+                if let Some(link) = &mut self.link {
+                    link.lease.statements.clear();
+                }
+            }
+            Effect::Set {
+                name,
+                value,
+                local: false,
+            } => {
+                self.was_reset |= value.eq_ignore_ascii_case("default");
+                self.settings.set(name, value);
+            }
+            Effect::Reset(name) => {
+                self.was_reset = true;
+                self.settings.reset(name);
+            }
+            Effect::ResetAll => {
+                self.was_reset = true;
+                self.settings.reset_all();
+            }
+            Effect::Commit { .. } | Effect::PrepareTransaction(_) if !was_failed => {
+                if self.settings.commit() {
+                    self.settings_changed();
+                }
+            }
+            Effect::Commit { .. } | Effect::PrepareTransaction(_) | Effect::Rollback { .. } => {
+                self.settings.roll_back();
+            }
+            // Which of the settings were made behind the savepoint is not tracked.
+            Effect::RollbackTo(_) if self.settings.has_uncommitted() => self.pins.add(Pin::Unknown),
+            _ => {}
+        }
+    }
+
+    fn discard_all(&mut self) {
+        self.was_reset = true;
+        self.settings.discard_all();
+        self.settings_changed();
+        self.pins.discard_all();
+        self.statements.clear();
+        if let Some(link) = &mut self.link {
+            link.lease.statements.clear();
+            link.lease.dirty = false;
+        }
+    }
+
+    /// Recomputes what follows from the settings.
+    pub(super) fn settings_changed(&mut self) {
+        self.scope = self
+            .settings
+            .scope(&self.pool.key_prefix(&self.baseline), &self.pool.user);
+        self.names = name_scope(&self.settings, &self.baseline, &self.pool.user);
+    }
+}
+
+/// What the meaning of names depends on, in a session with these settings.
+pub(super) fn name_scope(settings: &Settings, baseline: &Baseline, user: &str) -> Arc<NameScope> {
+    let literal = |name: &str| {
+        settings
+            .get(name)
+            .and_then(value_items)
+            .map(|items| items.join(", "))
+    };
+    let role = literal("role")
+        .filter(|role| role != "none")
+        .or_else(|| literal("session_authorization"));
+    let search_path = match settings.get("search_path") {
+        Some(value) => value_items(value),
+        None => split_identifiers(&baseline.search_path),
+    };
+    let reported =
+        |name: &str| literal(name).or_else(|| baseline.parameter(name).map(str::to_owned));
+    let is_on = |value: String| {
+        matches!(
+            value.to_ascii_lowercase().as_str(),
+            "on" | "true" | "yes" | "1"
+        )
+    };
+    let is_utf8 = |value: String| {
+        matches!(
+            value.to_ascii_lowercase().replace(['-', '_'], "").as_str(),
+            "utf8" | "unicode"
+        )
+    };
+    Arc::new(NameScope {
+        user: role.unwrap_or_else(|| user.to_owned()),
+        // A path that can't be read leads nowhere: no name resolves, nothing is cached.
+        search_path: search_path.unwrap_or_default(),
+        standard_conforming_strings: reported("standard_conforming_strings").is_some_and(is_on),
+        client_encoding_utf8: reported("client_encoding").is_some_and(is_utf8),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn baseline() -> Baseline {
+        Baseline {
+            search_path: "\"$user\", public".to_owned(),
+            fingerprint: String::new(),
+            parameters: vec![
+                ("client_encoding".to_owned(), "UTF8".to_owned()),
+                ("standard_conforming_strings".to_owned(), "on".to_owned()),
+            ],
+        }
+    }
+
+    #[test]
+    fn names_follow_the_settings() {
+        let mut settings = Settings::new([]);
+        let scope = name_scope(&settings, &baseline(), "login");
+        assert_eq!(scope.user, "login");
+        assert_eq!(scope.search_path, ["$user", "public"]);
+        assert!(scope.standard_conforming_strings && scope.client_encoding_utf8);
+
+        settings.set("search_path", "'a, b', 'it''s'");
+        settings.set("role", "'app'");
+        settings.set("client_encoding", "'LATIN1'");
+        settings.set("standard_conforming_strings", "'off'");
+        settings.commit();
+        let scope = name_scope(&settings, &baseline(), "login");
+        assert_eq!(scope.user, "app");
+        assert_eq!(scope.search_path, ["a, b", "it's"]);
+        assert!(!scope.standard_conforming_strings && !scope.client_encoding_utf8);
+    }
+}

@@ -1,0 +1,230 @@
+//! A session's hold on a server connection, and what is still to come back over it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+
+use crate::sql::Class;
+use crate::upstream::ServerLease;
+use crate::upstream::connection::BackendProcess;
+
+use super::prepared::{Interner, Prepared};
+
+/// A leased server connection with the replies it owes.
+///
+/// Every message sent to the server that will be answered stands in `expects`, in order. Replies that the client must
+/// get but the server will not send (for a Parse that was not needed) stand there too, and leave when they are first.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) lease: ServerLease,
+    pub(crate) expects: VecDeque<Expect>,
+    /// Bytes not yet written to the server.
+    pub(crate) out: BytesMut,
+    /// What is left of a frame whose beginning has been passed on already.
+    pub(crate) skip: usize,
+    /// True between a CopyInResponse and the client's CopyDone or CopyFail: the server ignores Sync and Flush then.
+    pub(crate) copy_in: bool,
+    /// True from an extended-protocol message until its Sync: the server is in the middle of an implicit transaction.
+    pub(crate) unit_open: bool,
+    /// An ErrorResponse came since the last ReadyForQuery.
+    pub(crate) unit_failed: bool,
+    /// The server has said why it ends the session.
+    pub(crate) told_fatal: bool,
+    /// Classes of the statements completed since the last ReadyForQuery.
+    pub(crate) completed: Vec<Arc<Class>>,
+}
+
+/// A reply that is owed.
+#[derive(Debug)]
+pub(crate) enum Expect {
+    /// BindComplete.
+    Bind,
+    /// CloseComplete; of no interest to the client where the gateway closed a statement to make room.
+    Close { evicted: Option<u64> },
+    /// RowDescription or NoData, behind a ParameterDescription where a statement was described.
+    Describe,
+    /// The error for a statement name that the client has used already.
+    DuplicateParse { name: Box<[u8]> },
+    /// Rows up to CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute(Option<Arc<Class>>),
+    /// ParseComplete for a statement that only the server understands.
+    ForeignParse,
+    /// Bytes for the client that the server does not send. `client_name` as in `Parse`.
+    Inject {
+        bytes: &'static [u8],
+        client_name: Option<Box<[u8]>>,
+    },
+    /// ParseComplete. `client_name` is what the client calls it, to be forgotten if the server refuses.
+    Parse {
+        statement: Arc<Prepared>,
+        named: bool,
+        client_name: Option<Box<[u8]>>,
+        swallow: bool,
+    },
+    /// Everything up to ReadyForQuery.
+    Query(Option<Arc<Class>>),
+    /// ReadyForQuery.
+    Sync,
+}
+
+impl Link {
+    pub(crate) fn new(mut lease: ServerLease) -> Self {
+        lease.lent = true;
+        Self {
+            lease,
+            expects: VecDeque::new(),
+            out: BytesMut::new(),
+            skip: 0,
+            copy_in: false,
+            unit_open: false,
+            unit_failed: false,
+            told_fatal: false,
+            completed: Vec::new(),
+        }
+    }
+
+    /// The server's process at the other end.
+    pub(crate) fn process(&self) -> BackendProcess {
+        self.lease.process.clone()
+    }
+
+    /// True where nothing is owed and nothing is half sent.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.expects.is_empty() && !self.unit_open && self.skip == 0
+    }
+
+    /// Notes a message that the server will answer, or bytes to be injected at this place.
+    pub(crate) fn expect(&mut self, expect: Expect) {
+        self.expects.push_back(expect);
+    }
+
+    /// Moves the injected replies that are now first to the client's buffer.
+    pub(crate) fn inject_due(&mut self, client: &mut BytesMut) {
+        while let Some(Expect::Inject { bytes, .. }) = self.expects.front() {
+            client.extend_from_slice(bytes);
+            self.expects.pop_front();
+        }
+    }
+
+    /// After an error in the extended protocol the server skips to the next Sync, and so do the expectations; what
+    /// was noted in advance about statements is taken back.
+    /// Returns the names under which the client believes statements to be prepared that are not.
+    pub(crate) fn skip_to_sync(&mut self) -> Vec<Box<[u8]>> {
+        let mut unprepared = Vec::new();
+        while let Some(expect) = self.expects.pop_front() {
+            match expect {
+                Expect::Sync | Expect::Query(_) => {
+                    self.expects.push_front(expect);
+                    break;
+                }
+                Expect::Parse {
+                    statement,
+                    named,
+                    client_name,
+                    ..
+                } => {
+                    unprepared.extend(client_name);
+                    if named {
+                        self.lease.statements.remove(statement.id);
+                    } else {
+                        self.lease.statements.unnamed = None;
+                    }
+                }
+                Expect::Inject { client_name, .. } => unprepared.extend(client_name),
+                // Not closed after all: without this note a later Parse would find the name taken.
+                Expect::Close { evicted: Some(id) } => self.lease.statements.restore(id),
+                _ => {}
+            }
+        }
+        unprepared
+    }
+
+    /// The server entered copy-in mode: the Syncs that it was sent behind the Execute are ignored by it.
+    pub(crate) fn enter_copy_in(&mut self) {
+        self.copy_in = true;
+        self.expects
+            .retain(|expect| !matches!(expect, Expect::Sync));
+    }
+
+    /// Makes sure that the server will know a named statement when it reads what follows: sends a Parse of our own
+    /// if it does not.
+    pub(crate) fn ensure_prepared(
+        &mut self,
+        statement: &Arc<Prepared>,
+        names: &Interner,
+        max: usize,
+    ) {
+        if !self.lease.statements.touch(statement.id) {
+            self.parse_named(statement, None, names, max);
+        }
+    }
+
+    /// Prepares a named statement, closing the one used least recently if there are too many.
+    pub(crate) fn parse_named(
+        &mut self,
+        statement: &Arc<Prepared>,
+        client_name: Option<Box<[u8]>>,
+        names: &Interner,
+        max: usize,
+    ) {
+        if let Some(oldest) = self.lease.statements.insert(statement.id, max) {
+            put_frame(&mut self.out, b'C', |out| {
+                out.put_u8(b'S');
+                names.put_server_name(oldest, out);
+            });
+            self.expect(Expect::Close {
+                evicted: Some(oldest),
+            });
+        }
+        put_parse(&mut self.out, statement, |out| {
+            names.put_server_name(statement.id, out)
+        });
+        let swallow = client_name.is_none();
+        self.expect(Expect::Parse {
+            statement: Arc::clone(statement),
+            named: true,
+            client_name,
+            swallow,
+        });
+    }
+
+    /// Makes sure that the server's unnamed statement is this one when it reads what follows.
+    pub(crate) fn ensure_unnamed(&mut self, statement: &Arc<Prepared>) {
+        if self.lease.statements.unnamed != Some(statement.id) {
+            self.parse_unnamed(statement, true);
+        }
+    }
+
+    /// Prepares the unnamed statement.
+    pub(crate) fn parse_unnamed(&mut self, statement: &Arc<Prepared>, swallow: bool) {
+        put_parse(&mut self.out, statement, |out| out.put_u8(0));
+        self.expect(Expect::Parse {
+            statement: Arc::clone(statement),
+            named: false,
+            client_name: None,
+            swallow,
+        });
+        self.lease.statements.unnamed = Some(statement.id);
+    }
+}
+
+fn put_parse(out: &mut BytesMut, statement: &Prepared, name: impl FnOnce(&mut BytesMut)) {
+    put_frame(out, b'P', |out| {
+        name(out);
+        out.put_slice(statement.text.as_bytes());
+        out.put_u8(0);
+        out.put_slice(&statement.types);
+    });
+}
+
+/// Appends a message; its length is filled in behind the body.
+pub(crate) fn put_frame(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(tag);
+    let at = out.len();
+    out.put_u32(0);
+    body(out);
+    let len =
+        u32::try_from(out.len() - at).expect("no message is larger than the ones it is made from");
+    out[at..at + 4].copy_from_slice(&len.to_be_bytes());
+}

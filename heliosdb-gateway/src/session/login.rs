@@ -1,0 +1,349 @@
+//! From an accepted socket to a session: encryption requests, cancel requests, protocol version, startup parameters.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use heliosdb_network::postgres::message;
+use heliosdb_network::postgres::startup::{self, FirstPacket, Startup};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::admin;
+use crate::clients::{Admitted, Identity};
+use crate::config::PoolMode;
+use crate::error::{ClientError, ErrorKind};
+use crate::gateway::Gateway;
+use crate::upstream::ServerPool;
+use crate::upstream::connection::Baseline;
+
+use super::effects::name_scope;
+use super::pins::{Pin, Pins};
+use super::settings::Settings;
+use super::{Session, prepared};
+
+/// A client that has said who it is.
+pub(crate) enum Greeted {
+    /// It wants the admin console.
+    Console(admin::Console),
+    /// It wants a database.
+    Session(Box<Session>),
+}
+
+/// Speaks with a new client until it has a session. `None`: there is nothing more to do (a cancel request, an error
+/// that it has been told, a client that left).
+pub(crate) async fn greet(
+    gateway: &Arc<Gateway>,
+    mut stream: TcpStream,
+    address: SocketAddr,
+) -> Option<Greeted> {
+    let timeout = gateway.config().clients.login_timeout;
+    let greeted = match tokio::time::timeout(timeout, login(gateway, &mut stream, address)).await {
+        Ok(greeted) => greeted,
+        Err(_) => Err(Refused::Told(
+            ClientError::new(
+                ErrorKind::Client,
+                "08000",
+                format!("login took longer than {timeout:?}"),
+            )
+            .fatal(),
+        )),
+    };
+    match greeted {
+        Ok(LoggedIn::Console(admitted)) => Some(Greeted::Console(admin::Console::new(
+            gateway, stream, admitted,
+        ))),
+        Ok(LoggedIn::Session(parts)) => Some(Greeted::Session(Box::new(
+            parts.into_session(gateway, stream),
+        ))),
+        Err(Refused::Silently) => None,
+        Err(Refused::Told(error)) => {
+            gateway.stats.count_error(error.kind);
+            tracing::info!(%address, sqlstate = %error.sqlstate, "login refused: {error}");
+            let mut out = BytesMut::new();
+            error.put(&mut out);
+            let farewell = async {
+                stream.write_all(&out).await?;
+                stream.shutdown().await
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(2), farewell).await;
+            None
+        }
+    }
+}
+
+enum Refused {
+    /// The client left, or must not get an answer.
+    Silently,
+    Told(ClientError),
+}
+
+impl From<ClientError> for Refused {
+    fn from(error: ClientError) -> Self {
+        Self::Told(error)
+    }
+}
+
+impl From<std::io::Error> for Refused {
+    fn from(_: std::io::Error) -> Self {
+        Self::Silently
+    }
+}
+
+enum LoggedIn {
+    Console(Admitted),
+    Session(Box<Parts>),
+}
+
+/// What a session is made of.
+struct Parts {
+    admitted: Admitted,
+    pool: Arc<ServerPool>,
+    baseline: Arc<Baseline>,
+    settings: Settings,
+    input: BytesMut,
+}
+
+async fn login(
+    gateway: &Arc<Gateway>,
+    stream: &mut TcpStream,
+    address: SocketAddr,
+) -> Result<LoggedIn, Refused> {
+    let mut input = BytesMut::new();
+    let startup = loop {
+        match read_first_packet(stream, &mut input).await? {
+            // No encryption yet: the client decides whether to go on without.
+            FirstPacket::Ssl | FirstPacket::GssEnc => {
+                // Bytes sent ahead of the answer would be read as if they had come encrypted (CVE-2021-23222).
+                if !input.is_empty() {
+                    return Err(ClientError::protocol(
+                        "received unencrypted data after an encryption request",
+                    )
+                    .into());
+                }
+                stream.write_all(b"N").await?;
+            }
+            FirstPacket::Cancel { pid, secret } => {
+                gateway.stats.count_cancel();
+                gateway.clients.cancel(pid, &secret).await;
+                return Err(Refused::Silently);
+            }
+            FirstPacket::Startup(startup) => break startup,
+            _ => return Err(ClientError::protocol("unsupported startup packet").into()),
+        }
+    };
+    let mut out = BytesMut::new();
+    if let Some(negotiation) = startup.negotiation() {
+        message::put_negotiate_protocol_version(
+            &mut out,
+            negotiation.minor,
+            &negotiation.unrecognized,
+        );
+    }
+    let user = startup.param("user").filter(|user| !user.is_empty());
+    let user = user
+        .ok_or_else(|| {
+            no(
+                "28000",
+                "no PostgreSQL user name specified in startup packet",
+            )
+        })?
+        .to_owned();
+    let database = startup
+        .param("database")
+        .filter(|name| !name.is_empty())
+        .unwrap_or(&user)
+        .to_owned();
+    if startup
+        .param("replication")
+        .is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0"))
+    {
+        return Err(no(
+            "0A000",
+            "replication connections are not supported: connect to the server itself",
+        )
+        .into());
+    }
+    let admitted = gateway
+        .clients
+        .admit(
+            Identity {
+                user: user.clone(),
+                database: database.clone(),
+                application_name: startup
+                    .param("application_name")
+                    .unwrap_or_default()
+                    .to_owned(),
+                address,
+                secret_len: if startup.minor >= 2 { 32 } else { 4 },
+            },
+            gateway.config().clients.max,
+        )
+        .ok_or_else(|| {
+            ClientError::new(
+                ErrorKind::Config,
+                "53300",
+                "sorry, too many clients already",
+            )
+            .hint("Raise `clients.max` in the configuration of helios.")
+            .fatal()
+        })?;
+    if database == admin::DATABASE {
+        message::put_authentication_ok(&mut out);
+        admin::put_parameters(&mut out);
+        finish(stream, out, &admitted).await?;
+        return Ok(LoggedIn::Console(admitted));
+    }
+    let settings = Settings::new(startup_settings(&startup)?);
+    let pool = gateway.upstream.pool(&user, &database)?;
+    let (baseline, parameters) = match server_parameters(&pool, &settings).await {
+        Ok(known) => known,
+        Err(error) => {
+            gateway.upstream.forget(&pool);
+            return Err(error.fatal().into());
+        }
+    };
+    message::put_authentication_ok(&mut out);
+    for (name, value) in &parameters {
+        message::put_parameter_status(&mut out, name, value);
+    }
+    finish(stream, out, &admitted).await?;
+    Ok(LoggedIn::Session(Box::new(Parts {
+        admitted,
+        pool,
+        baseline,
+        settings,
+        input,
+    })))
+}
+
+/// What the client is told of the server: with its own wishes applied, as the server prints them.
+async fn server_parameters(
+    pool: &Arc<ServerPool>,
+    settings: &Settings,
+) -> Result<(Arc<Baseline>, Vec<(String, String)>), ClientError> {
+    let effective = settings.effective();
+    if let Some(known) = pool.known_parameters(effective) {
+        return Ok(known);
+    }
+    let mut lease = pool
+        .acquire(effective.label())
+        .await
+        .map_err(|error| ClientError::from_acquire(&error))?;
+    let sql = lease.applied.transition(effective);
+    if !sql.is_empty() {
+        lease.broken = true;
+        match lease.pg.simple_query(&sql).await {
+            Ok(_) => lease.broken = false,
+            Err(heliosdb_network::error::HeliosError::Server(fields)) => {
+                lease.broken = false;
+                lease.dirty = true;
+                return Err(ClientError::from_server(&fields));
+            }
+            Err(error) => return Err(ClientError::connection_lost(&error.to_string())),
+        }
+        lease.applied = Arc::clone(effective);
+    }
+    let parameters = lease.pg.parameters().to_vec();
+    let baseline = Arc::clone(&lease.baseline);
+    pool.remember_parameters(effective, &baseline, parameters.clone());
+    Ok((baseline, parameters))
+}
+
+/// The settings that the startup packet asks for.
+fn startup_settings(startup: &Startup) -> Result<Vec<(String, String)>, ClientError> {
+    let mut settings = Vec::new();
+    if let Some(options) = startup.param("options") {
+        let parsed =
+            startup::parse_options(options).map_err(|error| no("22023", &error.to_string()))?;
+        settings.extend(parsed);
+    }
+    for (name, value) in &startup.params {
+        let is_setting = !matches!(
+            name.as_str(),
+            "user" | "database" | "options" | "replication"
+        ) && !name.starts_with("_pq_.");
+        if is_setting {
+            settings.push((name.clone(), value.clone()));
+        }
+    }
+    Ok(settings)
+}
+
+async fn finish(
+    stream: &mut TcpStream,
+    mut out: BytesMut,
+    admitted: &Admitted,
+) -> Result<(), Refused> {
+    message::put_backend_key_data(&mut out, admitted.info.pid, admitted.secret());
+    message::put_ready_for_query(&mut out, b'I');
+    stream.write_all(&out).await?;
+    Ok(())
+}
+
+async fn read_first_packet(
+    stream: &mut TcpStream,
+    input: &mut BytesMut,
+) -> Result<FirstPacket, Refused> {
+    loop {
+        match startup::parse(input) {
+            Ok(Some((packet, len))) => {
+                input.advance(len);
+                return Ok(packet);
+            }
+            Ok(None) => {}
+            Err(error) => return Err(ClientError::protocol(error.to_string()).into()),
+        }
+        if stream.read_buf(input).await? == 0 {
+            return Err(Refused::Silently);
+        }
+    }
+}
+
+fn no(sqlstate: &'static str, message: &str) -> ClientError {
+    ClientError::new(ErrorKind::Client, sqlstate, message).fatal()
+}
+
+impl Parts {
+    fn into_session(self, gateway: &Arc<Gateway>, stream: TcpStream) -> Session {
+        let Self {
+            admitted,
+            pool,
+            baseline,
+            settings,
+            input,
+        } = self;
+        let mut pins = Pins::default();
+        if gateway.config().pool.mode == PoolMode::Session {
+            pins.add(Pin::SessionMode);
+        }
+        admitted.info.set_pins(pins.bits());
+        let scope = settings.scope(&pool.key_prefix(&baseline), &pool.user);
+        let names = name_scope(&settings, &baseline, &pool.user);
+        Session {
+            gateway: Arc::clone(gateway),
+            stream,
+            admitted,
+            pool,
+            baseline,
+            link: None,
+            input_waits: !input.is_empty(),
+            input,
+            out: BytesMut::new(),
+            settings,
+            scope,
+            names,
+            statements: prepared::by_name(),
+            portals: prepared::by_name(),
+            status: b'I',
+            pins,
+            intent: None,
+            capture: None,
+            skip_to_sync: false,
+            key_buffer: Vec::new(),
+            text_buffer: Vec::new(),
+            was_reset: false,
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! One client: from its startup packet to its end.
+//!
+//! A session is a single task that owns the client's socket and, while it needs one, a server connection. Hits are
+//! served inside the poll that read the request ([`io`]); everything else goes through [`request`], which may wait,
+//! and from there message by message ([`client_messages`], [`server_messages`]) until the server connection is free
+//! to go back to its pool.
+
+mod client_messages;
+mod effects;
+mod io;
+pub(crate) mod link;
+mod login;
+pub(crate) mod pins;
+pub(crate) mod prepared;
+mod request;
+mod server_messages;
+pub(crate) mod settings;
+mod unit;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::BytesMut;
+use heliosdb_cache::{Fill, HashedStr, WriteIntent};
+use rapidhash::fast::RandomState;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use crate::clients::{Activity, Admitted, ClientInfo, Counters};
+use crate::error::ClientError;
+use crate::gateway::Gateway;
+use crate::invalidate::wire;
+use crate::sql::NameScope;
+use crate::upstream::ServerPool;
+use crate::upstream::connection::Baseline;
+
+use io::Event;
+use link::Link;
+use pins::Pins;
+use prepared::Prepared;
+use settings::Settings;
+
+pub(crate) use login::{Greeted, greet};
+
+/// One client's session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    gateway: Arc<Gateway>,
+    stream: TcpStream,
+    admitted: Admitted,
+    pool: Arc<ServerPool>,
+    baseline: Arc<Baseline>,
+    /// The server connection, from the first statement that needs one until nothing ties the session to it.
+    link: Option<Link>,
+    /// Received and not yet worked on: usually empty, at most the beginning of a message.
+    input: BytesMut,
+    /// There is more in `input` than the beginning of a message: work on it as soon as there is room.
+    input_waits: bool,
+    /// Not yet written to the client.
+    out: BytesMut,
+    settings: Settings,
+    /// This session's part of every cache key.
+    scope: HashedStr,
+    /// What the meaning of names depends on.
+    names: Arc<NameScope>,
+    /// Prepared statements by the client's names; the unnamed one is under the empty name.
+    statements: HashMap<Box<[u8]>, Arc<Prepared>, RandomState>,
+    /// Which statement each portal runs.
+    portals: HashMap<Box<[u8]>, Arc<Prepared>, RandomState>,
+    /// Transaction status as of the last ReadyForQuery: `I`, `T` or `E`.
+    status: u8,
+    /// What ties the session to its server connection.
+    pins: Pins,
+    /// Marks the slots of what this session writes, from before the first write until the transaction's end is known.
+    intent: Option<WriteIntent>,
+    capture: Option<Capture>,
+    /// An error was answered here: everything up to the next Sync is dropped.
+    skip_to_sync: bool,
+    /// Scratch for the parameter part of cache keys.
+    key_buffer: Vec<u8>,
+    /// Scratch for normalised statement text.
+    text_buffer: Vec<u8>,
+    /// A RESET was part of the transaction in progress.
+    was_reset: bool,
+}
+
+/// The reply that a leader of a flight collects on its way to the client.
+#[derive(Debug)]
+struct Capture {
+    fill: Fill,
+    reply: BytesMut,
+    started: Instant,
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The client said goodbye or went away.
+    Client,
+    /// Told to the client, if it still listens.
+    Error(ClientError),
+}
+
+impl From<ClientError> for End {
+    fn from(error: ClientError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Session {
+    fn info(&self) -> &Arc<ClientInfo> {
+        &self.admitted.info
+    }
+
+    /// Serves the client until it leaves or the session can't go on.
+    pub(crate) async fn run(mut self) {
+        let end = self.serve().await;
+        if let Err(End::Error(error)) = &end {
+            self.gateway.stats.count_error(error.kind);
+            tracing::info!(client = self.info().id, sqlstate = %error.sqlstate, "session ends: {error}");
+            error.put(&mut self.out);
+            // The client may be gone: whether it reads this is its affair.
+            let farewell = async {
+                self.stream.write_all(&self.out).await?;
+                self.stream.shutdown().await
+            };
+            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
+        }
+        self.let_go();
+    }
+
+    async fn serve(&mut self) -> Result<(), End> {
+        loop {
+            match self.next_event().await? {
+                Event::Request => self.request().await?,
+                Event::Closed => return Ok(()),
+            }
+        }
+    }
+
+    /// True where an answer may come from the cache: outside of a transaction, with nothing under way on the server,
+    /// and with session state that the key describes in full.
+    fn may_read_cache(&self) -> bool {
+        self.status == b'I'
+            && self.pins.taint().is_none()
+            && self.link.as_ref().is_none_or(Link::is_quiet)
+            && self.gateway.cache_enabled()
+    }
+
+    /// Gives the server connection back, unless something ties the session to it.
+    fn release_if_free(&mut self) {
+        let Some(link) = &self.link else { return };
+        if self.status == b'I' && link.is_quiet() && link.out.is_empty() && !self.pins.any() {
+            self.release();
+        }
+    }
+
+    /// Gives the server connection back in the state that it is in.
+    fn release(&mut self) {
+        let Some(Link { mut lease, .. }) = self.link.take() else {
+            return;
+        };
+        lease.lent = false;
+        lease.info.returned();
+        let info = self.info();
+        info.set_activity(Activity::Idle);
+        if info.unlink() {
+            // A cancel request is on its way to this server process: the next client must not be hit by it.
+            let info = Arc::clone(info);
+            tokio::spawn(async move {
+                info.cancel_delivered().await;
+                drop(lease);
+            });
+        }
+    }
+
+    /// The end of a session in any state: the connection is cleaned or closed, and no write is left unaccounted for.
+    fn let_go(mut self) {
+        self.capture = None;
+        let intent = self.intent.take();
+        let Some(link) = &mut self.link else {
+            // Without a connection no write can be open.
+            drop(intent);
+            return;
+        };
+        if link.is_quiet() && link.out.is_empty() {
+            // An open transaction dies in the pool's reset: it can no longer commit.
+            link.lease.dirty |= self.status != b'I' || self.pins.any();
+            drop(intent);
+            self.release();
+            return;
+        }
+        if let Some(link) = self.link.take() {
+            self.info().unlink();
+            link.lease.info.returned();
+            tokio::spawn(wire::abandon(Arc::clone(&self.pool), link, intent));
+        }
+    }
+
+    fn count_query(&self) {
+        Counters::add(&self.info().counters.queries, 1);
+    }
+}
+
+const FAREWELL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);

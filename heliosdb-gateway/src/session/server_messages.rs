@@ -1,0 +1,280 @@
+//! What the server says, on its way to the client.
+//!
+//! Replies are passed on in runs, without being parsed; rows are passed on before they are complete. Only messages that
+//! change the state of the exchange are looked at.
+
+use bytes::{Buf as _, Bytes};
+use heliosdb_network::postgres::ErrorFields;
+
+use crate::error::{ClientError, ErrorKind};
+
+use super::link::{Expect, Link};
+use super::{Capture, End, Session};
+
+/// Whether a message goes on to the client.
+#[derive(Debug, PartialEq, Eq)]
+enum Pass {
+    Forward,
+    Swallow,
+}
+
+/// A message other than rows is held until it is complete; none is honestly larger than this.
+const MESSAGE_MAX: usize = 64 << 20;
+
+impl Session {
+    /// Works on what has been read from the server.
+    pub(super) fn on_server_bytes(&mut self) -> Result<(), End> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let mut bytes = std::mem::take(link.lease.pg.parts().1);
+        let mut at = 0;
+        // What lies between `run` and `at` goes to the client as it is.
+        let mut run = 0;
+        while at < bytes.len() {
+            let Some(link) = &mut self.link else { break };
+            if link.skip > 0 {
+                let part = link.skip.min(bytes.len() - at);
+                capture(
+                    &mut self.capture,
+                    &bytes[at..at + part],
+                    self.gateway.max_entry(),
+                );
+                link.skip -= part;
+                at += part;
+                continue;
+            }
+            let Some((head, _)) = bytes[at..].split_first_chunk::<5>() else {
+                break;
+            };
+            let tag = head[0];
+            let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize + 1;
+            let whole = bytes.len() - at >= len;
+            if len < 5 || (!whole && len > MESSAGE_MAX && !matches!(tag, b'D' | b'd')) {
+                return Err(
+                    self.server_misbehaved(&format!("a message of type {tag} with length {len}"))
+                );
+            }
+            if matches!(tag, b'D' | b'd') {
+                let part = len.min(bytes.len() - at);
+                if tag == b'D' {
+                    capture(
+                        &mut self.capture,
+                        &bytes[at..at + part],
+                        self.gateway.max_entry(),
+                    );
+                } else {
+                    self.capture = None;
+                }
+                link.skip = len - part;
+                at += part;
+                continue;
+            }
+            if !whole {
+                break;
+            }
+            let message = &bytes[at..at + len];
+            match tag {
+                b'Z' => {
+                    self.out.extend_from_slice(&bytes[run..at]);
+                    at += len;
+                    run = at;
+                    self.on_ready_for_query(bytes[at - 1])?;
+                }
+                b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' | b't' | b'G' => {
+                    if matches!(tag, b'T' | b'C') {
+                        capture(&mut self.capture, message, self.gateway.max_entry());
+                    }
+                    let pass = on_reply(link, tag, message);
+                    let end = if pass == Pass::Forward { at + len } else { at };
+                    let due = matches!(link.expects.front(), Some(Expect::Inject { .. }));
+                    if due || pass == Pass::Swallow {
+                        self.out.extend_from_slice(&bytes[run..end]);
+                        link.inject_due(&mut self.out);
+                        run = at + len;
+                    }
+                    at += len;
+                }
+                b'E' => {
+                    self.out.extend_from_slice(&bytes[run..at]);
+                    at += len;
+                    run = at;
+                    let body = Bytes::copy_from_slice(&bytes[at - len..at]);
+                    self.on_error(&body);
+                }
+                // Notices, notifications and changed parameters make an answer more than its rows.
+                _ => {
+                    self.capture = None;
+                    at += len;
+                }
+            }
+        }
+        self.out.extend_from_slice(&bytes[run..at]);
+        bytes.advance(at);
+        match &mut self.link {
+            Some(link) if !bytes.is_empty() => *link.lease.pg.parts().1 = bytes,
+            Some(_) => {}
+            None if bytes.is_empty() => {}
+            // Bytes behind the ReadyForQuery that freed the connection belong to nobody.
+            None => tracing::warn!(
+                "the server sent {} bytes that nobody asked for",
+                bytes.len()
+            ),
+        }
+        self.release_if_free();
+        Ok(())
+    }
+
+    fn on_ready_for_query(&mut self, status: u8) -> Result<(), End> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        match link.expects.pop_front() {
+            Some(Expect::Query(class)) => {
+                if let Some(class) = class {
+                    link.completed.push(class);
+                }
+            }
+            Some(Expect::Sync) => {}
+            other => {
+                let expected = format!("it is ready although {other:?} is still owed");
+                return Err(self.server_misbehaved(&expected));
+            }
+        }
+        link.copy_in = false;
+        let failed = std::mem::take(&mut link.unit_failed);
+        let completed = std::mem::take(&mut link.completed);
+        link.lease.pg.set_transaction_status(status);
+        if let Some(capture) = self.capture.take()
+            && status == b'I'
+            && !failed
+        {
+            capture
+                .fill
+                .complete(capture.reply.freeze(), capture.started.elapsed());
+        }
+        self.on_ready(status, &completed, failed);
+        self.put_ready();
+        if let Some(link) = &mut self.link {
+            link.inject_due(&mut self.out);
+        }
+        Ok(())
+    }
+
+    fn on_error(&mut self, message: &Bytes) {
+        self.capture = None;
+        let Some(link) = &mut self.link else { return };
+        link.unit_failed = true;
+        let fields = ErrorFields::parse(message.slice(5..));
+        link.told_fatal |= matches!(fields.severity(), "FATAL" | "PANIC");
+        let duplicate = match link.expects.front() {
+            Some(Expect::DuplicateParse { name }) => {
+                Some(String::from_utf8_lossy(name).into_owned())
+            }
+            // The statement's result changed under the name it has on the server: the next use prepares it anew.
+            Some(Expect::Bind | Expect::Execute(_)) if fields.sqlstate() == "0A000" => {
+                link.lease.dirty = true;
+                None
+            }
+            _ => None,
+        };
+        match duplicate {
+            Some(name) => {
+                ClientError::new(
+                    ErrorKind::Client,
+                    "42P05",
+                    format!("prepared statement \"{name}\" already exists"),
+                )
+                .put(&mut self.out);
+            }
+            None => self.out.extend_from_slice(message),
+        }
+        if !matches!(link.expects.front(), Some(Expect::Query(_))) {
+            for name in link.skip_to_sync() {
+                self.statements.remove(&name);
+            }
+        }
+        link.copy_in = false;
+    }
+
+    /// The server broke the protocol: nothing more is believed of it.
+    fn server_misbehaved(&mut self, what: &str) -> End {
+        self.capture = None;
+        tracing::error!("the server broke the protocol: {what}");
+        End::Error(
+            ClientError::new(
+                ErrorKind::Backend,
+                "08P01",
+                format!("the database server broke the protocol: {what}"),
+            )
+            .fatal(),
+        )
+    }
+}
+
+/// Strikes a reply off the list of what is owed.
+fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
+    match (tag, link.expects.front_mut()) {
+        // Within a simple query everything is part of its answer.
+        (_, Some(Expect::Query(_))) => {
+            if tag == b'G' {
+                link.copy_in = true;
+            }
+            Pass::Forward
+        }
+        (b'1', Some(Expect::Parse { swallow, .. })) => {
+            let pass = if *swallow {
+                Pass::Swallow
+            } else {
+                Pass::Forward
+            };
+            link.expects.pop_front();
+            pass
+        }
+        (b'3', Some(Expect::Close { evicted })) => {
+            let pass = if evicted.is_some() {
+                Pass::Swallow
+            } else {
+                Pass::Forward
+            };
+            link.expects.pop_front();
+            pass
+        }
+        (b'1', Some(Expect::ForeignParse))
+        | (b'2', Some(Expect::Bind))
+        | (b'T' | b'n', Some(Expect::Describe)) => {
+            link.expects.pop_front();
+            Pass::Forward
+        }
+        (b'C' | b'I' | b's', Some(Expect::Execute(class))) => {
+            if let Some(class) = class.take().filter(|_| tag != b's') {
+                link.completed.push(class);
+            }
+            link.expects.pop_front();
+            Pass::Forward
+        }
+        (b'G', _) => {
+            link.enter_copy_in();
+            Pass::Forward
+        }
+        _ => {
+            tracing::debug!(
+                "reply {:?} ({} bytes) was not the one expected",
+                char::from(tag),
+                message.len()
+            );
+            Pass::Forward
+        }
+    }
+}
+
+/// Adds to the reply that is being collected; gives the collecting up where it grows beyond what may be stored.
+fn capture(capture: &mut Option<Capture>, bytes: &[u8], max: usize) {
+    if let Some(collecting) = capture {
+        if collecting.reply.len() + bytes.len() > max {
+            *capture = None;
+        } else {
+            collecting.reply.extend_from_slice(bytes);
+        }
+    }
+}

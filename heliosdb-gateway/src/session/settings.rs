@@ -1,0 +1,361 @@
+//! What a session has set, in layers, and how a server connection is brought to it.
+//!
+//! The order of precedence is transaction over session over startup packet. A server connection remembers which
+//! settings are in force on it; lending it to a client sends the difference, usually nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use heliosdb_cache::HashedStr;
+use rapidhash::fast::RapidHasher;
+
+use std::hash::{Hash, Hasher};
+
+use crate::sql::{quote_literal, quote_setting_name, split_identifiers};
+
+/// Name (lower case) to right-hand side, ready for `SET name TO value`.
+pub(crate) type SettingMap = BTreeMap<Box<str>, Box<str>>;
+
+/// A settings vector in force, shared by the session and the server connections that have it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Effective {
+    map: SettingMap,
+    label: u64,
+}
+
+impl Effective {
+    pub(crate) fn new(map: SettingMap) -> Arc<Self> {
+        let label = if map.is_empty() {
+            0
+        } else {
+            let mut hasher = RapidHasher::default_const();
+            map.hash(&mut hasher);
+            hasher.finish()
+        };
+        Arc::new(Self { map, label })
+    }
+
+    /// Equal vectors have equal labels; different ones may, by chance: a label chooses, it never proves.
+    pub(crate) fn label(&self) -> u64 {
+        self.label
+    }
+
+    pub(crate) fn map(&self) -> &SettingMap {
+        &self.map
+    }
+
+    /// The statements that turn a connection which has `self` into one which has `target`; empty if nothing differs.
+    pub(crate) fn transition(&self, target: &Self) -> String {
+        let mut sql = String::new();
+        // Identity first back to the login role, so that the rest is set with its rights; last to the wanted one.
+        let identity = |name: &str| name == "role" || name == "session_authorization";
+        let identity_differs = ["session_authorization", "role"]
+            .iter()
+            .any(|name| self.map.get(*name) != target.map.get(*name));
+        if identity_differs {
+            for name in ["role", "session_authorization"] {
+                if self.map.contains_key(name) {
+                    let _ = write!(sql, "RESET {name};");
+                }
+            }
+        }
+        for name in self
+            .map
+            .keys()
+            .filter(|name| !identity(name) && !target.map.contains_key(*name))
+        {
+            let _ = write!(sql, "RESET {};", quote_setting_name(name));
+        }
+        for (name, value) in &target.map {
+            if !identity(name) && self.map.get(name) != Some(value) {
+                let _ = write!(sql, "SET {} TO {value};", quote_setting_name(name));
+            }
+        }
+        if identity_differs {
+            for name in ["session_authorization", "role"] {
+                if let Some(value) = target.map.get(name) {
+                    let _ = write!(sql, "SET {name} TO {value};");
+                }
+            }
+        }
+        sql
+    }
+}
+
+/// The layers of one session.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    startup: SettingMap,
+    session: SettingMap,
+    /// Changes of the transaction in progress; `None` as a value is a RESET.
+    transaction: BTreeMap<Box<str>, Option<Box<str>>>,
+    effective: Arc<Effective>,
+}
+
+impl Settings {
+    /// A session that begins with what its startup packet asked for (raw values).
+    pub(crate) fn new(startup: impl IntoIterator<Item = (String, String)>) -> Self {
+        let startup: SettingMap = startup
+            .into_iter()
+            .map(|(name, value)| {
+                (
+                    name.to_ascii_lowercase().into(),
+                    render_startup(&name, &value).into(),
+                )
+            })
+            .collect();
+        let effective = Effective::new(startup.clone());
+        Self {
+            startup,
+            session: SettingMap::new(),
+            transaction: BTreeMap::new(),
+            effective,
+        }
+    }
+
+    /// What is in force outside of a transaction.
+    pub(crate) fn effective(&self) -> &Arc<Effective> {
+        &self.effective
+    }
+
+    /// What is in force on a server connection whose settings were just reset.
+    pub(crate) fn without_startup(&self) -> Arc<Effective> {
+        Effective::new(self.session.clone())
+    }
+
+    /// The value in force, as it stands behind `SET name TO`.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        match self.transaction.get(name) {
+            Some(Some(value)) => Some(value),
+            Some(None) => self.startup.get(name).map(|value| &**value),
+            None => self.effective.map.get(name).map(|value| &**value),
+        }
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        let value = (!value.eq_ignore_ascii_case("default")).then(|| value.into());
+        self.transaction.insert(name.into(), value);
+    }
+
+    pub(crate) fn reset(&mut self, name: &str) {
+        self.transaction.insert(name.into(), None);
+    }
+
+    pub(crate) fn reset_all(&mut self) {
+        // RESET ALL leaves the role and the session's authorization alone, as PostgreSQL does.
+        let kept = |name: &str| name == "role" || name == "session_authorization";
+        let names: Vec<Box<str>> = self
+            .session
+            .keys()
+            .filter(|name| !kept(name))
+            .cloned()
+            .collect();
+        self.transaction.retain(|name, _| kept(name));
+        for name in names {
+            self.transaction.insert(name, None);
+        }
+    }
+
+    /// DISCARD ALL: what RESET ALL does, and the identity too.
+    pub(crate) fn discard_all(&mut self) {
+        self.transaction.clear();
+        if !self.session.is_empty() {
+            self.session.clear();
+            self.effective = Effective::new(self.startup.clone());
+        }
+    }
+
+    /// True while the transaction in progress has changed something.
+    pub(crate) fn has_uncommitted(&self) -> bool {
+        !self.transaction.is_empty()
+    }
+
+    /// The transaction's changes stay. True if the effective settings changed.
+    pub(crate) fn commit(&mut self) -> bool {
+        if self.transaction.is_empty() {
+            return false;
+        }
+        for (name, value) in std::mem::take(&mut self.transaction) {
+            match value {
+                Some(value) => {
+                    self.session.insert(name, value);
+                }
+                None => {
+                    self.session.remove(&name);
+                }
+            }
+        }
+        let mut map = self.startup.clone();
+        map.extend(
+            self.session
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
+        let changed = map != self.effective.map;
+        if changed {
+            self.effective = Effective::new(map);
+        }
+        changed
+    }
+
+    /// The transaction's changes are gone.
+    pub(crate) fn roll_back(&mut self) {
+        self.transaction.clear();
+    }
+
+    /// The part of a cache key that this session contributes: database, login role and every setting that is not
+    /// proven harmless. Lengths are written before contents, so that no two vectors render alike.
+    pub(crate) fn scope(&self, database: &str, user: &str) -> HashedStr {
+        let mut text = String::with_capacity(64);
+        let mut part = |value: &str| {
+            let _ = write!(text, "{}:{value}", value.len());
+        };
+        part(database);
+        part(user);
+        for (name, value) in self
+            .effective
+            .map
+            .iter()
+            .filter(|(name, _)| !is_harmless(name))
+        {
+            part(name);
+            part(value);
+        }
+        HashedStr::new(&text)
+    }
+}
+
+/// Settings which cannot change the bytes of a cacheable answer: who the client says it is, when it gives up, and
+/// what the server logs or tells beside the result (answers that came with a notice are never stored).
+fn is_harmless(name: &str) -> bool {
+    matches!(
+        name,
+        "application_name"
+            | "statement_timeout"
+            | "lock_timeout"
+            | "transaction_timeout"
+            | "idle_in_transaction_session_timeout"
+            | "idle_session_timeout"
+            | "client_min_messages"
+            | "client_connection_check_interval"
+            | "deadlock_timeout"
+            | "tcp_keepalives_count"
+            | "tcp_keepalives_idle"
+            | "tcp_keepalives_interval"
+            | "tcp_user_timeout"
+            | "synchronous_commit"
+            | "commit_delay"
+            | "commit_siblings"
+    ) || name.starts_with("log_")
+}
+
+/// A startup packet's value as it stands behind `SET name TO`. A list setting's value is split as the server does,
+/// since a quoted list would be one name.
+fn render_startup(name: &str, value: &str) -> String {
+    let is_list = matches!(
+        name.to_ascii_lowercase().as_str(),
+        "search_path"
+            | "temp_tablespaces"
+            | "session_preload_libraries"
+            | "local_preload_libraries"
+    );
+    if !is_list {
+        return quote_literal(value);
+    }
+    match split_identifiers(value) {
+        Some(items) if !items.is_empty() => items
+            .iter()
+            .map(|item| quote_literal(item))
+            .collect::<Vec<_>>()
+            .join(", "),
+        // Empty, or malformed: the server says so when it is set.
+        _ => quote_literal(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> Settings {
+        Settings::new(
+            pairs
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        )
+    }
+
+    #[test]
+    fn rolled_back_set_leaves_no_trace() {
+        let mut session = settings(&[]);
+        session.set("work_mem", "'1MB'");
+        assert_eq!(session.get("work_mem"), Some("'1MB'"));
+        session.roll_back();
+        assert_eq!(session.get("work_mem"), None);
+        assert!(!session.commit());
+    }
+
+    #[test]
+    fn reset_returns_to_the_startup_value() {
+        let mut session = settings(&[("TimeZone", "UTC")]);
+        session.set("timezone", "'CET'");
+        session.commit();
+        assert_eq!(session.get("timezone"), Some("'CET'"));
+        session.reset("timezone");
+        session.commit();
+        assert_eq!(session.get("timezone"), Some("'UTC'"));
+    }
+
+    #[test]
+    fn reset_all_keeps_the_role() {
+        let mut session = settings(&[]);
+        session.set("role", "'app'");
+        session.set("datestyle", "'ISO'");
+        session.commit();
+        session.reset_all();
+        session.commit();
+        assert_eq!(session.get("role"), Some("'app'"));
+        assert_eq!(session.get("datestyle"), None);
+    }
+
+    #[test]
+    fn transition_sends_only_the_difference_and_the_role_last() {
+        let map = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(n, v)| ((*n).into(), (*v).into()))
+                .collect::<SettingMap>()
+        };
+        let from = Effective::new(map(&[("a", "1"), ("b", "2"), ("role", "'x'")]));
+        let to = Effective::new(map(&[("b", "3"), ("c", "4"), ("role", "'y'")]));
+        assert_eq!(
+            from.transition(&to),
+            "RESET role;RESET \"a\";SET \"b\" TO 3;SET \"c\" TO 4;SET role TO 'y';"
+        );
+        assert_eq!(from.transition(&from), "");
+    }
+
+    #[test]
+    fn scopes_differ_where_settings_do_and_not_for_harmless_ones() {
+        let plain = settings(&[]).scope("db", "u");
+        assert_ne!(plain, settings(&[("TimeZone", "UTC")]).scope("db", "u"));
+        assert_eq!(
+            plain,
+            settings(&[("application_name", "psql")]).scope("db", "u")
+        );
+        assert_ne!(
+            settings(&[]).scope("a", "bc"),
+            settings(&[]).scope("ab", "c")
+        );
+    }
+
+    #[test]
+    fn startup_search_path_is_a_list_of_folded_names() {
+        let session = settings(&[("search_path", "App, \"Odd, Name\" , public")]);
+        assert_eq!(
+            session.get("search_path"),
+            Some("'app', 'Odd, Name', 'public'")
+        );
+    }
+}

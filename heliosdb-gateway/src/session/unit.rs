@@ -1,0 +1,380 @@
+//! Recognises, at the front of a client's bytes, the request that could be answered from the cache.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use super::prepared::Prepared;
+
+/// What stands at the front of the client's bytes.
+#[derive(Debug)]
+pub(super) enum Front<'a> {
+    /// More bytes are needed to tell.
+    Incomplete,
+    /// A request in one of the forms that a cached answer has.
+    Read(ReadUnit<'a>),
+    /// Something else.
+    Other,
+}
+
+/// One statement, run once and to its end: a simple query, or Parse (optional), Bind, Describe (optional), Execute
+/// without a row limit, Close of the portal (optional) and Sync, all on the unnamed portal.
+#[derive(Debug)]
+pub(super) struct ReadUnit<'a> {
+    pub(super) text: Text<'a>,
+    pub(super) protocol: Protocol<'a>,
+    /// Length of the whole request.
+    pub(super) len: usize,
+}
+
+/// The statement's text: sent along, or prepared before.
+#[derive(Debug)]
+pub(super) enum Text<'a> {
+    Inline(&'a str),
+    Prepared(&'a Arc<Prepared>),
+}
+
+impl Text<'_> {
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Inline(text) => text,
+            Self::Prepared(statement) => &statement.text,
+        }
+    }
+}
+
+/// How the request came, which decides the form of the reply.
+#[derive(Debug)]
+pub(super) enum Protocol<'a> {
+    Simple,
+    Extended {
+        /// The name and types of the Parse, if there was one.
+        parse: Option<(&'a [u8], &'a [u8])>,
+        /// Parameter formats and values, and result formats, as in the Bind.
+        bind: &'a [u8],
+        describe: bool,
+        close: bool,
+    },
+}
+
+impl ReadUnit<'_> {
+    /// Writes what distinguishes this request from others with the same text: the form of the reply, the parameter
+    /// types, the raw Bind.
+    pub(super) fn put_params(&self, out: &mut Vec<u8>) {
+        out.clear();
+        let Protocol::Extended {
+            parse,
+            bind,
+            describe,
+            ..
+        } = &self.protocol
+        else {
+            out.push(b'Q');
+            return;
+        };
+        out.push(if *describe { b'D' } else { b'B' });
+        match (parse, &self.text) {
+            (Some((_, types)), _) => out.extend_from_slice(types),
+            (None, Text::Prepared(statement)) => out.extend_from_slice(&statement.types),
+            (None, Text::Inline(_)) => {}
+        }
+        out.extend_from_slice(bind);
+    }
+
+    /// The raw Bind suffix, empty for a simple query.
+    pub(super) fn bind(&self) -> &[u8] {
+        match &self.protocol {
+            Protocol::Simple => &[],
+            Protocol::Extended { bind, .. } => bind,
+        }
+    }
+}
+
+/// A message at the front of `bytes`: tag, body, and the whole length.
+pub(super) fn message(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
+    let (head, _) = bytes.split_first_chunk::<5>()?;
+    let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize + 1;
+    Some((head[0], bytes.get(5..len)?, len))
+}
+
+/// Looks at the front of `bytes`. `statements` are the session's prepared statements.
+pub(super) fn recognise<'a, S: BuildHasher>(
+    bytes: &'a [u8],
+    statements: &'a HashMap<Box<[u8]>, Arc<Prepared>, S>,
+) -> Front<'a> {
+    let Some((tag, body, len)) = message(bytes) else {
+        return match bytes.first() {
+            None | Some(b'Q' | b'P' | b'B' | b'D' | b'E' | b'C' | b'S') => Front::Incomplete,
+            Some(_) => Front::Other,
+        };
+    };
+    match tag {
+        b'Q' => {
+            let text = body
+                .split_last()
+                .filter(|(last, _)| **last == 0)
+                .map(|(_, text)| std::str::from_utf8(text));
+            match text {
+                Some(Ok(text)) => Front::Read(ReadUnit {
+                    text: Text::Inline(text),
+                    protocol: Protocol::Simple,
+                    len,
+                }),
+                _ => Front::Other,
+            }
+        }
+        b'P' | b'B' => recognise_extended(bytes, statements),
+        _ => Front::Other,
+    }
+}
+
+fn recognise_extended<'a, S: BuildHasher>(
+    bytes: &'a [u8],
+    statements: &'a HashMap<Box<[u8]>, Arc<Prepared>, S>,
+) -> Front<'a> {
+    let mut at = 0;
+    let mut next = || {
+        let message = message(bytes.get(at..)?)?;
+        at += message.2;
+        Some(message)
+    };
+    let mut text = None;
+    let mut parse = None;
+    let mut current = next();
+    if let Some((b'P', body, _)) = current {
+        let Some((name, sql, types)) = split_parse(body) else {
+            return Front::Other;
+        };
+        parse = Some((name, types));
+        text = Some(Text::Inline(sql));
+        current = next();
+    }
+    let bind = match current {
+        Some((b'B', body, _)) => {
+            let Some((b"", statement, suffix)) = split_bind(body) else {
+                return Front::Other;
+            };
+            match &parse {
+                Some((name, _)) if *name == statement => {}
+                // A Parse of one statement and a Bind of another.
+                Some(_) => return Front::Other,
+                None => match statements.get(statement) {
+                    Some(statement) => text = Some(Text::Prepared(statement)),
+                    None => return Front::Other,
+                },
+            }
+            suffix
+        }
+        Some(_) => return Front::Other,
+        None => return Front::Incomplete,
+    };
+    let (mut describe, mut close) = (false, false);
+    current = next();
+    if let Some((b'D', body, _)) = current {
+        if body != b"P\0" {
+            return Front::Other;
+        }
+        describe = true;
+        current = next();
+    }
+    match current {
+        Some((b'E', b"\0\0\0\0\0", _)) => current = next(),
+        Some(_) => return Front::Other,
+        None => return Front::Incomplete,
+    }
+    if let Some((b'C', body, _)) = current {
+        if body != b"P\0" {
+            return Front::Other;
+        }
+        close = true;
+        current = next();
+    }
+    match (current, text) {
+        (Some((b'S', _, _)), Some(text)) => Front::Read(ReadUnit {
+            text,
+            protocol: Protocol::Extended {
+                parse,
+                bind,
+                describe,
+                close,
+            },
+            len: at,
+        }),
+        (None, _) => Front::Incomplete,
+        _ => Front::Other,
+    }
+}
+
+/// The name, text and types of a Parse. The types keep their count.
+pub(super) fn split_parse(body: &[u8]) -> Option<(&[u8], &str, &[u8])> {
+    let (name, rest) = split_nul(body)?;
+    let (text, types) = split_nul(rest)?;
+    Some((name, std::str::from_utf8(text).ok()?, types))
+}
+
+/// The portal and statement names of a Bind, and what follows them.
+pub(super) fn split_bind(body: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (portal, rest) = split_nul(body)?;
+    let (statement, rest) = split_nul(rest)?;
+    Some((portal, statement, rest))
+}
+
+/// What stands before the first zero byte, and behind it.
+pub(super) fn split_nul(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = memchr::memchr(0, bytes)?;
+    Some((&bytes[..at], &bytes[at + 1..]))
+}
+
+/// True if the statement is already what the client's name stands for: nothing to store.
+pub(super) fn is_same(known: &Prepared, text: &str, types: &[u8]) -> bool {
+    *known.types == *types && *known.text == *text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::prepared::Interner;
+    use super::*;
+
+    fn put(out: &mut Vec<u8>, tag: u8, body: &[u8]) {
+        out.push(tag);
+        out.extend_from_slice(&u32::try_from(body.len() + 4).expect("small").to_be_bytes());
+        out.extend_from_slice(body);
+    }
+
+    const BIND: &[u8] = b"\0\0\0\0\0\x01\0\0\0\x011\0\0";
+
+    fn unit(messages: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (tag, body) in messages {
+            put(&mut bytes, *tag, body);
+        }
+        bytes
+    }
+
+    fn none() -> HashMap<Box<[u8]>, Arc<Prepared>> {
+        HashMap::new()
+    }
+
+    #[test]
+    fn usual_units_are_recognised_at_every_split() {
+        let parse: &[u8] = b"\0SELECT $1\0\0\0";
+        let units = [
+            unit(&[(b'Q', b"SELECT 1\0")]),
+            unit(&[
+                (b'P', parse),
+                (b'B', BIND),
+                (b'D', b"P\0"),
+                (b'E', b"\0\0\0\0\0"),
+                (b'S', b""),
+            ]),
+            unit(&[
+                (b'P', parse),
+                (b'B', BIND),
+                (b'E', b"\0\0\0\0\0"),
+                (b'C', b"P\0"),
+                (b'S', b""),
+            ]),
+        ];
+        for unit in units {
+            for cut in 1..unit.len() {
+                assert!(
+                    matches!(recognise(&unit[..cut], &none()), Front::Incomplete),
+                    "cut at {cut}"
+                );
+            }
+            let Front::Read(read) = recognise(&unit, &none()) else {
+                panic!("not recognised: {unit:?}")
+            };
+            assert_eq!(read.len, unit.len());
+        }
+    }
+
+    #[test]
+    fn prepared_statement_is_found_by_the_clients_name() {
+        let mut statements = none();
+        let bind: &[u8] = b"\0s1\0\0\0\0\0\0\0";
+        let bytes = unit(&[(b'B', bind), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
+        assert!(matches!(recognise(&bytes, &statements), Front::Other));
+        statements.insert(
+            b"s1"[..].into(),
+            Interner::new().named("SELECT 1", &[0, 0], 1),
+        );
+        let Front::Read(read) = recognise(&bytes, &statements) else {
+            panic!("not recognised")
+        };
+        assert_eq!(read.text.as_str(), "SELECT 1");
+    }
+
+    #[test]
+    fn row_limits_named_portals_and_two_executes_are_not_for_the_cache() {
+        let parse: &[u8] = b"\0SELECT 1\0\0\0";
+        let named: &[u8] = b"p\0\0\0\0\0\0\0\0";
+        let execute: &[u8] = b"\0\0\0\0\0";
+        for messages in [
+            vec![
+                (b'P', parse),
+                (b'B', BIND),
+                (b'E', b"\0\0\0\0\x01"),
+                (b'S', b""),
+            ],
+            vec![
+                (b'P', parse),
+                (b'B', named),
+                (b'E', b"p\0\0\0\0\0"),
+                (b'S', b""),
+            ],
+            vec![
+                (b'P', parse),
+                (b'B', BIND),
+                (b'E', execute),
+                (b'B', BIND),
+                (b'E', execute),
+                (b'S', b""),
+            ],
+            vec![(b'P', parse), (b'B', BIND), (b'E', execute), (b'H', b"")],
+            vec![(b'P', parse), (b'D', b"S\0"), (b'S', b"")],
+        ] {
+            assert!(
+                matches!(recognise(&unit(&messages), &none()), Front::Other),
+                "{messages:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn parameters_of_the_key_tell_protocols_types_and_values_apart() {
+        let params = |messages: &[(u8, &[u8])]| {
+            let bytes = unit(messages);
+            let statements = none();
+            let Front::Read(read) = recognise(&bytes, &statements) else {
+                panic!("not recognised")
+            };
+            let mut params = Vec::new();
+            read.put_params(&mut params);
+            params
+        };
+        let execute: &[u8] = b"\0\0\0\0\0";
+        let plain: &[u8] = b"\0SELECT $1\0\0\0";
+        let typed: &[u8] = b"\0SELECT $1\0\0\x01\0\0\0\x17";
+        let one: &[u8] = b"\0\0\0\0\0\x01\0\0\0\x011\0\0";
+        let two: &[u8] = b"\0\0\0\0\0\x01\0\0\0\x012\0\0";
+        let all = [
+            params(&[(b'Q', b"SELECT $1\0")]),
+            params(&[(b'P', plain), (b'B', one), (b'E', execute), (b'S', b"")]),
+            params(&[(b'P', plain), (b'B', two), (b'E', execute), (b'S', b"")]),
+            params(&[(b'P', typed), (b'B', one), (b'E', execute), (b'S', b"")]),
+            params(&[
+                (b'P', plain),
+                (b'B', one),
+                (b'D', b"P\0"),
+                (b'E', execute),
+                (b'S', b""),
+            ]),
+        ];
+        for (i, a) in all.iter().enumerate() {
+            for b in &all[..i] {
+                assert_ne!(a, b);
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+-- Reads what statement classification needs to know about one database.
+--
+-- Sent as one simple query; works on PostgreSQL 13 to 18 as an ordinary role. Names in other schemas
+-- must come out qualified, hence the empty search_path. pg_get_viewdef() waits for whoever holds an
+-- exclusive lock on a table: give up rather than wait behind a migration.
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+SET LOCAL search_path = '';
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL lock_timeout = '2s';
+-- 0: the database
+SELECT pg_catalog.getdatabaseencoding(),
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_event_trigger);
+-- 1: relations
+SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity,
+       EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
+       EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type <> '1'),
+       EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                 JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+                 LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
+                 LEFT JOIN pg_catalog.pg_type b ON b.oid = t.typbasetype
+                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                  AND EXISTS (SELECT FROM (VALUES (t.typname, t.typnamespace), (e.typname, e.typnamespace),
+                                                  (b.typname, b.typnamespace)) u (name, space)
+                               WHERE u.space = 11
+                                 AND (u.name ~ '^reg' OR u.name IN ('aclitem', 'timetz')))),
+       EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+                WHERE t.tgrelid = c.oid AND NOT t.tgisinternal
+                  AND p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)')
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp)';
+-- 2: inheritance and partitions
+SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits;
+-- 3: foreign keys
+SELECT confrelid, conrelid, confdeltype, confupdtype FROM pg_catalog.pg_constraint
+ WHERE contype = 'f';
+-- 4: built-in functions by name
+SELECT p.proname,
+       pg_catalog.bool_or(p.provolatile = 'i'), pg_catalog.bool_or(p.provolatile = 's'),
+       pg_catalog.bool_or(p.provolatile = 'v'),
+       pg_catalog.bool_or(p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1 AND a.typtype IN ('c', 'p')),
+       pg_catalog.bool_or(r.typcategory IN ('S', 'X', 'P'))
+  FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_type r ON r.oid = p.prorettype
+  LEFT JOIN pg_catalog.pg_type a ON a.oid = p.proargtypes[0]
+ WHERE p.oid < 16384 AND p.pronamespace = 11
+ GROUP BY p.proname;
+-- 5: other functions
+SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname IN ('c', 'internal'), x.extname,
+       p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1
+         AND COALESCE(a.typtype IN ('c', 'p') OR b.typtype = 'c', false),
+       r.typcategory IN ('S', 'X', 'P'),
+       l.lanname NOT IN ('c', 'internal')
+         AND p.prosrc ~* '\mset_config\M|(^|[;''"]|\m(begin|then|else|loop))\s*(set|reset|discard)\s',
+       p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)'
+  FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+  JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+  JOIN pg_catalog.pg_type r ON r.oid = p.prorettype
+  LEFT JOIN pg_catalog.pg_type a ON a.oid = p.proargtypes[0]
+  LEFT JOIN pg_catalog.pg_type b ON b.oid = a.typbasetype
+  LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+        AND d.objid = p.oid AND d.deptype = 'e'
+  LEFT JOIN pg_catalog.pg_extension x ON x.oid = d.refobjid
+ WHERE p.oid >= 16384 OR p.pronamespace <> 11;
+-- 6: the functions that an aggregate of the users runs
+SELECT aggfnoid::pg_catalog.oid, f.oid
+  FROM pg_catalog.pg_aggregate g,
+       LATERAL (VALUES (aggtransfn::pg_catalog.oid), (aggfinalfn::pg_catalog.oid),
+                       (aggcombinefn::pg_catalog.oid), (aggserialfn::pg_catalog.oid),
+                       (aggdeserialfn::pg_catalog.oid), (aggmtransfn::pg_catalog.oid),
+                       (aggminvtransfn::pg_catalog.oid), (aggmfinalfn::pg_catalog.oid)) f (oid)
+ WHERE aggfnoid >= 16384 AND f.oid >= 16384;
+-- 7: operators that are not built in
+SELECT o.oprname, o.oprcode::pg_catalog.oid, r.typcategory IN ('S', 'X', 'P')
+  FROM pg_catalog.pg_operator o LEFT JOIN pg_catalog.pg_type r ON r.oid = o.oprresult
+ WHERE o.oid >= 16384;
+-- 8: casts that are not built in
+SELECT casttarget, castfunc, castcontext FROM pg_catalog.pg_cast
+ WHERE oid >= 16384 AND castmethod = 'f';
+-- 9: types
+SELECT t.oid, n.nspname, t.typname, t.typtype, t.typcategory,
+       EXISTS (SELECT FROM pg_catalog.pg_depend d
+                WHERE d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass
+                  AND d.objid = t.oid AND d.deptype = 'e')
+  FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+ WHERE t.typcategory <> 'A' AND n.nspname !~ '^pg_(toast|temp)';
+-- 10: code that runs when a table is written or, through policies, read; relation 0 is a domain.
+-- Function 0 is a policy that reads a view, whose functions we would have to follow.
+SELECT s.relation, COALESCE(o.oprcode::pg_catalog.oid, s.object)
+  FROM (SELECT a.adrelid AS relation, d.refclassid AS class, d.refobjid AS object
+          FROM pg_catalog.pg_attrdef a JOIN pg_catalog.pg_depend d
+            ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND d.objid = a.oid
+        UNION ALL
+        SELECT c.conrelid, d.refclassid, d.refobjid
+          FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_depend d
+            ON d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND d.objid = c.oid
+        UNION ALL
+        SELECT p.polrelid, d.refclassid, d.refobjid
+          FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_depend d
+            ON d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND d.objid = p.oid
+        UNION ALL
+        SELECT 0, d.refclassid, d.refobjid
+          FROM pg_catalog.pg_type t JOIN pg_catalog.pg_depend d
+            ON d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = t.oid
+         WHERE t.typtype = 'd') s
+  LEFT JOIN pg_catalog.pg_operator o
+    ON s.class = 'pg_catalog.pg_operator'::pg_catalog.regclass AND o.oid = s.object
+ WHERE s.class IN ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass)
+UNION ALL
+SELECT p.polrelid, 0
+  FROM pg_catalog.pg_policy p
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND d.objid = p.oid
+  JOIN pg_catalog.pg_class v ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND v.oid = d.refobjid
+ WHERE v.relkind = 'v';
+-- 11: columns by names that are a date or time anywhere, and whether they are one here
+SELECT a.attrelid, a.attname, t.typcategory IN ('D', 'T')
+  FROM pg_catalog.pg_attribute a
+  JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+  JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.attnum > 0 AND NOT a.attisdropped
+   AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+   AND a.attname IN (SELECT b.attname FROM pg_catalog.pg_attribute b
+                       JOIN pg_catalog.pg_type u ON u.oid = b.atttypid
+                      WHERE u.typcategory IN ('D', 'T') AND b.attnum > 0);
+-- 12: what views and materialised views select
+SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid)
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('v', 'm') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_';
+COMMIT;

@@ -1,0 +1,302 @@
+//! A statement's text less its literals: what can share one classification.
+//!
+//! Applications that write values into their SQL send texts without end that differ in nothing but
+//! these values. Classification depends on a literal only if it says `now` or names a setting, so
+//! texts with equal skeletons have equal classes (there is a property test for that), and the hot
+//! path parses each *shape* once. Answers are never shared this way: their key is the exact text.
+
+use super::datetime::mentions_now;
+
+/// Stands for an integer that fits the grammar's integer constants.
+const INTEGER: u8 = 1;
+/// Stands for any other number.
+const NUMBER: u8 = 2;
+/// Stands for a plain string.
+const STRING: u8 = 3;
+
+/// Statements with a skeleton, by their first word.
+const STARTS: [&[u8]; 7] = [
+    b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"VALUES", b"WITH", b"TABLE",
+];
+
+/// Writes the skeleton of `sql` to `out`, which is cleared first.
+///
+/// Gives false if the text has none and must stand for itself: it starts with another word, or holds
+/// comments, a literal with a prefix, backslashes, dollar quotes, one of the words for the current
+/// moment, several statements, or anything else out of the ordinary. `out` is of no use then.
+///
+/// The skeleton is the same whatever `standard_conforming_strings` says, since strings with a
+/// backslash have none.
+pub fn skeleton(sql: &str, out: &mut Vec<u8>) -> bool {
+    out.clear();
+    out.reserve(sql.len());
+    let bytes = sql.as_bytes();
+    let Some(start) = bytes.iter().position(|&b| !is_space(b)) else {
+        return false;
+    };
+    if !STARTS.iter().any(|word| {
+        bytes[start..]
+            .get(..word.len())
+            .is_some_and(|first| first.eq_ignore_ascii_case(word))
+    }) {
+        return false;
+    }
+    let mut at = start;
+    let mut after_string = false;
+    while let Some(&byte) = bytes.get(at) {
+        let rest = &bytes[at..];
+        let length = match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'_' | 0x80.. => {
+                let Some(length) = word(rest) else {
+                    return false;
+                };
+                length
+            }
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => {
+                out.push(byte);
+                at += 1;
+                // Two strings with a line break between them are one.
+                continue;
+            }
+            b'0'..=b'9' => match number(rest) {
+                Some((length, kind)) => {
+                    out.push(kind);
+                    at += length;
+                    after_string = false;
+                    continue;
+                }
+                None => return false,
+            },
+            b'.' if rest.get(1).is_some_and(u8::is_ascii_digit) => match number(rest) {
+                // In `t.1` the dot would belong to the name: no such thing is valid SQL.
+                Some((length, kind)) if at == 0 || !is_word(bytes[at - 1]) => {
+                    out.push(kind);
+                    at += length;
+                    after_string = false;
+                    continue;
+                }
+                _ => return false,
+            },
+            b'\'' => match string(rest) {
+                Some(length) if !after_string => {
+                    out.push(STRING);
+                    at += length;
+                    after_string = true;
+                    continue;
+                }
+                _ => return false,
+            },
+            b'"' => match memchr::memchr(b'"', &rest[1..]) {
+                Some(inside) if &rest[1..=inside] != b"set_config" => inside + 2,
+                _ => return false,
+            },
+            b'$' => match rest[1..].iter().take_while(|b| b.is_ascii_digit()).count() {
+                0 => return false,
+                digits if rest.get(1 + digits).is_some_and(|&b| is_word(b)) => return false,
+                digits => 1 + digits,
+            },
+            b'-' if rest.get(1) == Some(&b'-') => return false,
+            b'/' if rest.get(1) == Some(&b'*') => return false,
+            b';' => {
+                if !rest[1..].iter().all(|&b| is_space(b)) {
+                    return false;
+                }
+                return true;
+            }
+            0..=0x1f | 0x7f | b'\\' => return false,
+            _ => 1,
+        };
+        out.extend_from_slice(&rest[..length]);
+        at += length;
+        after_string = false;
+    }
+    true
+}
+
+/// Length of the key word or name at the start of `rest`; `None` if the classification of what
+/// follows depends on literals, or if it is the prefix of one.
+fn word(rest: &[u8]) -> Option<usize> {
+    let length = rest.iter().take_while(|&&b| is_word(b)).count();
+    match rest.get(length) {
+        // E'..', B'..', X'..', N'..', and any type name written before a string without a space.
+        Some(b'\'') => return None,
+        // U&'..' and U&".."
+        Some(b'&') if length == 1 => return None,
+        _ => {}
+    }
+    match length {
+        // The grammar rejects FLOAT(54): whether such a text parses depends on the number.
+        5 if rest[..5].eq_ignore_ascii_case(b"float") => None,
+        10 if rest[..10].eq_ignore_ascii_case(b"set_config") => None,
+        _ => Some(length),
+    }
+}
+
+/// Length and placeholder of the number at the start of `rest`.
+fn number(rest: &[u8]) -> Option<(usize, u8)> {
+    let digits = |from: usize| {
+        rest[from..]
+            .iter()
+            .take_while(|b| b.is_ascii_digit())
+            .count()
+    };
+    let integer = digits(0);
+    let mut length = integer;
+    // The grammar tells integers that fit 32 bits from all other numbers. Ten digits may or may not.
+    let mut kind = if integer < 10 { INTEGER } else { NUMBER };
+    if integer == 10 {
+        return None;
+    }
+    if rest.get(length) == Some(&b'.') {
+        length += 1 + digits(length + 1);
+        kind = NUMBER;
+    }
+    if matches!(rest.get(length), Some(b'e' | b'E')) {
+        let sign = usize::from(matches!(rest.get(length + 1), Some(b'+' | b'-')));
+        match digits(length + 1 + sign) {
+            0 => return None,
+            exponent => length += 1 + sign + exponent,
+        }
+        kind = NUMBER;
+    }
+    match rest.get(length) {
+        // 1from, 0x1F, 1_000, 1..2: not a plain number.
+        Some(&b) if is_word(b) || b == b'.' => None,
+        _ => Some((length, kind)),
+    }
+}
+
+/// Length of the plain string at the start of `rest`; `None` if it must stand for itself.
+fn string(rest: &[u8]) -> Option<usize> {
+    let mut end = 1;
+    loop {
+        end += memchr::memchr2(b'\'', b'\\', &rest[end..])?;
+        if rest[end] == b'\\' {
+            return None;
+        }
+        end += 1;
+        if rest.get(end) != Some(&b'\'') {
+            break;
+        }
+        end += 1;
+    }
+    (!mentions_now(&rest[1..end - 1])).then_some(end)
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+}
+
+/// Bytes that continue a name or a key word.
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(sql: &str) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        skeleton(sql, &mut out).then_some(out)
+    }
+
+    #[test]
+    fn literals_of_a_kind_are_alike_and_kinds_differ() {
+        let base = of("SELECT * FROM t WHERE a = 1 AND b = 'x'").expect("plain");
+        assert_eq!(
+            of("SELECT * FROM t WHERE a = 234 AND b = 'it''s; -- 5'"),
+            Some(base.clone())
+        );
+        assert_ne!(
+            of("SELECT * FROM t WHERE a = 1.5 AND b = 'x'"),
+            Some(base.clone())
+        );
+        assert_ne!(
+            of("SELECT * FROM t WHERE a = 'x' AND b = 1"),
+            Some(base.clone())
+        );
+        assert_ne!(
+            of("SELECT * FROM t WHERE a = 12345678901 AND b = 'x'"),
+            Some(base.clone())
+        );
+        assert_ne!(
+            of("SELECT * FROM t WHERE a = $1 AND b = 'x'"),
+            Some(base.clone())
+        );
+        assert_ne!(
+            of("SELECT * FROM t WHERE a = -1 AND b = 'x'"),
+            Some(base.clone())
+        );
+        assert_ne!(
+            of("SELECT * FROM \"t\" WHERE a = 1 AND b = 'x'"),
+            Some(base)
+        );
+    }
+
+    #[test]
+    fn forms_of_a_number_are_recognised() {
+        let number = of("SELECT 1.5");
+        for text in [
+            "SELECT 2.",
+            "SELECT .5",
+            "SELECT 1e5",
+            "SELECT 1.5E-3",
+            "SELECT 12345678901",
+        ] {
+            assert_eq!(of(text), number, "{text}");
+        }
+        assert_eq!(of("SELECT 1::int"), of("SELECT 27::int"));
+        assert_eq!(of("SELECT a1, a[2] FROM t2"), of("SELECT a1, a[3] FROM t2"));
+        assert_ne!(of("SELECT a1 FROM t"), of("SELECT a2 FROM t"));
+        assert_ne!(of("SELECT $1"), of("SELECT $2"));
+    }
+
+    #[test]
+    fn whatever_is_unusual_stands_for_itself() {
+        for text in [
+            "",
+            "  ",
+            "BEGIN",
+            "SET a = 1",
+            "SELECT E'a'",
+            "SELECT e'a'",
+            "SELECT b'1'",
+            "SELECT x'1'",
+            "SELECT U&'a'",
+            "SELECT U&\"a\"",
+            "SELECT date'2026-01-01'",
+            "SELECT 'a\\b'",
+            "SELECT $$a$$",
+            "SELECT $q$a$q$",
+            "SELECT 1 -- x",
+            "SELECT /* x */ 1",
+            "SELECT 1; SELECT 2",
+            "SELECT 'now'",
+            "SELECT 'Today'::date",
+            "SELECT 'to'\n'day'",
+            "SELECT set_config('a', 'b', false)",
+            "SELECT SET_CONFIG('a', 'b', false)",
+            "SELECT \"set_config\"('a', 'b', false)",
+            "SELECT 1from t",
+            "SELECT 0x1F",
+            "SELECT 1_000",
+            "SELECT 1..2",
+            "SELECT 1e",
+            "SELECT 'open",
+            "SELECT \"open",
+            "SELECT 1\u{0}",
+            "SELECT $1a",
+            "SELECT 1::float(24)",
+            "SELECT 2147483647",
+            "SELECT \u{1}",
+        ] {
+            assert_eq!(of(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_trailing_semicolon_changes_nothing() {
+        assert_eq!(of("SELECT 1; \n"), of("SELECT 1"));
+    }
+}

@@ -1,0 +1,182 @@
+//! A server connection as the gateway lends it out: the wire plus what is known of its session state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use heliosdb_network::connection_pool::{Connector, Disposition};
+use heliosdb_network::error::{HeliosError, Result};
+use heliosdb_network::postgres::{PgConnection, PgTarget};
+
+use crate::session::prepared::ServerStatements;
+use crate::session::settings::{Effective, SettingMap};
+
+use crate::clients::ServerKey;
+
+use super::servers::{ServerInfo, ServerRegistry};
+
+/// What a new session on the server begins with, before any client asked for anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Baseline {
+    /// `search_path` as the server prints it.
+    pub(crate) search_path: String,
+    /// A digest of every setting that a client could set: part of each cache key, since `ALTER ROLE ... SET` changes
+    /// answers without any client saying so.
+    pub(crate) fingerprint: String,
+    /// What the server reports of itself at login, in its order.
+    pub(crate) parameters: Vec<(String, String)>,
+}
+
+impl Baseline {
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| &**value)
+    }
+}
+
+/// A server process, told apart from a later one with the same id by the time it began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendProcess {
+    pub(crate) pid: i32,
+    /// As the server prints it; absent where the server does not say.
+    pub(crate) started: Option<String>,
+}
+
+/// One connection to the server.
+#[derive(Debug)]
+pub(crate) struct ServerConnection {
+    pub(crate) pg: PgConnection,
+    pub(crate) baseline: Arc<Baseline>,
+    /// The settings in force on it beyond the baseline.
+    pub(crate) applied: Arc<Effective>,
+    pub(crate) statements: ServerStatements,
+    /// True once something happened that only `DISCARD ALL` undoes.
+    pub(crate) dirty: bool,
+    /// True after a fault, and while an exchange that must not be cut short is under way: it can't be lent again.
+    pub(crate) broken: bool,
+    /// True while a session has it: should the session's task die, nobody knows what is outstanding.
+    pub(crate) lent: bool,
+    /// What a cancel request for it needs.
+    pub(crate) key: Arc<ServerKey>,
+    /// The server's process behind it.
+    pub(crate) process: BackendProcess,
+    pub(crate) info: Arc<ServerInfo>,
+}
+
+/// Opens, checks and cleans the connections of one pool (one user on one database).
+#[derive(Debug)]
+pub(crate) struct ServerConnector {
+    pub(crate) target: PgTarget,
+    registry: Arc<ServerRegistry>,
+    next_id: AtomicU64,
+    no_settings: Arc<Effective>,
+}
+
+impl ServerConnector {
+    pub(crate) fn new(target: PgTarget, registry: Arc<ServerRegistry>) -> Self {
+        Self {
+            target,
+            registry,
+            next_id: AtomicU64::new(1),
+            no_settings: Effective::new(SettingMap::new()),
+        }
+    }
+}
+
+/// Everything that a client may set, except what [`settings`](crate::session::settings) holds harmless.
+const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
+     pg_catalog.md5(pg_catalog.string_agg(name || '=' || coalesce(setting, ''), ',' ORDER BY name)), \
+     (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) \
+     FROM pg_catalog.pg_settings WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
+     AND name NOT IN ('application_name', 'client_min_messages')";
+
+impl Connector for ServerConnector {
+    type Connection = ServerConnection;
+
+    async fn connect(&self) -> Result<ServerConnection> {
+        let mut pg = PgConnection::connect(&self.target).await?;
+        let parameters = pg.parameters().to_vec();
+        let results = pg.simple_query(BASELINE).await?;
+        let mut row = results
+            .into_iter()
+            .flat_map(|result| result.rows)
+            .next()
+            .unwrap_or_default()
+            .into_iter();
+        let (Some(Some(search_path)), Some(Some(fingerprint)), Some(started)) =
+            (row.next(), row.next(), row.next())
+        else {
+            return Err(HeliosError::Protocol(
+                "the server did not report its settings".to_owned(),
+            ));
+        };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
+        let info = self.registry.register(ServerInfo::new(
+            id,
+            &self.target.user,
+            &self.target.database,
+            pid,
+            SystemTime::now(),
+        ));
+        Ok(ServerConnection {
+            pg,
+            baseline: Arc::new(Baseline {
+                search_path,
+                fingerprint,
+                parameters,
+            }),
+            applied: Arc::clone(&self.no_settings),
+            statements: ServerStatements::default(),
+            dirty: false,
+            broken: false,
+            lent: false,
+            key: Arc::new(ServerKey {
+                target: self.target.clone(),
+                pid,
+                secret,
+            }),
+            process: BackendProcess { pid, started },
+            info,
+        })
+    }
+
+    async fn check(&self, connection: &mut ServerConnection) -> Result<()> {
+        connection.pg.check().await
+    }
+
+    async fn reset(&self, connection: &mut ServerConnection) -> Result<()> {
+        if connection.pg.transaction_status() != b'I' {
+            connection.pg.simple_query("ROLLBACK").await?;
+        }
+        connection.pg.simple_query("DISCARD ALL").await?;
+        connection.applied = Arc::clone(&self.no_settings);
+        connection.statements.clear();
+        connection.dirty = false;
+        Ok(())
+    }
+
+    async fn close(&self, connection: ServerConnection) {
+        connection.pg.terminate().await;
+    }
+
+    fn disposition(&self, connection: &ServerConnection) -> Disposition {
+        if connection.broken || connection.lent {
+            Disposition::Broken
+        } else if connection.dirty || connection.pg.transaction_status() != b'I' {
+            Disposition::Dirty
+        } else {
+            Disposition::Clean
+        }
+    }
+
+    fn is_alive(&self, connection: &mut ServerConnection) -> bool {
+        connection.pg.is_alive()
+    }
+
+    fn label(&self, connection: &ServerConnection) -> u64 {
+        connection.applied.label()
+    }
+}

@@ -1,0 +1,127 @@
+//! One database as the cache sees it: its slots, and the catalog that statements are classified against.
+
+use std::hash::Hasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use heliosdb_cache::{Dependencies, SlotId, VersionSlots};
+use heliosdb_network::postgres::PgConnection;
+use parking_lot::Mutex;
+use rapidhash::fast::RapidHasher;
+
+use crate::sql::Catalog;
+
+/// A catalog, and the schema version it was read under: it may be believed while that version stands.
+#[derive(Debug)]
+pub(crate) struct LoadedCatalog {
+    pub(crate) catalog: Catalog,
+    read_under: Dependencies,
+}
+
+/// A database of the upstream server.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) name: String,
+    /// Written to by statements whose effects can't be bounded.
+    pub(crate) everything: SlotId,
+    /// Written to by DDL.
+    pub(crate) schema: SlotId,
+    versions: Arc<VersionSlots>,
+    catalog: ArcSwapOption<LoadedCatalog>,
+    /// One load at a time; the others wait for its result.
+    loading: tokio::sync::Mutex<()>,
+    last_failure: Mutex<Option<Instant>>,
+}
+
+/// No two catalogs of the process have the same epoch, whatever database they are of.
+static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
+
+/// After a failed load nothing is cached for this long; then the next statement tries again.
+const RETRY_LOAD_AFTER: Duration = Duration::from_secs(1);
+
+impl Database {
+    pub(crate) fn new(name: &str, versions: &Arc<VersionSlots>) -> Self {
+        Self {
+            name: name.to_owned(),
+            everything: versions.slot(slot_hash(name, "everything", 0)),
+            schema: versions.slot(slot_hash(name, "schema", 0)),
+            versions: Arc::clone(versions),
+            catalog: ArcSwapOption::empty(),
+            loading: tokio::sync::Mutex::new(()),
+            last_failure: Mutex::new(None),
+        }
+    }
+
+    /// The slot of a relation, by its catalog key.
+    pub(crate) fn slot(&self, relation: u32) -> SlotId {
+        self.versions
+            .slot(slot_hash(&self.name, "relation", relation))
+    }
+
+    /// The catalog, if one is loaded and no DDL came since (or is under way).
+    pub(crate) fn catalog_now(&self) -> Option<Arc<LoadedCatalog>> {
+        self.catalog
+            .load_full()
+            .filter(|loaded| self.versions.is_current(&loaded.read_under))
+    }
+
+    /// True where a load is worth trying: none failed just now, and no DDL is under way.
+    pub(crate) fn can_load(&self) -> bool {
+        self.last_failure
+            .lock()
+            .is_none_or(|at| at.elapsed() >= RETRY_LOAD_AFTER)
+            && self.versions.observe(&[self.schema]).is_some()
+    }
+
+    /// Excludes other loads; look at [`catalog_now`](Self::catalog_now) again once it is held.
+    pub(crate) async fn lock_loading(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.loading.lock().await
+    }
+
+    /// Reads the catalog over a connection that is outside of a transaction.
+    ///
+    /// The schema version is read before the catalog: DDL that the load did not see raises it afterwards.
+    pub(crate) async fn load(&self, connection: &mut PgConnection) -> Option<Arc<LoadedCatalog>> {
+        let read_under = self.versions.observe(&[self.schema])?;
+        let started = Instant::now();
+        let loaded = match connection.simple_query(Catalog::LOAD).await {
+            Ok(results) => {
+                let epoch = NEXT_EPOCH.fetch_add(1, Ordering::Relaxed);
+                let rows = results
+                    .into_iter()
+                    .filter(|result| !result.columns.is_empty())
+                    .map(|result| result.rows);
+                Catalog::from_results(epoch, rows.collect()).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match loaded {
+            Ok(catalog) => {
+                tracing::debug!(database = self.name, elapsed = ?started.elapsed(), "catalog loaded");
+                let loaded = Arc::new(LoadedCatalog {
+                    catalog,
+                    read_under,
+                });
+                self.catalog.store(Some(Arc::clone(&loaded)));
+                *self.last_failure.lock() = None;
+                Some(loaded)
+            }
+            Err(error) => {
+                tracing::warn!(database = self.name, %error, "cannot read the catalog: nothing is cached until it can be");
+                *self.last_failure.lock() = Some(Instant::now());
+                None
+            }
+        }
+    }
+}
+
+fn slot_hash(database: &str, kind: &str, relation: u32) -> u64 {
+    let mut hasher = RapidHasher::default_const();
+    hasher.write(database.as_bytes());
+    hasher.write_u8(0);
+    hasher.write(kind.as_bytes());
+    hasher.write_u32(relation);
+    hasher.finish()
+}

@@ -1,0 +1,327 @@
+//! The database server behind the gateway: its pools, one per (user, database), and its databases.
+
+pub(crate) mod connection;
+pub(crate) mod database;
+#[cfg(feature = "embedded")]
+pub(crate) mod embedded;
+pub(crate) mod servers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use heliosdb_cache::{HashedStr, VersionSlots};
+use heliosdb_network::connection_pool::{
+    AcquireError, ConnectionPoolConfig, EnhancedConnectionPool, Lease,
+};
+use heliosdb_network::postgres::PgTarget;
+use parking_lot::Mutex;
+
+use crate::config::Config;
+use crate::error::{ClientError, ErrorKind};
+use crate::session::settings::Effective;
+
+use connection::{Baseline, ServerConnection, ServerConnector};
+use database::{Database, LoadedCatalog};
+use servers::ServerRegistry;
+
+/// A server connection on loan.
+pub(crate) type ServerLease = Lease<ServerConnector>;
+
+/// The server behind the gateway.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    /// Where the URL points; other users and databases of the same server derive from it.
+    target: PgTarget,
+    /// One user, one database, one connection, no cancel: the server inside this process.
+    embedded: bool,
+    pool_config: ConnectionPoolConfig,
+    versions: Arc<VersionSlots>,
+    /// Why a lock: a look-up per client login. Pools are made under it, but making one does no I/O.
+    pools: Mutex<BTreeMap<(String, String), Arc<ServerPool>>>,
+    databases: Mutex<BTreeMap<String, Arc<Database>>>,
+    pub(crate) servers: Arc<ServerRegistry>,
+}
+
+/// The connections of one user to one database.
+#[derive(Debug)]
+pub(crate) struct ServerPool {
+    pub(crate) user: String,
+    pub(crate) database: Arc<Database>,
+    pub(crate) connections: Arc<EnhancedConnectionPool<ServerConnector>>,
+    pub(crate) target: PgTarget,
+    pub(crate) embedded: bool,
+    /// What sessions of this pool begin with; known once the first connection stood.
+    baseline: ArcSwapOption<Baseline>,
+    /// What the server reports to a client with these settings, so that a login needs no server connection.
+    /// Why a lock: a look-up per login.
+    parameters: Mutex<Vec<KnownParameters>>,
+}
+
+/// Startup settings seen before, the defaults they were applied to, and what the server made of them.
+type KnownParameters = (Arc<Effective>, Arc<Baseline>, Vec<(String, String)>);
+
+/// How many different sets of startup settings are remembered in each pool.
+const PARAMETERS_MAX: usize = 64;
+
+/// How many (user, database) pairs are kept. Each costs two idle tasks; a client can name any database it likes.
+const POOLS_MAX: usize = 1000;
+
+impl Upstream {
+    pub(crate) fn new(
+        target: PgTarget,
+        embedded: bool,
+        config: &Config,
+        versions: &Arc<VersionSlots>,
+    ) -> Self {
+        Self {
+            target,
+            embedded,
+            pool_config: pool_config(config, embedded),
+            versions: Arc::clone(versions),
+            pools: Mutex::default(),
+            databases: Mutex::default(),
+            servers: Arc::default(),
+        }
+    }
+
+    /// The user and database that the URL names.
+    pub(crate) fn target(&self) -> &PgTarget {
+        &self.target
+    }
+
+    /// True for the server inside this process.
+    pub(crate) fn is_embedded(&self) -> bool {
+        self.embedded
+    }
+
+    /// The pool for a client's user and database.
+    pub(crate) fn pool(&self, user: &str, database: &str) -> Result<Arc<ServerPool>, ClientError> {
+        // The embedded server has one connection, hence one user and one database for everybody.
+        let (user, database) = if self.embedded {
+            (&*self.target.user, &*self.target.database)
+        } else {
+            (user, database)
+        };
+        let mut pools = self.pools.lock();
+        let key = (user.to_owned(), database.to_owned());
+        if let Some(pool) = pools.get(&key) {
+            return Ok(Arc::clone(pool));
+        }
+        if pools.len() >= POOLS_MAX {
+            pools.retain(|_, pool| Arc::strong_count(pool) > 1);
+            if pools.len() >= POOLS_MAX {
+                return Err(ClientError::new(
+                    ErrorKind::Config,
+                    "53300",
+                    format!("too many different users and databases in use ({POOLS_MAX})"),
+                )
+                .fatal());
+            }
+        }
+        let mut target = self.target.clone();
+        if target.user != user {
+            // Only the URL's user has a password here; another one must be let in without (trust, peer, cert).
+            target.password = None;
+        }
+        user.clone_into(&mut target.user);
+        database.clone_into(&mut target.database);
+        let connector = ServerConnector::new(target.clone(), Arc::clone(&self.servers));
+        let connections =
+            EnhancedConnectionPool::with_connector(connector, self.pool_config.clone()).map_err(
+                |error| ClientError::new(ErrorKind::Config, "F0000", error.to_string()).fatal(),
+            )?;
+        let pool = Arc::new(ServerPool {
+            user: user.to_owned(),
+            database: self.database(database),
+            connections,
+            target,
+            embedded: self.embedded,
+            baseline: ArcSwapOption::empty(),
+            parameters: Mutex::default(),
+        });
+        pools.insert(key, Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    /// Forgets a pool that never had a connection (an unknown database, a wrong password).
+    pub(crate) fn forget(&self, pool: &Arc<ServerPool>) {
+        if pool.baseline.load().is_none() {
+            self.pools
+                .lock()
+                .remove(&(pool.user.clone(), pool.database.name.clone()));
+        }
+    }
+
+    /// All pools, in order of user and database.
+    pub(crate) fn pools(&self) -> Vec<Arc<ServerPool>> {
+        self.pools.lock().values().cloned().collect()
+    }
+
+    /// All databases in use, by name.
+    pub(crate) fn databases(&self) -> Vec<Arc<Database>> {
+        self.databases.lock().values().cloned().collect()
+    }
+
+    fn database(&self, name: &str) -> Arc<Database> {
+        let mut databases = self.databases.lock();
+        if databases.len() >= 2 * POOLS_MAX {
+            databases.retain(|_, database| Arc::strong_count(database) > 1);
+        }
+        Arc::clone(
+            databases
+                .entry(name.to_owned())
+                .or_insert_with(|| Arc::new(Database::new(name, &self.versions))),
+        )
+    }
+
+    /// Waits for the clients' last statements, at most until the deadline, and closes all connections.
+    pub(crate) async fn drain(&self, deadline: Duration) {
+        let pools = self.pools();
+        let drains = pools.iter().map(|pool| pool.connections.drain(deadline));
+        futures_util::future::join_all(drains).await;
+    }
+}
+
+impl ServerPool {
+    /// Acquires a connection, preferring one that has the wanted settings in force.
+    pub(crate) async fn acquire(&self, label: u64) -> Result<ServerLease, AcquireError> {
+        if let Some(lease) = self.try_acquire(label) {
+            return Ok(lease);
+        }
+        let lease = self.connections.acquire_labelled(label).await?;
+        self.notice(&lease.baseline);
+        Ok(lease)
+    }
+
+    /// What sessions begin with. Opens a connection to find out, if none stood before.
+    pub(crate) async fn learn_baseline(&self) -> Result<Arc<Baseline>, AcquireError> {
+        if let Some(baseline) = self.baseline.load_full() {
+            return Ok(baseline);
+        }
+        Ok(Arc::clone(&self.acquire(0).await?.baseline))
+    }
+
+    /// Acquires a connection if one is idle.
+    pub(crate) fn try_acquire(&self, label: u64) -> Option<ServerLease> {
+        let lease = self.connections.try_acquire(label)?;
+        self.notice(&lease.baseline);
+        Some(lease)
+    }
+
+    /// What the server is known to report to a client with these settings.
+    pub(crate) fn known_parameters(
+        &self,
+        settings: &Arc<Effective>,
+    ) -> Option<(Arc<Baseline>, Vec<(String, String)>)> {
+        let current = self.baseline.load_full()?;
+        let known = self.parameters.lock();
+        known
+            .iter()
+            .find(|(known, baseline, _)| known == settings && Arc::ptr_eq(baseline, &current))
+            .map(|(_, baseline, parameters)| (Arc::clone(baseline), parameters.clone()))
+    }
+
+    /// Remembers what the server reports to a client with these settings.
+    pub(crate) fn remember_parameters(
+        &self,
+        settings: &Arc<Effective>,
+        baseline: &Arc<Baseline>,
+        parameters: Vec<(String, String)>,
+    ) {
+        let Some(current) = self
+            .baseline
+            .load_full()
+            .filter(|current| **current == **baseline)
+        else {
+            return;
+        };
+        let mut known = self.parameters.lock();
+        known.retain(|(known, under, _)| known != settings && Arc::ptr_eq(under, &current));
+        if known.len() >= PARAMETERS_MAX {
+            known.remove(0);
+        }
+        known.push((Arc::clone(settings), current, parameters));
+    }
+
+    /// A connection that begins differently from its siblings means that somebody altered a role, the database or the
+    /// server's configuration: the siblings are out of date and go as they come back.
+    fn notice(&self, baseline: &Arc<Baseline>) {
+        let known = self.baseline.load();
+        match &*known {
+            Some(known) if Arc::ptr_eq(known, baseline) => {}
+            Some(known)
+                if known.fingerprint == baseline.fingerprint
+                    && known.search_path == baseline.search_path => {}
+            Some(_) => {
+                tracing::info!(
+                    user = self.user,
+                    database = self.database.name,
+                    "the server's default settings changed"
+                );
+                self.baseline.store(Some(Arc::clone(baseline)));
+                self.connections.evict_all();
+            }
+            None => self.baseline.store(Some(Arc::clone(baseline))),
+        }
+    }
+
+    /// The catalog as it is now; loads it where it is missing or out of date. `None`: nothing can be cached for now.
+    ///
+    /// `own` is the caller's connection where it holds one: with a single server connection, asking the pool for
+    /// another would wait for ourselves.
+    pub(crate) async fn catalog(
+        &self,
+        own: Option<&mut ServerConnection>,
+    ) -> Option<Arc<LoadedCatalog>> {
+        if let Some(loaded) = self.database.catalog_now() {
+            return Some(loaded);
+        }
+        if !self.database.can_load() {
+            return None;
+        }
+        match own {
+            Some(own) => self.database.load(&mut own.pg).await,
+            None => {
+                let _only_one = self.database.lock_loading().await;
+                if let Some(loaded) = self.database.catalog_now() {
+                    return Some(loaded);
+                }
+                let mut lease = self.acquire(0).await.ok()?;
+                // A load that is cut short leaves unread replies behind.
+                lease.broken = true;
+                let loaded = self.database.load(&mut lease.pg).await;
+                lease.broken = loaded.is_none();
+                loaded
+            }
+        }
+    }
+
+    /// The part of a cache key that says whose defaults a session has.
+    pub(crate) fn key_prefix(&self, baseline: &Baseline) -> HashedStr {
+        HashedStr::new(&format!(
+            "{}\u{0}{}",
+            self.database.name, baseline.fingerprint
+        ))
+    }
+}
+
+fn pool_config(config: &Config, embedded: bool) -> ConnectionPoolConfig {
+    let mut pool = ConnectionPoolConfig::default();
+    pool.max_connections = config.pool.size;
+    pool.min_idle = config.pool.min_idle;
+    pool.acquire_timeout = config.pool.acquire_timeout;
+    pool.max_lifetime = Some(config.pool.max_lifetime);
+    pool.idle_timeout = Some(config.pool.idle_timeout);
+    pool.health_check_interval_secs = config.pool.health_check_interval.as_secs().max(1);
+    pool.connect_timeout = config.upstream.connect_timeout;
+    if embedded {
+        // Its one connection is the database itself: reopening it costs a start, and nothing can cut it.
+        pool.max_connections = 1;
+        pool.min_idle = 0;
+        pool.max_lifetime = None;
+        pool.idle_timeout = None;
+    }
+    pool
+}

@@ -1,0 +1,84 @@
+//! A connection on loan.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use super::state::ConnectionMeta;
+use super::{Connector, EnhancedConnectionPool};
+
+/// A connection that is the holder's until it drops it; then it goes to the next in line, after a reset if the
+/// [`Connector`] calls it dirty, or is closed if it calls it broken.
+pub struct Lease<C: Connector> {
+    pool: Arc<EnhancedConnectionPool<C>>,
+    /// Present until the lease ends.
+    held: Option<(C::Connection, ConnectionMeta)>,
+}
+
+impl<C: Connector> Lease<C> {
+    pub(super) fn new(
+        pool: Arc<EnhancedConnectionPool<C>>,
+        connection: C::Connection,
+        meta: ConnectionMeta,
+    ) -> Self {
+        Self {
+            pool,
+            held: Some((connection, meta)),
+        }
+    }
+
+    /// Closes the connection instead of giving it back.
+    pub fn discard(mut self) {
+        if let Some((connection, _)) = self.held.take() {
+            self.pool.discard(connection);
+        }
+    }
+
+    /// What is known of the connection.
+    #[must_use]
+    pub fn meta(&self) -> &ConnectionMeta {
+        &self.held().1
+    }
+
+    pub(super) fn pool(&self) -> &EnhancedConnectionPool<C> {
+        &self.pool
+    }
+
+    pub(super) fn into_parts(mut self) -> (C::Connection, ConnectionMeta) {
+        self.held.take().expect("present until the lease ends")
+    }
+
+    fn held(&self) -> &(C::Connection, ConnectionMeta) {
+        self.held.as_ref().expect("present until the lease ends")
+    }
+}
+
+impl<C: Connector> Deref for Lease<C> {
+    type Target = C::Connection;
+
+    fn deref(&self) -> &C::Connection {
+        &self.held().0
+    }
+}
+
+impl<C: Connector> DerefMut for Lease<C> {
+    fn deref_mut(&mut self) -> &mut C::Connection {
+        &mut self.held.as_mut().expect("present until the lease ends").0
+    }
+}
+
+impl<C: Connector> Drop for Lease<C> {
+    fn drop(&mut self) {
+        if let Some((connection, meta)) = self.held.take() {
+            self.pool.release(connection, meta);
+        }
+    }
+}
+
+impl<C: Connector> fmt::Debug for Lease<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("meta", &self.held.as_ref().map(|held| &held.1))
+            .finish_non_exhaustive()
+    }
+}
