@@ -36,6 +36,8 @@ impl<'a> Walk<'a> {
             return;
         };
         let qualifier = parts.next().flatten();
+        self.times.converts_zones |= name == "timezone";
+        self.times.time_of_day |= matches!(name, "make_time" | "time");
         self.function(qualifier, name, args.len());
         if let [arg] = args.as_slice() {
             self.functional_cast(qualifier, name, arg);
@@ -192,6 +194,7 @@ impl<'a> Walk<'a> {
             }
             known = true;
             is_time |= is_time_type(facts, name);
+            self.times.time_of_day |= name == "time";
             let trusted = match facts.kind {
                 'e' => true,
                 'b' | 'r' | 'm' => facts.extension || facts.is_builtin(),

@@ -86,6 +86,8 @@ pub(super) struct RelationFacts {
     pub(super) tree: TreeId,
     pub(super) row_security: bool,
     pub(super) unstable_column: bool,
+    /// It has a column of type `time`.
+    pub(super) time_of_day: bool,
     /// A policy, default or check runs volatile user code.
     pub(super) code: bool,
     unlogged: bool,
@@ -456,6 +458,7 @@ impl Catalog {
                 rule: row.flag(7)?,
                 unstable_column: row.flag(8)?,
                 trigger_ddl: row.flag(9)?,
+                time_of_day: row.flag(10)?,
                 code: false,
                 time_columns: HashMap::new(),
                 definition: None,

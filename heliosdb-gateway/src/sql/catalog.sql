@@ -25,7 +25,10 @@ SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurit
                                  AND (u.name ~ '^reg' OR u.name IN ('aclitem', 'timetz')))),
        EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
                 WHERE t.tgrelid = c.oid AND NOT t.tgisinternal
-                  AND p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)')
+                  AND p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)'),
+       EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                  AND 1083 IN (t.oid, t.typbasetype))
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp)';
 -- 2: inheritance and partitions
@@ -38,7 +41,7 @@ SELECT p.proname,
        pg_catalog.bool_or(p.provolatile = 'i'), pg_catalog.bool_or(p.provolatile = 's'),
        pg_catalog.bool_or(p.provolatile = 'v'),
        pg_catalog.bool_or(p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1 AND a.typtype IN ('c', 'p')),
-       pg_catalog.bool_or(r.typcategory IN ('S', 'X', 'P'))
+       pg_catalog.bool_or(r.typcategory IN ('S', 'X', 'P', 'A'))
   FROM pg_catalog.pg_proc p
   JOIN pg_catalog.pg_type r ON r.oid = p.prorettype
   LEFT JOIN pg_catalog.pg_type a ON a.oid = p.proargtypes[0]
@@ -48,7 +51,7 @@ SELECT p.proname,
 SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname IN ('c', 'internal'), x.extname,
        p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1
          AND COALESCE(a.typtype IN ('c', 'p') OR b.typtype = 'c', false),
-       r.typcategory IN ('S', 'X', 'P'),
+       r.typcategory IN ('S', 'X', 'P', 'A'),
        l.lanname NOT IN ('c', 'internal')
          AND p.prosrc ~* '\mset_config\M|(^|[;''"]|\m(begin|then|else|loop))\s*(set|reset|discard)\s',
        p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)'
@@ -71,7 +74,7 @@ SELECT aggfnoid::pg_catalog.oid, f.oid
                        (aggminvtransfn::pg_catalog.oid), (aggmfinalfn::pg_catalog.oid)) f (oid)
  WHERE aggfnoid >= 16384 AND f.oid >= 16384;
 -- 7: operators that are not built in
-SELECT o.oprname, o.oprcode::pg_catalog.oid, r.typcategory IN ('S', 'X', 'P')
+SELECT o.oprname, o.oprcode::pg_catalog.oid, r.typcategory IN ('S', 'X', 'P', 'A')
   FROM pg_catalog.pg_operator o LEFT JOIN pg_catalog.pg_type r ON r.oid = o.oprresult
  WHERE o.oid >= 16384;
 -- 8: casts that are not built in

@@ -2,47 +2,50 @@
 
 use super::{Catalog, Class, Effect, NameScope, Read, Statement, Write, classify};
 
-/// Schema, name, kind, persistence, row security, trigger, rule, unstable column, trigger with DDL.
+/// Schema, name, kind, persistence, row security, trigger, rule, unstable column, trigger with DDL,
+/// column of type time.
 /// The n-th relation has the identifier 1001 + n.
 const RELATIONS: &str = "
-public users r p f f f f f
-public orders r p f f f f f
-public items r p f f f f f
-public logged r p f t f f f
-public ruled r p f f t f f
-public coded r p f f f f f
-public secret r p t f f f f
-public parts p p f f f f f
-public parts_1 r p f f f f f
-public parts_2 r p f f f f f
-public parent r p f f f f f
-public child r p f f f f f
-public remote f p f f f f f
-public remote_parts p p f f f f f
-public remote_part f p f f f f f
-public totals m p f f f f f
-public ids S p f f f f f
-public scratch r u f f f f f
-public registry r p f f f t f
-public events r p f f f f f
-public active_users v p f f f f f
-public order_summary v p f f f f f
-public todays_events v p f f f f f
-public calls_writer v p f f f f f
-public ping v p f f f f f
-public pong v p f f f f f
-public editable v p f t f f f
-public partition_maker r p f t f f t
-public tree_a r p f f f f f
-public tree_b r p f f f f f
-public tree_c r p f f f f f
-public Orders r p f f f f f
-public all_secret v p f f f f f
-app users r p f f f f f
-app notes r p f f f f f
-alice users r p f f f f f
-pg_catalog pg_class r p f f f f f
-information_schema tables v p f f f f f
+public users r p f f f f f f
+public orders r p f f f f f f
+public items r p f f f f f f
+public logged r p f t f f f f
+public ruled r p f f t f f f
+public coded r p f f f f f f
+public secret r p t f f f f f
+public parts p p f f f f f f
+public parts_1 r p f f f f f f
+public parts_2 r p f f f f f f
+public parent r p f f f f f f
+public child r p f f f f f f
+public remote f p f f f f f f
+public remote_parts p p f f f f f f
+public remote_part f p f f f f f f
+public totals m p f f f f f f
+public ids S p f f f f f f
+public scratch r u f f f f f f
+public registry r p f f f t f f
+public events r p f f f f f f
+public shifts r p f f f f f t
+public active_users v p f f f f f f
+public order_summary v p f f f f f f
+public todays_events v p f f f f f f
+public calls_writer v p f f f f f f
+public ping v p f f f f f f
+public pong v p f f f f f f
+public editable v p f t f f f f
+public partition_maker r p f t f f t f
+public tree_a r p f f f f f f
+public tree_b r p f f f f f f
+public tree_c r p f f f f f f
+public Orders r p f f f f f f
+public all_secret v p f f f f f f
+public ruled_view v p f f t f f f
+app users r p f f f f f f
+app notes r p f f f f f f
+alice users r p f f f f f f
+pg_catalog pg_class r p f f f f f f
+information_schema tables v p f f f f f f
 ";
 
 const INHERITS: &str = "
@@ -65,7 +68,8 @@ const IMMUTABLE: &str = "abs avg btrim count generate_subscripts greatest jsonb_
 jsonb_each_text lag like_escape lower max md5 min now_like pg_partition_root rank round row_number
 string_agg sum unnest upper to_tsvector";
 
-const STABLE: &str = "age concat current_setting date date_trunc enum_range extract generate_series
+const STABLE: &str =
+    "age concat current_setting date date_trunc enum_range extract generate_series make_time
 json_populate_record now pg_backend_pid row_to_json timestamptz to_char to_tsvector table_to_xml
 to_regclass txid_current version timezone";
 
@@ -102,6 +106,7 @@ pg_catalog text b S f
 pg_catalog varchar b S f
 pg_catalog bool b B f
 pg_catalog date b D f
+pg_catalog time b D f
 pg_catalog timestamptz b D f
 pg_catalog timestamp b D f
 pg_catalog timetz b D f
@@ -147,6 +152,7 @@ const VIEWS: &[(&str, &str)] = &[
     ("ping", " SELECT pong.id FROM public.pong, public.pong p2;"),
     ("pong", " SELECT ping.id FROM public.ping, public.ping p2;"),
     ("editable", " SELECT events.at FROM public.events;"),
+    ("ruled_view", " SELECT events.at FROM public.events;"),
     ("all_secret", " SELECT secret.id FROM public.secret;"),
     (
         "totals",
@@ -243,8 +249,8 @@ pub(super) fn results() -> Vec<Rows> {
             row(&["<->", "20012", "f"]),
             row(&["@!", "20003", "f"]),
         ],
-        // An explicit cast to money_bag runs user_immutable.
-        vec![row(&["30020", "20001", "e"])],
+        // An explicit cast to jsonb runs user_immutable.
+        vec![row(&["3014", "20001", "e"])],
         types,
         // A default of coded calls user_volatile; one of orders calls user_stable.
         vec![

@@ -16,10 +16,12 @@
 mod calls;
 mod catalog;
 mod datetime;
+mod ddl;
 mod functions;
 mod names;
 mod reason;
 mod settings;
+mod sql_json;
 mod statement;
 mod time_casts;
 mod walk;
@@ -56,6 +58,33 @@ pub fn classify(sql: &str, catalog: &Catalog, scope: &NameScope) -> Class {
 #[must_use]
 pub fn classify_without_catalog(sql: &str, scope: &NameScope) -> Class {
     statement::classify(sql, None, scope)
+}
+
+/// Whether the meaning of a parameter value of this type follows from the value and the settings.
+///
+/// Not so for the types that [`classify`] refuses as the target of a cast: `timetz`, whose zone may
+/// stand for today's offset (nor for `time`, which turns into it unasked), and the `reg*` types and `aclitem`, which are names of what the catalogs
+/// hold. A statement bound with a parameter declared as one of these, or as an array of one, must not
+/// be answered from memory.
+#[must_use]
+pub fn is_pure_parameter_type(oid: u32) -> bool {
+    !matches!(
+        oid,
+        24 | 1008 // regproc
+            | 1033 | 1034 // aclitem
+            | 1083 | 1183 // time
+            | 1266 | 1270 // timetz
+            | 2202 | 2207 // regprocedure
+            | 2203 | 2208 // regoper
+            | 2204 | 2209 // regoperator
+            | 2205 | 2210 // regclass
+            | 2206 | 2211 // regtype
+            | 3734 | 3735 // regconfig
+            | 3769 | 3770 // regdictionary
+            | 4089 | 4090 // regnamespace
+            | 4096 | 4097 // regrole
+            | 4191 | 4192 // regcollation
+    )
 }
 
 /// What a statement text means.

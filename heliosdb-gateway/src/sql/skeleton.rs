@@ -194,7 +194,12 @@ fn is_word(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
+    use crate::sql::fixture::{catalog, scope};
+    use crate::sql::{Catalog, classify};
 
     fn of(sql: &str) -> Option<Vec<u8>> {
         let mut out = Vec::new();
@@ -298,5 +303,226 @@ mod tests {
     #[test]
     fn a_trailing_semicolon_changes_nothing() {
         assert_eq!(of("SELECT 1; \n"), of("SELECT 1"));
+    }
+    /// A part of a statement: something fixed, or a literal in two versions.
+    #[derive(Clone, Debug)]
+    enum Part {
+        Fixed(&'static str),
+        Literal(String, String),
+    }
+
+    const WORDS: &[&str] = &[
+        "SELECT",
+        "select",
+        "WITH x AS (SELECT",
+        "INSERT INTO users VALUES (",
+        "DELETE FROM orders WHERE",
+        "UPDATE users SET a =",
+        "VALUES (",
+        "(",
+        ")",
+        ",",
+        "*",
+        "FROM",
+        "WHERE",
+        "users",
+        "\"Orders\"",
+        "events",
+        "at",
+        "note",
+        "a1",
+        "=",
+        "-",
+        "+",
+        "::int",
+        "::date",
+        "::text",
+        "::varchar(",
+        "::float(",
+        "timestamp(",
+        "interval",
+        "date",
+        "IN (",
+        "LIMIT",
+        "OFFSET",
+        "ORDER BY",
+        "GROUP BY",
+        "lower(",
+        "date(",
+        "pg_advisory_lock(",
+        "user_volatile(",
+        "set_config(",
+        "to_char(",
+        "age(",
+        "nextval(",
+        "E",
+        "x",
+        "U&",
+        "$1",
+        "$",
+        ".",
+        ";",
+        "--",
+        "/*",
+        "*/",
+        "\"",
+        "'",
+        "now",
+        "INTO",
+        "FOR UPDATE",
+        "AND",
+        "BETWEEN",
+        "CASE WHEN",
+        "THEN",
+        "ELSE",
+        "END",
+        "ARRAY[",
+        "]",
+        "COLLATE \"C\"",
+        "UNION",
+        "JSON_OBJECT(",
+        ":",
+        "AS",
+        "TABLESAMPLE system (",
+        "UESCAPE",
+        "\n",
+        " ",
+        "int",
+        "\u{e9}",
+        "OVERLAPS",
+        "EXTRACT(",
+        "POSITION(",
+        "SUBSTRING(",
+        "CAST(",
+    ];
+
+    const TEMPLATES: &[&str] = &[
+        "SELECT * FROM users WHERE id = {} AND name = {}",
+        "SELECT {}::date, date({}), at::date FROM events WHERE at > {}",
+        "SELECT lower({}), user_volatile({}), age({}) FROM orders LIMIT {} OFFSET {}",
+        "INSERT INTO users VALUES ({}, {}), ({}, {}) ON CONFLICT (id) DO UPDATE SET name = {}",
+        "UPDATE orders SET a = {} WHERE id IN ({}, -{}, {})",
+        "DELETE FROM users WHERE name LIKE {} AND id BETWEEN {} AND {}",
+        "WITH users AS (VALUES ({})) SELECT CASE WHEN id = {} THEN {} ELSE {} END FROM users, orders",
+        "SELECT coalesce(at, {})::date, {}::varchar({}), {}::timestamp({}), {}::float({}) FROM events",
+        "SELECT set_config({}, {}, false)",
+        "SELECT interval {} day, timestamp {}, (ARRAY[{}, {}])[{}], {} COLLATE \"C\"",
+        "SELECT extract({} FROM at), substring({} FROM {} FOR {}), pg_advisory_lock({}) FROM events",
+        "SELECT E{}, U&{} UESCAPE {}, B{}, {} {}, {}\n{}",
+        "SELECT * FROM users TABLESAMPLE system ({}) REPEATABLE ({})",
+        "SELECT JSON_OBJECT({}: {}), xmlroot({}, version {}), {} IS JSON",
+        "SELECT {}, timestamp({}) {}, interval({}) {}, {}::bit({}), {}::numeric({}, {})",
+    ];
+
+    fn literal() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[0-9]{1,12}",
+            "[0-9]{0,3}\\.[0-9]{0,3}",
+            "[0-9]{1,3}(\\.[0-9]{1,2})?[eE][+-]?[0-9]{1,3}",
+            "'([a-z0-9 ;$\"-]|'')*'",
+            select(vec![
+                "'now'",
+                "' Today'",
+                "'x now y'",
+                "'to'\n'day'",
+                "'users'",
+                "'a\\b'",
+                "''",
+                "'''now'''",
+                "0x1F",
+                "1_000",
+                "9999999999",
+                "2147483648",
+                "54",
+                "24",
+                "1from",
+                "1..2",
+                "'search_path'",
+                "''''''",
+                "'/*'",
+                "'--'",
+            ])
+            .prop_map(str::to_owned),
+        ]
+    }
+
+    fn parts() -> impl Strategy<Value = Vec<Part>> {
+        let part = prop_oneof![
+            5 => select(WORDS).prop_map(Part::Fixed),
+            3 => (literal(), literal()).prop_map(|(a, b)| Part::Literal(a, b)),
+        ];
+        proptest::collection::vec(part, 0..14)
+    }
+
+    fn check(a: &str, b: &str) -> Result<(), TestCaseError> {
+        if let (Some(one), Some(other)) = (of(a), of(b))
+            && one == other
+        {
+            for conforming in [true, false] {
+                let mut scope = scope(&["public"]);
+                scope.standard_conforming_strings = conforming;
+                CATALOG.with(|catalog| {
+                    let classes = (classify(a, catalog, &scope), classify(b, catalog, &scope));
+                    prop_assert_eq!(&classes.0, &classes.1, "{} and {}", a, b);
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    thread_local! {
+        static CATALOG: Catalog = catalog();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn equal_skeletons_mean_equal_classes(
+            start in select(&WORDS[..7]),
+            parts in parts(),
+            spaced in any::<bool>(),
+        ) {
+            let (mut a, mut b) = (start.to_owned(), start.to_owned());
+            for part in &parts {
+                let (one, other) = match part {
+                    Part::Fixed(text) => (*text, *text),
+                    Part::Literal(one, other) => (one.as_str(), other.as_str()),
+                };
+                for (sql, text) in [(&mut a, one), (&mut b, other)] {
+                    if spaced {
+                        sql.push(' ');
+                    }
+                    sql.push_str(text);
+                }
+            }
+            check(&a, &b)?;
+        }
+
+        #[test]
+        fn equal_skeletons_of_valid_statements_mean_equal_classes(
+            template in select(TEMPLATES),
+            literals in proptest::collection::vec((literal(), literal()), 10),
+            differs in proptest::collection::vec(any::<bool>(), 10),
+        ) {
+            let fill = |second: bool| {
+                let mut sql = String::new();
+                for (at, piece) in template.split("{}").enumerate() {
+                    if at > 0 {
+                        let (one, other) = &literals[at - 1];
+                        sql.push_str(if second && differs[at - 1] { other } else { one });
+                    }
+                    sql.push_str(piece);
+                }
+                sql
+            };
+            check(&fill(false), &fill(true))?;
+        }
+
+        #[test]
+        fn no_text_makes_the_lexer_panic(sql in ".{0,60}") {
+            of(&format!("SELECT {sql}"));
+        }
     }
 }

@@ -397,6 +397,8 @@ fn casts_are_allowed_to_types_whose_input_is_pure() {
         "SELECT NULL::users",
         "SELECT NULL::record",
         "SELECT 1::money_bag",
+        "SELECT '1'::jsonb",
+        "SELECT '{1}'::jsonb[]",
         "SELECT 1::no_such_type",
         // A domain of this name makes upper('x') a cast if no function fits.
         "SELECT upper('x')",
@@ -478,6 +480,20 @@ fn stored_text_is_not_turned_into_dates() {
         "SELECT coalesce(at, note)::date FROM events",
     ] {
         assert_eq!(refusal(sql), "text_to_time", "{sql}");
+    }
+}
+
+#[test]
+fn a_time_of_day_has_no_offset_of_its_own() {
+    reads("SELECT at AT TIME ZONE 'Europe/Berlin' FROM events");
+    reads("SELECT opens FROM shifts");
+    for sql in [
+        "SELECT opens AT TIME ZONE 'Europe/Berlin' FROM shifts",
+        "SELECT time '10:00' AT TIME ZONE 'Europe/Berlin'",
+        "SELECT timezone('Europe/Berlin', at::time) FROM events",
+        "SELECT timezone('Europe/Berlin', make_time(10, 0, 0))",
+    ] {
+        assert_eq!(refusal(sql), "function", "{sql}");
     }
 }
 
@@ -704,6 +720,7 @@ fn a_write_to_a_view_goes_to_its_tables_or_to_code() {
         writes("UPDATE editable SET at = '2026-01-01'"),
         ["*trigger"]
     );
+    assert_eq!(writes("INSERT INTO ruled_view VALUES (1)"), ["*rule"]);
     assert_eq!(writes("UPDATE totals SET sum = 1"), ["*unknown_relation"]);
     // Reading a view is no write to its tables.
     assert_eq!(
@@ -761,6 +778,40 @@ fn a_select_that_calls_code_counts_as_a_write() {
     assert_eq!(writes("SELECT lo_unlink(1)"), ["*server_function"]);
     assert_eq!(effects("SELECT lo_unlink(1)"), []);
     assert!(effects("SELECT makes_tables()").contains(&Effect::Ddl));
+}
+
+#[test]
+fn sql_json_and_sql_xml_are_refused_but_are_no_writes() {
+    for sql in [
+        "SELECT JSON_OBJECT('a': id) FROM users",
+        "SELECT JSON_ARRAY(1, 2), JSON_ARRAY(SELECT id FROM users)",
+        "SELECT JSON_ARRAYAGG(id ORDER BY id), JSON_OBJECTAGG('a': id) FROM users",
+        "SELECT JSON_VALUE('{}', '$.a' RETURNING int DEFAULT 1 ON EMPTY)",
+        "SELECT JSON_QUERY('{}', '$.a'), JSON_EXISTS('{}', '$.a' PASSING 1 AS x)",
+        "SELECT JSON('{}'), JSON_SCALAR(1), JSON_SERIALIZE('{}')",
+        "SELECT '{}' IS JSON OBJECT",
+        "SELECT * FROM JSON_TABLE('[]', '$[*]' COLUMNS (a int PATH '$', NESTED '$.b' COLUMNS (c text))) j",
+        "SELECT xmlelement(name a, id) FROM users",
+        "SELECT xmlserialize(content '<a/>' AS text)",
+        "SELECT * FROM XMLTABLE('/a' PASSING '<a/>' COLUMNS b int)",
+    ] {
+        assert_eq!(refusal(sql), "unsupported", "{sql}");
+        assert_eq!(writes(sql), [""; 0], "{sql}");
+        assert_eq!(effects(sql), [], "{sql}");
+    }
+    for sql in [
+        "SELECT JSON_OBJECT('a': user_volatile())",
+        "SELECT JSON_ARRAY(SELECT user_volatile())",
+        "SELECT JSON_ARRAYAGG(user_volatile())",
+        "SELECT JSON_OBJECTAGG('a': 1) FILTER (WHERE user_volatile())",
+        "SELECT JSON_VALUE('{}', '$.a' DEFAULT user_volatile() ON EMPTY)",
+        "SELECT JSON_EXISTS('{}', '$.a' PASSING user_volatile() AS x)",
+        "SELECT * FROM JSON_TABLE(user_volatile(), '$[*]' COLUMNS (a int PATH '$')) j",
+        "SELECT * FROM XMLTABLE('/a' PASSING user_volatile() COLUMNS b int DEFAULT 1)",
+        "SELECT xmlelement(name a, user_volatile())",
+    ] {
+        assert_eq!(writes(sql), ["*user_function"], "{sql}");
+    }
 }
 
 #[test]

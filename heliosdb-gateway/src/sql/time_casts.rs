@@ -22,6 +22,11 @@ pub(super) struct TimeCasts<'a> {
     text_names: HashSet<&'a str>,
     /// A function in FROM gives columns whose names and types are not known.
     pub(super) unknown_columns: bool,
+    /// AT TIME ZONE is used.
+    pub(super) converts_zones: bool,
+    /// Something may be of type `time`, which AT TIME ZONE takes for a `timetz`: the offset of a zone
+    /// is then that of today.
+    pub(super) time_of_day: bool,
 }
 
 impl TimeCasts<'_> {
@@ -123,7 +128,8 @@ impl<'a> Walk<'a> {
             .iter()
             .filter(|facts| self.scope.may_mean(qualifier, &facts.schema))
             .peekable();
-        visible.peek().is_some() && visible.all(|facts| !matches!(facts.category, 'S' | 'X' | 'P'))
+        visible.peek().is_some()
+            && visible.all(|facts| !matches!(facts.category, 'S' | 'X' | 'P' | 'A'))
     }
 
     fn gives_no_text(&mut self, call: &'a FuncCall) -> bool {

@@ -16,7 +16,7 @@ use super::Effect;
 use super::catalog::{Catalog, RelationId, RelationKind};
 use super::datetime::time_word;
 use super::names::{NameScope, is_temporary};
-use super::reason::{Refusal, Unbounded};
+use super::reason::{FunctionRefusal, Refusal, Unbounded};
 use super::time_casts::TimeCasts;
 use super::write::Targets;
 
@@ -115,6 +115,12 @@ impl<'a> Walk<'a> {
             && !self.times.all_are_times(catalog, &self.named)
         {
             self.refuse(Refusal::TextToTime);
+        }
+        if self.times.converts_zones && self.times.time_of_day {
+            self.refuse(Refusal::Function {
+                name: "timezone".into(),
+                why: FunctionRefusal::Stable,
+            });
         }
         (self.found, self.targets)
     }
@@ -403,28 +409,7 @@ impl<'a> Walk<'a> {
                 self.refuse(Refusal::Unsupported("XMLSERIALIZE"));
                 self.option(xml.expr.as_deref());
             }
-            NodeEnum::JsonIsPredicate(json) => {
-                self.refuse(Refusal::Unsupported("IS JSON"));
-                self.option(json.expr.as_deref());
-            }
-            NodeEnum::JsonObjectConstructor(json) => {
-                self.refuse(Refusal::Unsupported("JSON_OBJECT"));
-                self.list(&json.exprs);
-            }
-            NodeEnum::JsonArrayConstructor(json) => {
-                self.refuse(Refusal::Unsupported("JSON_ARRAY"));
-                self.list(&json.exprs);
-            }
-            NodeEnum::JsonKeyValue(pair) => {
-                self.option(pair.key.as_deref());
-                if let Some(value) = &pair.value {
-                    self.option(value.raw_expr.as_deref());
-                }
-            }
-            NodeEnum::JsonValueExpr(value) => {
-                self.refuse(Refusal::Unsupported("an SQL/JSON expression"));
-                self.option(value.raw_expr.as_deref());
-            }
+            other if self.sql_json(other) => {}
             _ => self.unsupported("a construct unknown to the classifier"),
         }
     }
@@ -526,6 +511,7 @@ impl<'a> Walk<'a> {
         }
         for id in ids {
             self.named.push(id);
+            self.times.time_of_day |= catalog.relation(id).time_of_day;
             self.read_relation(catalog, id);
         }
     }

@@ -1,0 +1,220 @@
+//! An ephemeral PostgreSQL cluster.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use tempfile::TempDir;
+
+use crate::process::{free_port, hand_over, run_as, server_identity, signal, wait_or_kill, wait_until_ready};
+
+/// The folder of the PostgreSQL server's programs: `HELIOS_PG_BIN`, the PATH, or where Debian and Red Hat put them.
+///
+/// # Errors
+/// If there is none; the message names the package.
+pub fn postgres_bin_dir() -> anyhow::Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("HELIOS_PG_BIN") {
+        return Ok(folder.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    for parent in ["/usr/lib/postgresql", "/usr"] {
+        let mut versions: Vec<PathBuf> = std::fs::read_dir(parent)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path().join("bin"))
+            .filter(|folder| folder.join("initdb").exists())
+            .collect();
+        versions.sort();
+        // The newest first.
+        folders.extend(versions.into_iter().rev());
+    }
+    folders
+        .into_iter()
+        // A folder on the PATH may hold links to some of the programs only.
+        .filter_map(|folder| folder.join("initdb").canonicalize().ok()?.parent().map(Path::to_owned))
+        .find(|folder| ["postgres", "psql", "pg_isready"].iter().all(|name| folder.join(name).exists()))
+        .context("no PostgreSQL server found: install the package `postgresql`, or set HELIOS_PG_BIN")
+}
+
+/// How a cluster is set up.
+#[derive(Debug, Clone, Default)]
+pub struct PostgresBuilder {
+    settings: Vec<(String, String)>,
+    hba: Vec<String>,
+}
+
+/// A cluster of its own in a temporary folder, on a free port of 127.0.0.1 and on a Unix socket. Its superuser is
+/// `postgres`. It stops, and its folder goes, when it is dropped.
+#[derive(Debug)]
+pub struct PostgresCluster {
+    child: Option<Child>,
+    bin: PathBuf,
+    identity: Option<(u32, u32)>,
+    port: u16,
+    builder: PostgresBuilder,
+    /// Last, so that it goes when the server has stopped.
+    folder: TempDir,
+}
+
+impl PostgresBuilder {
+    /// A setting for postgresql.conf.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A line of pg_hba.conf that goes before the default, which trusts everybody.
+    #[must_use]
+    pub fn hba(mut self, line: &str) -> Self {
+        self.hba.push(line.to_owned());
+        self
+    }
+
+    /// Initialises and starts the cluster.
+    ///
+    /// # Errors
+    /// If PostgreSQL is not installed or does not start; the message holds its log.
+    pub fn start(self) -> anyhow::Result<PostgresCluster> {
+        let bin = postgres_bin_dir()?;
+        let identity = server_identity()?;
+        let folder = tempfile::Builder::new().prefix("helios-pg-").tempdir()?;
+        hand_over(folder.path(), identity)?;
+        let mut initdb = Command::new(bin.join("initdb"));
+        initdb
+            .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "-D"])
+            .arg(folder.path().join("data"))
+            .current_dir(folder.path())
+            .stdin(Stdio::null());
+        run_as(&mut initdb, identity);
+        let output = initdb.output().context("cannot run initdb")?;
+        if !output.status.success() {
+            bail!("initdb failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        }
+        if !self.hba.is_empty() {
+            let path = folder.path().join("data/pg_hba.conf");
+            let rest = std::fs::read_to_string(&path)?;
+            std::fs::write(&path, format!("{}\n{rest}", self.hba.join("\n")))?;
+        }
+        let mut cluster =
+            PostgresCluster { child: None, bin, identity, port: free_port()?, builder: self, folder };
+        cluster.launch()?;
+        Ok(cluster)
+    }
+}
+
+impl PostgresCluster {
+    /// A cluster with default settings.
+    ///
+    /// # Errors
+    /// As [`PostgresBuilder::start`].
+    pub fn start() -> anyhow::Result<Self> {
+        Self::builder().start()
+    }
+
+    /// A cluster to be set up.
+    #[must_use]
+    pub fn builder() -> PostgresBuilder {
+        PostgresBuilder::default()
+    }
+
+    /// The TCP port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder of the Unix socket.
+    #[must_use]
+    pub fn socket_dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The URL for a user and a database.
+    #[must_use]
+    pub fn url(&self, user: &str, database: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The server's process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Runs statements as the superuser and returns the rows, unaligned and without headers.
+    ///
+    /// # Errors
+    /// If psql is missing or a statement fails.
+    pub fn psql(&self, database: &str, sql: &str) -> anyhow::Result<String> {
+        let output = Command::new(self.bin.join("psql"))
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", "127.0.0.1"])
+            .args(["-p", &self.port.to_string(), "-d", database, "-c", sql])
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run psql")?;
+        if !output.status.success() {
+            bail!("psql failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
+    /// Stops the server as a crash would: clients are cut off. Its data stays.
+    ///
+    /// # Errors
+    /// If it can't be told to.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            // SIGQUIT is PostgreSQL's immediate shutdown.
+            signal(child.id(), "QUIT")?;
+            wait_or_kill(&mut child);
+        }
+        Ok(())
+    }
+
+    /// Starts the server again on the same port and data.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn launch(&mut self) -> anyhow::Result<()> {
+        let log = self.folder.path().join("log");
+        let mut command = Command::new(self.bin.join("postgres"));
+        command.arg("-D").arg(self.folder.path().join("data"));
+        let (port, socket) = (self.port.to_string(), self.folder.path().display().to_string());
+        for (name, value) in [
+            ("port", port.as_str()),
+            ("listen_addresses", "127.0.0.1"),
+            ("unix_socket_directories", &socket),
+            // Nothing here outlives the machine.
+            ("fsync", "off"),
+            ("full_page_writes", "off"),
+        ] {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        for (name, value) in &self.builder.settings {
+            command.arg("-c").arg(format!("{name}={value}"));
+        }
+        let file = File::options().create(true).append(true).open(&log)?;
+        command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        run_as(&mut command, self.identity);
+        let mut child = command.spawn().context("cannot run postgres")?;
+        let ready = || {
+            Command::new(self.bin.join("pg_isready"))
+                .args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()])
+                .status()
+                .is_ok_and(|status| status.success())
+        };
+        let started = wait_until_ready(&mut child, "PostgreSQL", &log, ready);
+        self.child = Some(child);
+        started
+    }
+}
+
+impl Drop for PostgresCluster {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}

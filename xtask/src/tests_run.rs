@@ -1,0 +1,98 @@
+//! All tests.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use crate::steps::{Steps, cargo, run, target_dir};
+
+/// Two tests that prove a race or a leak only now and then.
+const REPEATED: [(&str, &str); 2] = [
+    ("concurrent_eviction_test", "test_concurrent_eviction_no_race"),
+    ("stampede_memory_test", "test_stampede_no_memory_leak"),
+];
+const REPETITIONS: usize = 100;
+
+/// Runs everything.
+pub(crate) fn all() -> anyhow::Result<()> {
+    let mut steps = Steps::default();
+    steps.run("tests of the workspace", || {
+        if has_nextest() {
+            run(&mut cargo(&["nextest", "run", "--workspace"]))
+        } else {
+            println!("(cargo-nextest is not installed: using cargo test)");
+            run(&mut cargo(&["test", "--workspace", "--lib", "--bins", "--tests"]))
+        }
+    })?;
+    steps.run("examples in the documentation", || {
+        run(&mut cargo(&["test", "--workspace", "--doc"]))
+    })?;
+    steps.run("model of the version slots, every interleaving", || {
+        let loom = target_dir().join("loom");
+        run(cargo(&["test", "-p", "heliosdb-cache", "--release", "--test", "loom_versions"])
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", loom))
+    })?;
+    for (file, test) in REPEATED {
+        steps.run(&format!("{test}, {REPETITIONS} times"), || repeat(file, test))?;
+    }
+    steps.summary();
+    Ok(())
+}
+
+fn has_nextest() -> bool {
+    let mut probe = Command::new("cargo");
+    probe.args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
+}
+
+/// Runs one test of heliosdb-cache again and again.
+fn repeat(file: &str, test: &str) -> anyhow::Result<()> {
+    let binary = test_binary(file)?;
+    for repetition in 1..=REPETITIONS {
+        let output = Command::new(&binary).args(["--exact", test]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // A name that matches nothing passes too.
+        if !output.status.success() || !text.contains("1 passed") {
+            bail!("repetition {repetition} failed:\n{text}{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    println!("{REPETITIONS} of {REPETITIONS} passed");
+    Ok(())
+}
+
+/// Builds a test of heliosdb-cache and finds its program.
+fn test_binary(file: &str) -> anyhow::Result<PathBuf> {
+    let mut build = cargo(&["test", "-p", "heliosdb-cache", "--test", file, "--no-run"]);
+    let output = build.args(["--message-format", "json"]).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        bail!("{file} does not build");
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    executable(&text, file).with_context(|| format!("cargo did not say where it put {file}"))
+}
+
+/// Finds the program of a target in cargo's messages: one JSON object a line.
+fn executable(messages: &str, target: &str) -> Option<PathBuf> {
+    let name = format!("\"name\":\"{target}\"");
+    let line = messages.lines().find(|line| line.contains(&name) && line.contains("\"executable\":\""))?;
+    let path = line.split("\"executable\":\"").nth(1)?.split('"').next()?;
+    Some(path.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_found_among_cargos_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"other"},"executable":"/t/other-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"mine"},"executable":"/t/mine-2","fresh":true}"#,
+        );
+        assert_eq!(executable(messages, "mine"), Some("/t/mine-2".into()));
+        assert_eq!(executable(messages, "absent"), None);
+    }
+}
