@@ -17,7 +17,8 @@ impl QueryFingerprint {
         let mut text = String::with_capacity(sql.len());
         let mut chars = sql.chars().peekable();
         while let Some(c) = chars.next() {
-            let in_word = text.ends_with(|last: char| last.is_alphanumeric() || matches!(last, '_' | '$'));
+            let in_word =
+                text.ends_with(|last: char| last.is_alphanumeric() || matches!(last, '_' | '$'));
             match c {
                 '\'' => {
                     // A doubled quote ends one literal and begins the next: the same to us.
@@ -32,7 +33,10 @@ impl QueryFingerprint {
                     text.push('"');
                 }
                 c if c.is_ascii_digit() && !in_word => {
-                    while chars.next_if(|c| c.is_alphanumeric() || *c == '.').is_some() {}
+                    while chars
+                        .next_if(|c| c.is_alphanumeric() || *c == '.')
+                        .is_some()
+                    {}
                     text.push('?');
                 }
                 c if c.is_whitespace() => {
@@ -66,14 +70,26 @@ mod tests {
     #[test]
     fn values_and_white_space_do_not_count() {
         let one = QueryFingerprint::of("SELECT  a1 FROM t\n WHERE b = 12.5 AND c = 'it''s' ");
-        assert_eq!(one, QueryFingerprint::of("select a1 from t where b = 7 and c = 'x'"));
+        assert_eq!(
+            one,
+            QueryFingerprint::of("select a1 from t where b = 7 and c = 'x'")
+        );
         assert_eq!(one.as_str(), "select a1 from t where b = ? and c = ?");
     }
 
     #[test]
     fn names_count() {
-        assert_ne!(QueryFingerprint::of("SELECT a1"), QueryFingerprint::of("SELECT a2"));
-        assert_ne!(QueryFingerprint::of("SELECT \"A\""), QueryFingerprint::of("SELECT \"a\""));
-        assert_ne!(QueryFingerprint::of("SELECT $1"), QueryFingerprint::of("SELECT $2"));
+        assert_ne!(
+            QueryFingerprint::of("SELECT a1"),
+            QueryFingerprint::of("SELECT a2")
+        );
+        assert_ne!(
+            QueryFingerprint::of("SELECT \"A\""),
+            QueryFingerprint::of("SELECT \"a\"")
+        );
+        assert_ne!(
+            QueryFingerprint::of("SELECT $1"),
+            QueryFingerprint::of("SELECT $2")
+        );
     }
 }

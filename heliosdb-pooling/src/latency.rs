@@ -24,8 +24,11 @@ impl Latency {
         }
         self.count += 1;
         self.mean_ms += (ms - self.mean_ms) / self.count as f64;
-        self.recent_ms =
-            if self.count == 1 { ms } else { self.recent_ms + RECENT_WEIGHT * (ms - self.recent_ms) };
+        self.recent_ms = if self.count == 1 {
+            ms
+        } else {
+            self.recent_ms + RECENT_WEIGHT * (ms - self.recent_ms)
+        };
         self.max_ms = self.max_ms.max(ms);
     }
 }
@@ -40,7 +43,10 @@ mod tests {
         for ms in [2.0, f64::NAN, -1.0, f64::INFINITY, 4.0] {
             latency.record(ms);
         }
-        assert_eq!((latency.count, latency.mean_ms, latency.max_ms), (2, 3.0, 4.0));
+        assert_eq!(
+            (latency.count, latency.mean_ms, latency.max_ms),
+            (2, 3.0, 4.0)
+        );
         assert!((latency.recent_ms - 2.2).abs() < 1e-9);
     }
 }

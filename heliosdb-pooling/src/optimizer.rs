@@ -53,7 +53,10 @@ impl PoolOptimizer {
     /// Remembers up to `max_fingerprints` statements, at least one.
     #[must_use]
     pub fn with_capacity(max_fingerprints: usize) -> Self {
-        Self { affinity_map: RwLock::default(), max_fingerprints: max_fingerprints.max(1) }
+        Self {
+            affinity_map: RwLock::default(),
+            max_fingerprints: max_fingerprints.max(1),
+        }
     }
 
     /// Notes that a connection ran a statement. A time that is none (NaN, infinite, negative) is left out of the
@@ -84,13 +87,21 @@ impl PoolOptimizer {
     #[must_use]
     pub fn preferred_connections(&self, fingerprint: &QueryFingerprint) -> Vec<Uuid> {
         let learned = self.affinity_map.read();
-        learned.statements.get(fingerprint).map(|known| known.connections.as_slice().to_vec()).unwrap_or_default()
+        learned
+            .statements
+            .get(fingerprint)
+            .map(|known| known.connections.as_slice().to_vec())
+            .unwrap_or_default()
     }
 
     /// How long the statement takes, if it is remembered.
     #[must_use]
     pub fn latency(&self, fingerprint: &QueryFingerprint) -> Option<Latency> {
-        self.affinity_map.read().statements.get(fingerprint).map(|known| known.latency)
+        self.affinity_map
+            .read()
+            .statements
+            .get(fingerprint)
+            .map(|known| known.latency)
     }
 
     /// Forgets a connection that was closed.

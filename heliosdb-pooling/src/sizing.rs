@@ -2,7 +2,10 @@
 
 /// What is known of a load on a pool.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "three numbers, all of them needed")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "three numbers, all of them needed"
+)]
 pub struct Load {
     /// Acquires a second.
     pub arrivals_per_second: f64,
@@ -48,7 +51,9 @@ pub fn recommended_size(load: &Load, max: usize) -> Option<usize> {
     if !sound {
         return None;
     }
-    (1..=max.max(1)).find(|size| wait_probability(busy, *size) <= load.wait_share_max).or(Some(max.max(1)))
+    (1..=max.max(1))
+        .find(|size| wait_probability(busy, *size) <= load.wait_share_max)
+        .or(Some(max.max(1)))
 }
 
 #[cfg(test)]
@@ -69,11 +74,24 @@ mod tests {
 
     #[test]
     fn the_recommended_size_is_the_smallest_that_will_do() {
-        let load = Load { arrivals_per_second: 1000.0, hold_mean_seconds: 0.008, wait_share_max: 0.05 };
+        let load = Load {
+            arrivals_per_second: 1000.0,
+            hold_mean_seconds: 0.008,
+            wait_share_max: 0.05,
+        };
         let size = recommended_size(&load, 100).expect("a sound load");
         assert!(wait_probability(8.0, size) <= 0.05);
         assert!(wait_probability(8.0, size - 1) > 0.05);
         assert_eq!(recommended_size(&load, 4), Some(4));
-        assert_eq!(recommended_size(&Load { arrivals_per_second: f64::NAN, ..load }, 4), None);
+        assert_eq!(
+            recommended_size(
+                &Load {
+                    arrivals_per_second: f64::NAN,
+                    ..load
+                },
+                4
+            ),
+            None
+        );
     }
 }

@@ -28,7 +28,10 @@ fn ad_hoc_statements_do_not_grow_the_map() {
     }
     assert_eq!(optimizer.fingerprint_count(), 50);
     assert!(optimizer.preferred_connections(&fingerprint(0)).is_empty());
-    assert_eq!(optimizer.preferred_connections(&fingerprint(9_999)), [connection]);
+    assert_eq!(
+        optimizer.preferred_connections(&fingerprint(9_999)),
+        [connection]
+    );
 }
 
 #[test]

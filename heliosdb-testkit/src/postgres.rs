@@ -7,7 +7,9 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 
-use crate::process::{free_port, hand_over, run_as, server_identity, signal, wait_or_kill, wait_until_ready};
+use crate::process::{
+    free_port, hand_over, run_as, server_identity, signal, wait_or_kill, wait_until_ready,
+};
 
 /// The folder of the PostgreSQL server's programs: `HELIOS_PG_BIN`, the PATH, or where Debian and Red Hat put them.
 ///
@@ -34,9 +36,22 @@ pub fn postgres_bin_dir() -> anyhow::Result<PathBuf> {
     folders
         .into_iter()
         // A folder on the PATH may hold links to some of the programs only.
-        .filter_map(|folder| folder.join("initdb").canonicalize().ok()?.parent().map(Path::to_owned))
-        .find(|folder| ["postgres", "psql", "pg_isready"].iter().all(|name| folder.join(name).exists()))
-        .context("no PostgreSQL server found: install the package `postgresql`, or set HELIOS_PG_BIN")
+        .filter_map(|folder| {
+            folder
+                .join("initdb")
+                .canonicalize()
+                .ok()?
+                .parent()
+                .map(Path::to_owned)
+        })
+        .find(|folder| {
+            ["postgres", "psql", "pg_isready"]
+                .iter()
+                .all(|name| folder.join(name).exists())
+        })
+        .context(
+            "no PostgreSQL server found: install the package `postgresql`, or set HELIOS_PG_BIN",
+        )
 }
 
 /// How a cluster is set up.
@@ -85,22 +100,38 @@ impl PostgresBuilder {
         hand_over(folder.path(), identity)?;
         let mut initdb = Command::new(bin.join("initdb"));
         initdb
-            .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "-D"])
+            .args([
+                "--no-sync",
+                "--auth=trust",
+                "--username=postgres",
+                "--encoding=UTF8",
+                "--locale=C",
+                "-D",
+            ])
             .arg(folder.path().join("data"))
             .current_dir(folder.path())
             .stdin(Stdio::null());
         run_as(&mut initdb, identity);
         let output = initdb.output().context("cannot run initdb")?;
         if !output.status.success() {
-            bail!("initdb failed:\n{}", String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "initdb failed:\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         if !self.hba.is_empty() {
             let path = folder.path().join("data/pg_hba.conf");
             let rest = std::fs::read_to_string(&path)?;
             std::fs::write(&path, format!("{}\n{rest}", self.hba.join("\n")))?;
         }
-        let mut cluster =
-            PostgresCluster { child: None, bin, identity, port: free_port()?, builder: self, folder };
+        let mut cluster = PostgresCluster {
+            child: None,
+            bin,
+            identity,
+            port: free_port()?,
+            builder: self,
+            folder,
+        };
         cluster.launch()?;
         Ok(cluster)
     }
@@ -151,7 +182,18 @@ impl PostgresCluster {
     /// If psql is missing or a statement fails.
     pub fn psql(&self, database: &str, sql: &str) -> anyhow::Result<String> {
         let output = Command::new(self.bin.join("psql"))
-            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", "127.0.0.1"])
+            .args([
+                "-X",
+                "-q",
+                "-A",
+                "-t",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-U",
+                "postgres",
+                "-h",
+                "127.0.0.1",
+            ])
             .args(["-p", &self.port.to_string(), "-d", database, "-c", sql])
             .stdin(Stdio::null())
             .output()
@@ -159,7 +201,9 @@ impl PostgresCluster {
         if !output.status.success() {
             bail!("psql failed: {}", String::from_utf8_lossy(&output.stderr));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+        Ok(String::from_utf8_lossy(&output.stdout)
+            .trim_end()
+            .to_owned())
     }
 
     /// Stops the server as a crash would: clients are cut off. Its data stays.
@@ -183,7 +227,10 @@ impl PostgresCluster {
         let log = self.folder.path().join("log");
         let mut command = Command::new(self.bin.join("postgres"));
         command.arg("-D").arg(self.folder.path().join("data"));
-        let (port, socket) = (self.port.to_string(), self.folder.path().display().to_string());
+        let (port, socket) = (
+            self.port.to_string(),
+            self.folder.path().display().to_string(),
+        );
         for (name, value) in [
             ("port", port.as_str()),
             ("listen_addresses", "127.0.0.1"),
@@ -198,7 +245,11 @@ impl PostgresCluster {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         let file = File::options().create(true).append(true).open(&log)?;
-        command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
         run_as(&mut command, self.identity);
         let mut child = command.spawn().context("cannot run postgres")?;
         let ready = || {

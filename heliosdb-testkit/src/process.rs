@@ -24,7 +24,9 @@ pub(crate) fn server_identity() -> anyhow::Result<Option<(u32, u32)>> {
     }
     let passwd = std::fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
     for name in ["postgres", "nobody"] {
-        let entry = passwd.lines().find(|line| line.split(':').next() == Some(name));
+        let entry = passwd
+            .lines()
+            .find(|line| line.split(':').next() == Some(name));
         if let Some(entry) = entry {
             let mut fields = entry.split(':').skip(2);
             let (Some(Ok(user)), Some(Ok(group))) =
@@ -40,9 +42,17 @@ pub(crate) fn server_identity() -> anyhow::Result<Option<(u32, u32)>> {
 
 /// The effective user, as the kernel tells it.
 fn effective_user() -> anyhow::Result<u32> {
-    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).context("no Uid line")?;
-    ids.split_whitespace().nth(1).context("no effective user id")?.parse().context("not a number")
+    let status =
+        std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let ids = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .context("no Uid line")?;
+    ids.split_whitespace()
+        .nth(1)
+        .context("no effective user id")?
+        .parse()
+        .context("not a number")
 }
 
 /// Makes a folder the server's own, and a command run as the server's user.
@@ -96,7 +106,9 @@ pub(crate) fn wait_or_kill(child: &mut Child) {
 
 /// Sends a signal by name.
 pub(crate) fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
-    let status = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status()?;
+    let status = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status()?;
     anyhow::ensure!(status.success(), "kill -{name} {pid} failed");
     Ok(())
 }

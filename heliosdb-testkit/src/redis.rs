@@ -25,7 +25,16 @@ impl RedisServer {
         let port = free_port()?;
         let log = folder.path().join("log");
         let mut child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ])
             .arg("--logfile")
             .arg(&log)
             .current_dir(folder.path())
@@ -35,7 +44,11 @@ impl RedisServer {
             .context("cannot run redis-server: install the package `redis-server`")?;
         let ready = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
         wait_until_ready(&mut child, "Redis", &log, ready)?;
-        Ok(Self { child, port, _folder: folder })
+        Ok(Self {
+            child,
+            port,
+            _folder: folder,
+        })
     }
 
     /// The TCP port on 127.0.0.1.

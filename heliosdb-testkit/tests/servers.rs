@@ -8,7 +8,10 @@ fn is_running(pid: u32) -> bool {
 
 #[test]
 fn two_clusters_at_once_and_nothing_left_of_them() {
-    let one = PostgresCluster::builder().setting("work_mem", "7MB").start().expect("one");
+    let one = PostgresCluster::builder()
+        .setting("work_mem", "7MB")
+        .start()
+        .expect("one");
     let two = PostgresCluster::start().expect("two");
     assert_eq!(one.psql("postgres", "SHOW work_mem").expect("a row"), "7MB");
     assert_ne!(two.psql("postgres", "SHOW work_mem").expect("a row"), "7MB");
@@ -21,11 +24,16 @@ fn two_clusters_at_once_and_nothing_left_of_them() {
 #[test]
 fn a_cluster_comes_back_with_its_data() {
     let mut cluster = PostgresCluster::start().expect("starts");
-    cluster.psql("postgres", "CREATE TABLE t AS SELECT 42 AS a").expect("created");
+    cluster
+        .psql("postgres", "CREATE TABLE t AS SELECT 42 AS a")
+        .expect("created");
     cluster.stop().expect("stops");
     assert!(cluster.psql("postgres", "SELECT 1").is_err());
     cluster.launch().expect("starts again");
-    assert_eq!(cluster.psql("postgres", "SELECT a FROM t").expect("a row"), "42");
+    assert_eq!(
+        cluster.psql("postgres", "SELECT a FROM t").expect("a row"),
+        "42"
+    );
 }
 
 #[test]

@@ -59,16 +59,33 @@ fn main() -> ExitCode {
     }
 }
 
-const TEST_NEEDS: &[Need] =
-    &[Need::Libclang, Need::Postgres, Need::Pgbench, Need::Redis, Need::PythonVenv];
-const BENCH_NEEDS: &[Need] =
-    &[Need::Libclang, Need::Postgres, Need::Pgbench, Need::Pgbouncer, Need::Pgpool];
+const TEST_NEEDS: &[Need] = &[
+    Need::Libclang,
+    Need::Postgres,
+    Need::Pgbench,
+    Need::Redis,
+    Need::PythonVenv,
+];
+const BENCH_NEEDS: &[Need] = &[
+    Need::Libclang,
+    Need::Postgres,
+    Need::Pgbench,
+    Need::Pgbouncer,
+    Need::Pgpool,
+];
 
 /// Builds, then becomes helios, so that signals reach it.
 fn serve(args: &[String]) -> anyhow::Result<()> {
     packages::ensure(&[Need::Libclang])?;
     println!("xtask: building helios in release mode (the first time takes several minutes)");
-    run(&mut cargo(&["build", "--release", "-p", "heliosdb-gateway", "--bin", "helios"]))?;
+    run(&mut cargo(&[
+        "build",
+        "--release",
+        "-p",
+        "heliosdb-gateway",
+        "--bin",
+        "helios",
+    ]))?;
     let mut helios = Command::new(steps::target_dir().join("release/helios"));
     helios.arg("serve").args(args);
     replace_process(&mut helios)
@@ -88,9 +105,18 @@ fn replace_process(command: &mut Command) -> anyhow::Result<()> {
 fn ci() -> anyhow::Result<()> {
     packages::ensure(TEST_NEEDS)?;
     let mut steps = steps::Steps::default();
-    steps.run("formatting", || run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    steps.run("formatting", || {
+        run(&mut cargo(&["fmt", "--all", "--check"]))
+    })?;
     steps.run("lints", || {
-        run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+        run(&mut cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]))
     })?;
     steps.run("documentation", || {
         run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))

@@ -39,7 +39,9 @@ impl Need {
             Self::Pgbench => on_path("pgbench") || postgres_folder_has("pgbench"),
             Self::Pgbouncer => on_path("pgbouncer") || Path::new("/usr/sbin/pgbouncer").exists(),
             Self::Pgpool => on_path("pgpool") || Path::new("/usr/sbin/pgpool").exists(),
-            Self::Postgres => (on_path("initdb") && on_path("postgres")) || postgres_folder_has("initdb"),
+            Self::Postgres => {
+                (on_path("initdb") && on_path("postgres")) || postgres_folder_has("initdb")
+            }
             Self::PythonVenv => succeeds("python3", &["-c", "import venv, ensurepip"]),
             Self::Redis => on_path("redis-server"),
         }
@@ -94,7 +96,10 @@ impl Manager {
     ];
 
     fn detect() -> Option<Self> {
-        Self::ALL.into_iter().find(|(_, program)| on_path(program)).map(|(manager, _)| manager)
+        Self::ALL
+            .into_iter()
+            .find(|(_, program)| on_path(program))
+            .map(|(manager, _)| manager)
     }
 
     /// The words that install packages without a question.
@@ -112,17 +117,30 @@ impl Manager {
 
 /// Installs what is lacking, or says what to type where it may not.
 pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
-    let lacking: Vec<Need> = needs.iter().copied().filter(|need| !need.is_there()).collect();
+    let lacking: Vec<Need> = needs
+        .iter()
+        .copied()
+        .filter(|need| !need.is_there())
+        .collect();
     if lacking.is_empty() {
         return Ok(());
     }
-    let purposes = lacking.iter().map(|need| need.purpose()).collect::<Vec<_>>().join("; ");
+    let purposes = lacking
+        .iter()
+        .map(|need| need.purpose())
+        .collect::<Vec<_>>()
+        .join("; ");
     let Some(manager) = Manager::detect() else {
-        bail!("needed and not found: {purposes}. No known package manager is here: install them by hand");
+        bail!(
+            "needed and not found: {purposes}. No known package manager is here: install them by hand"
+        );
     };
     let words = install_words(manager, &lacking);
     let Some(mut command) = privileged(manager, &words) else {
-        bail!("needed and not found: {purposes}. Type:\n\n    sudo {}\n", words.join(" "));
+        bail!(
+            "needed and not found: {purposes}. Type:\n\n    sudo {}\n",
+            words.join(" ")
+        );
     };
     println!("xtask: needed and not found: {purposes}");
     println!("xtask: installing by: {}", show(&command));
@@ -138,15 +156,26 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
         }
         run(&mut command)?;
     }
-    let still: Vec<&str> = lacking.iter().filter(|need| !need.is_there()).map(|need| need.purpose()).collect();
+    let still: Vec<&str> = lacking
+        .iter()
+        .filter(|need| !need.is_there())
+        .map(|need| need.purpose())
+        .collect();
     if !still.is_empty() {
-        bail!("still not found after the installation: {}", still.join("; "));
+        bail!(
+            "still not found after the installation: {}",
+            still.join("; ")
+        );
     }
     Ok(())
 }
 
 fn install_words(manager: Manager, lacking: &[Need]) -> Vec<String> {
-    let mut words: Vec<String> = manager.install().iter().map(|word| (*word).to_owned()).collect();
+    let mut words: Vec<String> = manager
+        .install()
+        .iter()
+        .map(|word| (*word).to_owned())
+        .collect();
     for need in lacking {
         let package = need.package(manager).to_owned();
         if !words.contains(&package) {
@@ -168,7 +197,9 @@ fn privileged(manager: Manager, words: &[String]) -> Option<Command> {
         return None;
     }
     let mut command = Command::new("sudo");
-    command.args(["-n", "--preserve-env=DEBIAN_FRONTEND"]).args(words);
+    command
+        .args(["-n", "--preserve-env=DEBIAN_FRONTEND"])
+        .args(words);
     Some(command)
 }
 
@@ -176,7 +207,11 @@ fn privileged(manager: Manager, words: &[String]) -> Option<Command> {
 fn keep_debian_from_starting_a_cluster(lacking: &[Need]) {
     let folder = Path::new("/etc/postgresql-common");
     let file = folder.join("createcluster.conf");
-    if is_root() && lacking.contains(&Need::Postgres) && !file.exists() && std::fs::create_dir_all(folder).is_ok() {
+    if is_root()
+        && lacking.contains(&Need::Postgres)
+        && !file.exists()
+        && std::fs::create_dir_all(folder).is_ok()
+    {
         let _ = std::fs::write(file, "create_main_cluster = false\n");
     }
 }
@@ -191,25 +226,47 @@ fn has_libclang() -> bool {
         return true;
     }
     let is_libclang = |name: &str| {
-        name.starts_with("libclang.so") || name.starts_with("libclang-") && name.contains(".so") || name == "libclang.dylib"
+        name.starts_with("libclang.so")
+            || name.starts_with("libclang-") && name.contains(".so")
+            || name == "libclang.dylib"
     };
     // `libclang-cpp` is another library.
     let holds = |folder: &Path| {
-        std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            is_libclang(&name) && !name.starts_with("libclang-cpp")
-        })
+        std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                is_libclang(&name) && !name.starts_with("libclang-cpp")
+            })
     };
-    let llvm = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path().join("lib"));
-    let fixed = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+    let llvm = std::fs::read_dir("/usr/lib")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("lib"));
+    let fixed = [
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ];
     let brew = ["/opt/homebrew/opt/llvm/lib", "/usr/local/opt/llvm/lib"];
-    llvm.chain(fixed.into_iter().chain(brew).map(Into::into)).any(|folder| holds(&folder))
+    llvm.chain(fixed.into_iter().chain(brew).map(Into::into))
+        .any(|folder| holds(&folder))
 }
 
 fn postgres_folder_has(program: &str) -> bool {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    versions.map(|version| version.path().join("bin").join(program)).any(|path| path.exists())
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    versions
+        .map(|version| version.path().join("bin").join(program))
+        .any(|path| path.exists())
 }
 
 fn on_path(program: &str) -> bool {
@@ -219,7 +276,11 @@ fn on_path(program: &str) -> bool {
 
 fn succeeds(program: &str, args: &[&str]) -> bool {
     let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -229,10 +290,20 @@ mod tests {
 
     #[test]
     fn each_package_is_named_once() {
-        let words = install_words(Manager::Apt, &[Need::Postgres, Need::Pgbench, Need::Libclang]);
+        let words = install_words(
+            Manager::Apt,
+            &[Need::Postgres, Need::Pgbench, Need::Libclang],
+        );
         assert_eq!(
             words,
-            ["apt-get", "install", "-y", "--no-install-recommends", "postgresql", "libclang-dev"]
+            [
+                "apt-get",
+                "install",
+                "-y",
+                "--no-install-recommends",
+                "postgresql",
+                "libclang-dev"
+            ]
         );
     }
 

@@ -8,7 +8,9 @@ use anyhow::{Context as _, bail};
 
 /// The folder of the workspace.
 pub(crate) fn workspace_root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is a folder of the workspace")
 }
 
 /// Where cargo builds.
@@ -24,13 +26,19 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     let (subcommand, rest) = args.split_first().expect("a subcommand");
-    command.arg(subcommand).arg("--manifest-path").arg(workspace_root().join("Cargo.toml")).args(rest);
+    command
+        .arg(subcommand)
+        .arg("--manifest-path")
+        .arg(workspace_root().join("Cargo.toml"))
+        .args(rest);
     command
 }
 
 /// Runs a command to its end; anything but success is an error that names it.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("cannot run {}", show(command)))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", show(command)))?;
     if !status.success() {
         bail!("{} failed ({status})", show(command));
     }
@@ -40,7 +48,10 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
 /// The command as one would type it.
 pub(crate) fn show(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Named steps with their times.
@@ -49,7 +60,11 @@ pub(crate) struct Steps(Vec<(String, Duration)>);
 
 impl Steps {
     /// Announces and runs a step.
-    pub(crate) fn run(&mut self, name: &str, step: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub(crate) fn run(
+        &mut self,
+        name: &str,
+        step: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         println!("\n== {name}");
         let began = Instant::now();
         step().with_context(|| name.to_owned())?;

@@ -9,7 +9,10 @@ use crate::steps::{Steps, cargo, run, target_dir};
 
 /// Two tests that prove a race or a leak only now and then.
 const REPEATED: [(&str, &str); 2] = [
-    ("concurrent_eviction_test", "test_concurrent_eviction_no_race"),
+    (
+        "concurrent_eviction_test",
+        "test_concurrent_eviction_no_race",
+    ),
     ("stampede_memory_test", "test_stampede_no_memory_leak"),
 ];
 const REPETITIONS: usize = 100;
@@ -22,7 +25,13 @@ pub(crate) fn all() -> anyhow::Result<()> {
             run(&mut cargo(&["nextest", "run", "--workspace"]))
         } else {
             println!("(cargo-nextest is not installed: using cargo test)");
-            run(&mut cargo(&["test", "--workspace", "--lib", "--bins", "--tests"]))
+            run(&mut cargo(&[
+                "test",
+                "--workspace",
+                "--lib",
+                "--bins",
+                "--tests",
+            ]))
         }
     })?;
     steps.run("examples in the documentation", || {
@@ -30,12 +39,21 @@ pub(crate) fn all() -> anyhow::Result<()> {
     })?;
     steps.run("model of the version slots, every interleaving", || {
         let loom = target_dir().join("loom");
-        run(cargo(&["test", "-p", "heliosdb-cache", "--release", "--test", "loom_versions"])
-            .env("RUSTFLAGS", "--cfg loom")
-            .env("CARGO_TARGET_DIR", loom))
+        run(cargo(&[
+            "test",
+            "-p",
+            "heliosdb-cache",
+            "--release",
+            "--test",
+            "loom_versions",
+        ])
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("CARGO_TARGET_DIR", loom))
     })?;
     for (file, test) in REPEATED {
-        steps.run(&format!("{test}, {REPETITIONS} times"), || repeat(file, test))?;
+        steps.run(&format!("{test}, {REPETITIONS} times"), || {
+            repeat(file, test)
+        })?;
     }
     steps.summary();
     Ok(())
@@ -43,7 +61,10 @@ pub(crate) fn all() -> anyhow::Result<()> {
 
 fn has_nextest() -> bool {
     let mut probe = Command::new("cargo");
-    probe.args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    probe
+        .args(["nextest", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     probe.status().is_ok_and(|status| status.success())
 }
 
@@ -55,7 +76,10 @@ fn repeat(file: &str, test: &str) -> anyhow::Result<()> {
         let text = String::from_utf8_lossy(&output.stdout);
         // A name that matches nothing passes too.
         if !output.status.success() || !text.contains("1 passed") {
-            bail!("repetition {repetition} failed:\n{text}{}", String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "repetition {repetition} failed:\n{text}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     }
     println!("{REPETITIONS} of {REPETITIONS} passed");
@@ -65,7 +89,10 @@ fn repeat(file: &str, test: &str) -> anyhow::Result<()> {
 /// Builds a test of heliosdb-cache and finds its program.
 fn test_binary(file: &str) -> anyhow::Result<PathBuf> {
     let mut build = cargo(&["test", "-p", "heliosdb-cache", "--test", file, "--no-run"]);
-    let output = build.args(["--message-format", "json"]).stderr(Stdio::inherit()).output()?;
+    let output = build
+        .args(["--message-format", "json"])
+        .stderr(Stdio::inherit())
+        .output()?;
     if !output.status.success() {
         bail!("{file} does not build");
     }
@@ -76,7 +103,9 @@ fn test_binary(file: &str) -> anyhow::Result<PathBuf> {
 /// Finds the program of a target in cargo's messages: one JSON object a line.
 fn executable(messages: &str, target: &str) -> Option<PathBuf> {
     let name = format!("\"name\":\"{target}\"");
-    let line = messages.lines().find(|line| line.contains(&name) && line.contains("\"executable\":\""))?;
+    let line = messages
+        .lines()
+        .find(|line| line.contains(&name) && line.contains("\"executable\":\""))?;
     let path = line.split("\"executable\":\"").nth(1)?.split('"').next()?;
     Some(path.into())
 }

@@ -264,8 +264,11 @@ impl Session {
     pub(super) fn classify_now(&mut self, text: &[u8]) -> Arc<Class> {
         // In a transaction that has written to everything (DDL, for one) the catalog may be about to change.
         let catalog = self.pool.database.catalog_now();
-        self.gateway
-            .classify(text, catalog.as_deref(), &self.names, &mut self.text_buffer)
+        let class =
+            self.gateway
+                .classify(text, catalog.as_deref(), &self.names, &mut self.text_buffer);
+        self.unresolved.note(text, &class);
+        class
     }
 }
 

@@ -7,6 +7,7 @@ use crate::sql::{Class, Effect, NameScope, split_identifiers, value_items};
 
 use super::Session;
 use super::pins::Pin;
+use super::resolve::may_become_known;
 use super::settings::Settings;
 use crate::upstream::connection::Baseline;
 
@@ -59,6 +60,9 @@ impl Session {
             Effect::Listen => self.pins.add(Pin::Listen),
             Effect::Prepare(_) => self.pins.add(Pin::Prepare),
             Effect::Temp => self.pins.add(Pin::Temp),
+            effect if may_become_known(effect) && !self.unresolved.is_empty() => {
+                self.pins.add(Pin::Unresolved);
+            }
             Effect::Load | Effect::SettingsUnknown(_) => self.pins.add(Pin::Unknown),
             _ if failed => {}
             Effect::AdvisoryUnlockAll => self.pins.remove(Pin::AdvisoryLock),
@@ -108,6 +112,7 @@ impl Session {
         self.settings.discard_all();
         self.settings_changed();
         self.pins.discard_all();
+        self.unresolved.clear();
         self.statements.clear();
         if let Some(link) = &mut self.link {
             link.lease.statements.clear();

@@ -24,6 +24,8 @@ pub(super) enum Event {
     Closed,
     /// A request that may have to wait for something stands at the front of `input`.
     Request,
+    /// Statements that were not understood can be looked at again.
+    Resolve,
 }
 
 /// What becomes of the bytes at the front of a buffer.
@@ -68,6 +70,9 @@ impl Session {
                 continue;
             }
             self.check_signals()?;
+            if self.may_resolve() {
+                return Poll::Ready(Ok(Event::Resolve));
+            }
             let mut progress = false;
             if self.link.is_some() && self.out.len() < HIGH_WATER {
                 progress |= self.poll_read_server(cx)?;

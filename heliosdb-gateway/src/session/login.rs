@@ -20,6 +20,7 @@ use crate::upstream::connection::Baseline;
 
 use super::effects::name_scope;
 use super::pins::{Pin, Pins};
+use super::resolve::Unresolved;
 use super::settings::Settings;
 use super::{Session, prepared};
 
@@ -343,6 +344,7 @@ impl Parts {
             skip_to_sync: false,
             key_buffer: Vec::new(),
             text_buffer: Vec::new(),
+            unresolved: Unresolved::default(),
             was_reset: false,
         }
     }

@@ -13,6 +13,7 @@ mod login;
 pub(crate) mod pins;
 pub(crate) mod prepared;
 mod request;
+mod resolve;
 mod server_messages;
 pub(crate) mod settings;
 mod unit;
@@ -39,6 +40,7 @@ use io::Event;
 use link::Link;
 use pins::Pins;
 use prepared::Prepared;
+use resolve::Unresolved;
 use settings::Settings;
 
 pub(crate) use login::{Greeted, greet};
@@ -81,6 +83,8 @@ pub(crate) struct Session {
     key_buffer: Vec<u8>,
     /// Scratch for normalised statement text.
     text_buffer: Vec<u8>,
+    /// Texts whose effects on the session are not known for want of a catalog.
+    unresolved: Unresolved,
     /// A RESET was part of the transaction in progress.
     was_reset: bool,
 }
@@ -134,6 +138,7 @@ impl Session {
         loop {
             match self.next_event().await? {
                 Event::Request => self.request().await?,
+                Event::Resolve => self.resolve().await,
                 Event::Closed => return Ok(()),
             }
         }

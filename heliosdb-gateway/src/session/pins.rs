@@ -20,9 +20,11 @@ pub(crate) enum Pin {
     Temp = 32,
     /// Something that could have changed any session state.
     Unknown = 64,
+    /// Statements that ran while no catalog could say what they do: looked at again as soon as one can.
+    Unresolved = 128,
 }
 
-const NAMES: [(Pin, &str); 7] = [
+const NAMES: [(Pin, &str); 8] = [
     (Pin::AdvisoryLock, "advisory lock"),
     (Pin::HoldCursor, "cursor with hold"),
     (Pin::Listen, "listen"),
@@ -30,6 +32,7 @@ const NAMES: [(Pin, &str); 7] = [
     (Pin::SessionMode, "session mode"),
     (Pin::Temp, "temporary objects"),
     (Pin::Unknown, "unknown session state"),
+    (Pin::Unresolved, "statements not classified yet"),
 ];
 
 /// A set of [`Pin`]s, and why the cache must not be used, if so.
@@ -58,7 +61,9 @@ impl Pins {
         self.bits |= pin as u32;
         match pin {
             Pin::Temp => self.taint = Some("the session has temporary objects"),
-            Pin::Unknown => self.taint = Some("the session's state cannot be known"),
+            Pin::Unknown | Pin::Unresolved => {
+                self.taint = Some("the session's state cannot be known")
+            }
             _ => {}
         }
     }
@@ -66,7 +71,10 @@ impl Pins {
     /// `DISCARD TEMP` and the like can't show that nothing of the kind is left where the state is unknown.
     pub(crate) fn remove(&mut self, pin: Pin) {
         self.bits &= !(pin as u32);
-        if pin == Pin::Temp && !self.has(Pin::Unknown) {
+        if ![Pin::Temp, Pin::Unknown, Pin::Unresolved]
+            .into_iter()
+            .any(|pin| self.has(pin))
+        {
             self.taint = None;
         }
     }

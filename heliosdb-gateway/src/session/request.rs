@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::clients::{Activity, Counters, Signal};
 use crate::error::{ClientError, ErrorKind};
-use crate::sql::{Class, Effect, Read, mentions_now};
+use crate::sql::{Class, Effect, Read, is_pure_parameter_type, mentions_now};
 use crate::upstream::database::LoadedCatalog;
 
 use super::link::Link;
@@ -115,6 +115,10 @@ impl Session {
         let Some(relations) = class.cacheable() else {
             return self.bypass(refusal_label(&class));
         };
+        // A type whose text form depends on the time of day, or on things that no key holds.
+        if !unit.parameter_types().all(is_pure_parameter_type) {
+            return self.bypass("parameter_type");
+        }
         // What a text parameter means is decided by the server: if it could be `now`, the answer grows old by itself.
         if mentions_now(unit.bind()) {
             return self.bypass("now");

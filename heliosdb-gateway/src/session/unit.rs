@@ -81,6 +81,24 @@ impl ReadUnit<'_> {
         out.extend_from_slice(bind);
     }
 
+    /// The parameter types that the Parse declared; 0 where it left the choice to the server.
+    pub(super) fn parameter_types(&self) -> impl Iterator<Item = u32> {
+        let types = match (&self.protocol, &self.text) {
+            (
+                Protocol::Extended {
+                    parse: Some((_, types)),
+                    ..
+                },
+                _,
+            ) => types,
+            (_, Text::Prepared(statement)) => &*statement.types,
+            _ => &[],
+        };
+        // Behind a count of two bytes.
+        let oids = types.get(2..).unwrap_or_default().as_chunks::<4>().0;
+        oids.iter().map(|oid| u32::from_be_bytes(*oid))
+    }
+
     /// The raw Bind suffix, empty for a simple query.
     pub(super) fn bind(&self) -> &[u8] {
         match &self.protocol {
@@ -282,7 +300,8 @@ mod tests {
                     "cut at {cut}"
                 );
             }
-            let Front::Read(read) = recognise(&unit, &none()) else {
+            let statements = none();
+            let Front::Read(read) = recognise(&unit, &statements) else {
                 panic!("not recognised: {unit:?}")
             };
             assert_eq!(read.len, unit.len());
