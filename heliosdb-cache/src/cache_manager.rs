@@ -1,21 +1,22 @@
 //! The cache: look up, join or begin a computation, store.
 
 use std::fmt;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::Utc;
 use hashbrown::HashTable;
-use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::backend::{InMemoryBackend, Inserted, Lookup, StorageBackend};
+use crate::clock;
 use crate::config::CacheConfig;
 use crate::error::Result;
 use crate::eviction::EvictionPolicy;
-use crate::stats::{CacheStats, Counter};
+use crate::stats::{CacheStats, Counter, StripedCounter};
+use crate::sync::{AtomicUsize, Mutex, Ordering};
 use crate::types::{CacheEntry, EntryMetadata, HashedStr, KeyRef, QueryKey};
 use crate::version::{Dependencies, SlotId, VersionSlots};
 
@@ -44,8 +45,8 @@ struct Shared<B> {
     policy: Arc<dyn EvictionPolicy>,
     versions: Arc<VersionSlots>,
     flights: Flights,
-    hits: Counter,
-    misses: Counter,
+    hits: StripedCounter,
+    misses: StripedCounter,
     coalesced: Counter,
     fills: Counter,
     rejected: Counter,
@@ -56,8 +57,8 @@ struct Shared<B> {
 #[derive(Default)]
 struct Flights {
     shards: [FlightShard; FLIGHT_SHARDS],
-    /// Counted apart from the shards, so that the bound on all is exact.
-    count: crate::sync::AtomicUsize,
+    /// Computations that have not ended, those whose place another has taken included: the shards don't know these.
+    count: AtomicUsize,
 }
 
 const FLIGHT_SHARDS: usize = 16;
@@ -71,6 +72,7 @@ struct FlightState {
     key: QueryKey,
     /// What the computation depends on, as of before it began.
     observed: Dependencies,
+    began: Instant,
     /// Set once: the value, or `None` if the leader gave up.
     outcome: OnceLock<Option<Bytes>>,
     ended: Notify,
@@ -109,6 +111,7 @@ impl<B: StorageBackend> CacheManager<B> {
     #[must_use]
     pub fn new(backend: Arc<B>, config: CacheConfig) -> Self {
         let policy = config.policy();
+        backend.limit_capacity(config.max_size_bytes);
         let versions = VersionSlots::new(config.version_slot_bits);
         Self {
             shared: Arc::new(Shared {
@@ -117,8 +120,8 @@ impl<B: StorageBackend> CacheManager<B> {
                 policy,
                 versions,
                 flights: Flights::default(),
-                hits: Counter::default(),
-                misses: Counter::default(),
+                hits: StripedCounter::default(),
+                misses: StripedCounter::default(),
                 coalesced: Counter::default(),
                 fills: Counter::default(),
                 rejected: Counter::default(),
@@ -143,15 +146,15 @@ impl<B: StorageBackend> CacheManager<B> {
             .lookup(key, |dependencies| shared.versions.is_current(dependencies))
         {
             Lookup::Hit(data) => {
-                shared.hits.add(1);
+                shared.hits.add_one(key.hash_value());
                 Some(data)
             }
             Lookup::Miss => {
-                shared.misses.add(1);
+                shared.misses.add_one(key.hash_value());
                 None
             }
             Lookup::Stale => {
-                shared.misses.add(1);
+                shared.misses.add_one(key.hash_value());
                 shared.invalidated.add(1);
                 None
             }
@@ -161,42 +164,47 @@ impl<B: StorageBackend> CacheManager<B> {
     /// Begins the computation of an answer that depends on `slots`, or joins the one under way.
     ///
     /// The versions of the slots are read here: the caller must not have asked the database before. A computation
-    /// under way is joined only if it began under versions that still stand; otherwise its answer could be older than
-    /// a write that this caller knows of, and a new one is begun in its place.
+    /// under way is joined only if it began under exactly these versions of exactly these slots. Otherwise its answer
+    /// could be older than a write that this caller knows of, and a new one takes its place, as it does once the old
+    /// one has taken longer than [`CacheConfig::flight_timeout`].
     #[must_use]
     pub fn join(&self, key: &KeyRef<'_>, slots: &[SlotId]) -> Flight<B> {
         let shared = &self.shared;
-        let Some(observed) = shared.versions.observe(slots) else {
-            return Flight::Uncached;
-        };
         let flights = &shared.flights;
         let hash = key.hash_value();
         let mut shard = flights.shard(hash).0.lock();
-        match shard.find_mut(hash, |flight| key.matches(&flight.key)) {
-            Some(flight) if shared.versions.is_current(&flight.observed) => {
-                let follower = Follower {
-                    flight: Arc::clone(flight),
-                    timeout: shared.config.flight_timeout,
-                };
-                drop(shard);
-                shared.coalesced.add(1);
-                return Flight::Follower(follower);
-            }
-            Some(outdated) => {
-                let flight = FlightState::new(key, observed);
-                *outdated = Arc::clone(&flight);
-                return Flight::Leader(Fill {
-                    shared: Arc::clone(shared),
-                    flight,
-                });
-            }
-            None => {}
+        // Read under the lock: otherwise this could be older than what the registered flight began under, and an
+        // older computation would take the place of a newer.
+        let Some(observed) = shared.versions.observe(slots) else {
+            return Flight::Uncached;
+        };
+        let registered = shard.find_mut(hash, |flight| key.matches(&flight.key));
+        // The same versions are not enough: if a write ended while they were being read, they were those of before it,
+        // which is harmless to one who asks the database now, and not to one who takes an answer from before.
+        if let Some(flight) = &registered
+            && flight.observed == observed
+            && shared.versions.is_current(&observed)
+            && flight.began.elapsed() < shared.config.flight_timeout
+        {
+            let follower = Follower {
+                flight: Arc::clone(flight),
+                timeout: shared.config.flight_timeout,
+            };
+            drop(shard);
+            shared.coalesced.add(1);
+            return Flight::Follower(follower);
         }
         if !flights.reserve(shared.config.max_in_flight) {
             return Flight::Overload;
         }
         let flight = FlightState::new(key, observed);
-        shard.insert_unique(hash, Arc::clone(&flight), |flight| flight.key.hash_value());
+        match registered {
+            Some(outdated) => *outdated = Arc::clone(&flight),
+            None => {
+                shard.insert_unique(hash, Arc::clone(&flight), |flight| flight.key.hash_value());
+            }
+        }
+        drop(shard);
         Flight::Leader(Fill {
             shared: Arc::clone(shared),
             flight,
@@ -228,34 +236,46 @@ impl<B: StorageBackend> CacheManager<B> {
         execution_time_ms: f64,
     ) -> Result<PutOutcome> {
         let shared = &self.shared;
-        let Some(observed) = shared.versions.observe(&self.slots(&tables)) else {
+        let slots: SmallVec<[SlotId; 4]> =
+            tables.iter().map(|table| self.table_slot(table)).collect();
+        let Some(observed) = shared.versions.observe(&slots) else {
+            shared.rejected.add(1);
             return Ok(PutOutcome::Rejected);
         };
         Ok(shared.store(key, data.into(), observed, execution_time_ms))
     }
 
-    /// The answer from the cache, from another caller's computation, or from `compute`, of which one runs for a key
-    /// at a time.
+    /// The answer from the cache, from another caller's computation, or from `compute`.
+    ///
+    /// One computation runs for a key at a time, and one more for each [`CacheConfig::flight_timeout`] that passes
+    /// without an answer. While a write is pending on one of the tables, or too many computations are in flight, each
+    /// caller computes for itself.
     ///
     /// # Errors
-    /// That of `compute`. It is not shared: the next in line computes for itself.
+    /// That of `compute`. It is not shared: the callers that waited go on one after the other, each with its own.
     ///
     /// # Cancel safety
-    /// Dropping the future drops `compute`; whoever waits for it computes for itself.
+    /// Dropping the future drops `compute`, and one of those that wait for it takes its place.
     pub async fn get_or_compute(
         &self,
         key: &QueryKey,
         tables: &[&str],
         compute: impl Future<Output = Result<Bytes>>,
     ) -> Result<Bytes> {
-        let slots: Vec<SlotId> = tables.iter().map(|table| self.table_slot(table)).collect();
-        for _ in 0..JOINS_MAX {
+        let slots: SmallVec<[SlotId; 4]> =
+            tables.iter().map(|table| self.table_slot(table)).collect();
+        loop {
             if let Some(data) = self.lookup(&key.as_ref()) {
                 return Ok(data);
             }
             match self.join(&key.as_ref(), &slots) {
                 Flight::Leader(fill) => {
-                    let began = std::time::Instant::now();
+                    // A computation that ended between the look-up and the join was found by neither.
+                    if let Some(data) = self.find_again(&key.as_ref()) {
+                        fill.flight.end(Some(data.clone()));
+                        return Ok(data);
+                    }
+                    let began = Instant::now();
                     let data = compute.await?;
                     fill.complete(data.clone(), began.elapsed());
                     return Ok(data);
@@ -265,10 +285,24 @@ impl<B: StorageBackend> CacheManager<B> {
                         return Ok(data);
                     }
                 }
-                Flight::Uncached | Flight::Overload => break,
+                Flight::Uncached | Flight::Overload => return compute.await,
             }
         }
-        compute.await
+    }
+
+    /// Looks up once more for a request that was counted as a miss: an answer found now is another's that it shares.
+    fn find_again(&self, key: &KeyRef<'_>) -> Option<Bytes> {
+        let shared = &*self.shared;
+        let found = shared
+            .storage
+            .lookup(key, |dependencies| shared.versions.is_current(dependencies));
+        match found {
+            Lookup::Hit(data) => {
+                shared.coalesced.add(1);
+                Some(data)
+            }
+            Lookup::Miss | Lookup::Stale => None,
+        }
     }
 
     /// Evicts the entries with the lowest scores until `needed_bytes` have been freed, or nothing is left.
@@ -305,22 +339,18 @@ impl<B: StorageBackend> CacheManager<B> {
         let shared = &self.shared;
         let usage = shared.storage.usage();
         CacheStats {
-            hits: shared.hits.get(),
-            misses: shared.misses.get(),
-            coalesced: shared.coalesced.get(),
-            fills: shared.fills.get(),
-            rejected: shared.rejected.get(),
-            invalidated: shared.invalidated.get(),
+            hits: shared.hits.count(),
+            misses: shared.misses.count(),
+            coalesced: shared.coalesced.count(),
+            fills: shared.fills.count(),
+            rejected: shared.rejected.count(),
+            invalidated: shared.invalidated.count(),
             evictions: usage.evictions,
             entries: usage.entries,
             size_bytes: usage.size_bytes,
             capacity_bytes: usage.capacity_bytes,
-            in_flight: shared.flights.count.load(crate::sync::Ordering::Acquire),
+            in_flight: shared.flights.count.load(Ordering::Acquire),
         }
-    }
-
-    fn slots(&self, tables: &[String]) -> Vec<SlotId> {
-        tables.iter().map(|table| self.table_slot(table)).collect()
     }
 
     /// The slot that stands for a table's name.
@@ -331,9 +361,6 @@ impl<B: StorageBackend> CacheManager<B> {
             .slot(HashedStr::new(table).hash_value())
     }
 }
-
-/// How often a caller joins again after its leader gave up, before it computes without the cache.
-const JOINS_MAX: usize = 3;
 
 impl<B: StorageBackend> fmt::Debug for CacheManager<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -362,7 +389,7 @@ impl<B: StorageBackend> Shared<B> {
             self.rejected.add(1);
             return PutOutcome::Rejected;
         }
-        let now = Utc::now();
+        let now = clock::now();
         let metadata = EntryMetadata {
             size_bytes: 0,
             created_at: now,
@@ -392,39 +419,40 @@ impl<B: StorageBackend> Shared<B> {
 
 impl Flights {
     fn shard(&self, hash: u64) -> &FlightShard {
-        #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
         let high = (hash >> 48) as usize;
         &self.shards[high % FLIGHT_SHARDS]
     }
 
     fn reserve(&self, max: usize) -> bool {
-        use crate::sync::Ordering::{AcqRel, Relaxed};
         self.count
-            .fetch_update(AcqRel, Relaxed, |count| (count < max).then_some(count + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |count| {
+                (count < max).then_some(count + 1)
+            })
             .is_ok()
     }
 
     /// Removes the flight if it is the one registered.
     fn remove(&self, flight: &Arc<FlightState>) {
         let hash = flight.key.hash_value();
-        let removed = {
-            let mut shard = self.shard(hash).0.lock();
-            shard
-                .find_entry(hash, |registered| Arc::ptr_eq(registered, flight))
-                .ok()
-                .map(|entry| entry.remove().0)
-        };
-        if removed.is_some() {
-            self.count.fetch_sub(1, crate::sync::Ordering::AcqRel);
+        let mut shard = self.shard(hash).0.lock();
+        if let Ok(entry) = shard.find_entry(hash, |registered| Arc::ptr_eq(registered, flight)) {
+            entry.remove();
         }
     }
 }
 
 impl FlightState {
+    /// Tells the followers. The first outcome counts; another changes nothing.
+    fn end(&self, outcome: Option<Bytes>) {
+        let _ = self.outcome.set(outcome);
+        self.ended.notify_waiters();
+    }
+
     fn new(key: &KeyRef<'_>, observed: Dependencies) -> Arc<Self> {
         Arc::new(Self {
             key: key.to_key(),
             observed,
+            began: Instant::now(),
             outcome: OnceLock::new(),
             ended: Notify::new(),
         })
@@ -443,29 +471,25 @@ impl<B: StorageBackend> Fill<B> {
     /// Stores the answer, if it is worth it and still true, and hands it to the followers in any case.
     pub fn complete(self, value: Bytes, execution_time: Duration) {
         let flight = &self.flight;
+        // The followers first: storing may evict, and a policy of the user's may be slow or panic. The flight stays
+        // registered until the answer is stored, so that nobody in between computes it again.
+        flight.end(Some(value.clone()));
         let milliseconds = execution_time.as_secs_f64() * 1000.0;
-        // A policy of the user's may panic; the followers must not wait for it.
-        let stored = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            self.shared.store(
-                flight.key.clone(),
-                value.clone(),
-                flight.observed.clone(),
-                milliseconds,
-            );
-        }));
-        let _ = flight.outcome.set(Some(value));
-        drop(self);
-        if let Err(panic) = stored {
-            std::panic::resume_unwind(panic);
-        }
+        self.shared.store(
+            flight.key.clone(),
+            value,
+            flight.observed.clone(),
+            milliseconds,
+        );
     }
 }
 
 impl<B: StorageBackend> Drop for Fill<B> {
     fn drop(&mut self) {
-        self.shared.flights.remove(&self.flight);
-        let _ = self.flight.outcome.set(None);
-        self.flight.ended.notify_waiters();
+        let flights = &self.shared.flights;
+        flights.remove(&self.flight);
+        flights.count.fetch_sub(1, Ordering::AcqRel);
+        self.flight.end(None);
     }
 }
 
@@ -491,6 +515,9 @@ impl Follower {
     /// Dropping the future leaves no trace.
     pub async fn wait(self) -> Option<Bytes> {
         let flight = &*self.flight;
+        if let Some(outcome) = flight.outcome.get() {
+            return outcome.clone();
+        }
         let ended = async {
             loop {
                 // Registered before the outcome is looked at, so that no end is missed in between.

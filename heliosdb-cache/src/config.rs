@@ -130,8 +130,10 @@ mod tests {
     #[test]
     fn defaults_are_valid_and_impossible_values_are_named() {
         CacheConfig::default().validate().expect("defaults");
-        let mut config = CacheConfig::default();
-        config.min_execution_time_ms = f64::NAN;
+        let config = CacheConfig {
+            min_execution_time_ms: f64::NAN,
+            ..CacheConfig::default()
+        };
         let error = config.validate().expect_err("NaN");
         assert!(
             error.to_string().contains("min_execution_time_ms"),

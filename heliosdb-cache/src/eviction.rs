@@ -1,7 +1,6 @@
 //! Eviction policies: which of several entries should go first.
 
-use chrono::Utc;
-
+use crate::clock;
 use crate::error::{CacheError, Result};
 use crate::types::CacheEntry;
 
@@ -69,12 +68,17 @@ impl HybridPolicy {
     /// A policy with these weights.
     ///
     /// # Panics
-    /// If the weights do not sum to 1; [`try_new`](Self::try_new) returns an error instead.
+    /// If the weights do not sum to 1 (within 0.01), or one is negative, which would evict the entries most worth
+    /// keeping; [`try_new`](Self::try_new) returns an error instead.
     #[must_use]
     pub fn new(lru_weight: f64, lfu_weight: f64) -> Self {
         assert!(
             (lru_weight + lfu_weight - 1.0).abs() < 0.01,
             "Weights must sum to 1.0"
+        );
+        assert!(
+            lru_weight >= 0.0 && lfu_weight >= 0.0,
+            "Weights must not be negative"
         );
         Self {
             lru_weight,
@@ -82,13 +86,14 @@ impl HybridPolicy {
         }
     }
 
-    /// A policy with these weights: each between 0 and 1, together 1 (within 0.01).
+    /// A policy with these weights: neither negative, together 1 (within 0.01).
     ///
     /// # Errors
     /// [`CacheError::Config`] if they are not.
     pub fn try_new(lru_weight: f64, lfu_weight: f64) -> Result<Self> {
-        let in_range = (0.0..=1.0).contains(&lru_weight) && (0.0..=1.0).contains(&lfu_weight);
-        if in_range && (lru_weight + lfu_weight - 1.0).abs() < 0.01 {
+        // False for NaN.
+        let weights = lru_weight >= 0.0 && lfu_weight >= 0.0;
+        if weights && (lru_weight + lfu_weight - 1.0).abs() < 0.01 {
             return Ok(Self {
                 lru_weight,
                 lfu_weight,
@@ -97,7 +102,7 @@ impl HybridPolicy {
         Err(CacheError::Config {
             field: "eviction_policy",
             reason: format!(
-                "has weights {lru_weight} and {lfu_weight}: each must be in 0..=1 and they must sum to 1"
+                "has weights {lru_weight} and {lfu_weight}: neither may be negative, and they must sum to 1"
             ),
         })
     }
@@ -142,7 +147,7 @@ impl EvictionPolicy for PriorityPolicy {
 
 /// Seconds since the last use, fractions included.
 fn age_seconds(entry: &CacheEntry) -> f64 {
-    (Utc::now() - entry.metadata.last_accessed)
+    (clock::now() - entry.metadata.last_accessed)
         .as_seconds_f64()
         .max(0.0)
 }
@@ -154,7 +159,7 @@ mod tests {
     use crate::version::Dependencies;
 
     fn entry(idle_ms: i64, access_count: u64) -> CacheEntry {
-        let now = Utc::now();
+        let now = clock::now();
         CacheEntry {
             key: QueryKey::new("q", &[], "n"),
             data: bytes::Bytes::new(),
@@ -199,6 +204,12 @@ mod tests {
         assert!(policy.calculate_score(&cold) < policy.calculate_score(&hot));
         let score = policy.calculate_score(&entry(0, u64::MAX));
         assert!((0.0..=1.0).contains(&score), "{score}");
+    }
+
+    #[test]
+    #[should_panic(expected = "Weights must not be negative")]
+    fn a_negative_weight_is_refused_by_new_too() {
+        let _ = HybridPolicy::new(-3.0, 4.0);
     }
 
     #[test]

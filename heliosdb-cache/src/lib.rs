@@ -36,6 +36,7 @@
 
 mod backend;
 mod cache_manager;
+mod clock;
 mod config;
 mod error;
 mod eviction;

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::error::{CacheError, Result};
+use crate::sync::Mutex;
 use crate::types::QueryKey;
 
 /// Lets one caller compute a key while the others wait.
@@ -32,10 +32,10 @@ type InFlight = Arc<Mutex<HashMap<QueryKey, Arc<Flight>>>>;
 struct Flight {
     /// Closed when the computation ends, however it ends: wakes all waiters at once.
     ended: Semaphore,
-    /// From then on a waiter may take the key over.
-    takeover_at: Instant,
+    /// From then on a waiter may take the key over. `None`: in no time that a clock can count to.
+    takeover_at: Option<Instant>,
     /// The flight this one took the key over from: its waiters are still there, and this one's end is theirs too.
-    before: Mutex<Option<Arc<Flight>>>,
+    before: Mutex<Option<Arc<Self>>>,
 }
 
 impl StampedeProtection {
@@ -98,7 +98,7 @@ impl StampedeProtection {
     fn take_over(&self, key: &QueryKey) -> Option<ComputeGuard> {
         let mut in_flight = self.in_flight.lock();
         let registered = in_flight.get(key)?;
-        if Instant::now() < registered.takeover_at {
+        if registered.takeover_at.is_none_or(|at| Instant::now() < at) {
             return None;
         }
         let flight = self.begin(Some(Arc::clone(registered)));
@@ -111,7 +111,7 @@ impl StampedeProtection {
     fn begin(&self, before: Option<Arc<Flight>>) -> Arc<Flight> {
         Arc::new(Flight {
             ended: Semaphore::new(0),
-            takeover_at: Instant::now() + self.timeout,
+            takeover_at: Instant::now().checked_add(self.timeout),
             before: Mutex::new(before),
         })
     }

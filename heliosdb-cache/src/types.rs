@@ -9,6 +9,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rapidhash::fast::RandomState;
 
+use crate::clock;
 use crate::version::Dependencies;
 
 /// An immutable shared string that carries its hash. Cloning copies a pointer.
@@ -123,7 +124,7 @@ impl QueryKey {
         self.hash
     }
 
-    /// Bytes this key occupies, those it shares with others included.
+    /// Bytes of the query's text and the parameters. A text that several keys share counts with each.
     pub(crate) fn weight(&self) -> usize {
         self.query.len() + self.params.len()
     }
@@ -204,8 +205,12 @@ impl<'a> KeyRef<'a> {
     pub(crate) fn matches(&self, key: &QueryKey) -> bool {
         self.hash == key.hash
             && *self.params == *key.params
-            && *self.query == *key.query
             && *self.namespace == key.namespace
+            && match self.shared {
+                // Most often the same allocation: then not a byte is compared.
+                Some(query) => *query == key.query,
+                None => *self.query == *key.query,
+            }
     }
 }
 
@@ -221,7 +226,7 @@ fn combine(query: u64, params: &[u8], namespace: &HashedStr) -> u64 {
         hash ^= hash_of(params).rotate_left(42);
     }
     // Spreads what the rotations left in place over all bits: both ends of the hash are used, for shard and bucket.
-    let wide = u128::from(hash) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+    let wide = u128::from(hash) * 0x9e37_79b9_7f4a_7c15;
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the two halves are folded together"
@@ -236,9 +241,10 @@ fn combine(query: u64, params: &[u8], namespace: &HashedStr) -> u64 {
 pub struct EntryMetadata {
     /// What the entry is charged: key, value and bookkeeping, in bytes.
     pub size_bytes: usize,
-    /// When it was stored. For display: decisions are made on a monotonic clock.
+    /// When it was stored. Taken from a monotonic clock that was set by the wall clock once: setting the wall clock
+    /// later moves no entry before another.
     pub created_at: DateTime<Utc>,
-    /// When it was last stored or read. For display and for policies.
+    /// When it was last stored or read, by the same clock.
     pub last_accessed: DateTime<Utc>,
     /// Reads so far.
     pub access_count: u64,
@@ -254,7 +260,7 @@ impl EntryMetadata {
     /// [`EvictionPolicy`](crate::EvictionPolicy) scores.
     #[must_use]
     pub fn eviction_priority(&self) -> f64 {
-        let now = Utc::now();
+        let now = clock::now();
         let seconds = |since: DateTime<Utc>| (now - since).as_seconds_f64().max(0.0);
         let rate = (self.access_count as f64 + 1.0) / (seconds(self.created_at) + 1.0);
         let decay = (-seconds(self.last_accessed) / PRIORITY_HALF_LIFE.as_secs_f64()).exp2();
@@ -282,6 +288,14 @@ pub struct CacheEntry {
     pub metadata: EntryMetadata,
     /// What the answer depends on, as of before it was computed.
     pub(crate) dependencies: Dependencies,
+}
+
+impl CacheEntry {
+    /// What the answer depends on, as of before it was computed: what a store checks before it serves the entry.
+    #[must_use]
+    pub fn dependencies(&self) -> &Dependencies {
+        &self.dependencies
+    }
 }
 
 #[cfg(test)]
@@ -318,7 +332,7 @@ mod tests {
 
     #[test]
     fn priority_prefers_dear_small_and_hot() {
-        let now = Utc::now();
+        let now = clock::now();
         let base = EntryMetadata {
             size_bytes: 1000,
             created_at: now - chrono::Duration::seconds(60),
@@ -329,15 +343,15 @@ mod tests {
         let better = [
             EntryMetadata {
                 execution_time_ms: 50.0,
-                ..base.clone()
+                ..base
             },
             EntryMetadata {
                 size_bytes: 100,
-                ..base.clone()
+                ..base
             },
             EntryMetadata {
                 access_count: 1000,
-                ..base.clone()
+                ..base
             },
         ];
         for better in better {
@@ -345,7 +359,7 @@ mod tests {
         }
         let idle = EntryMetadata {
             last_accessed: now - chrono::Duration::seconds(50),
-            ..base.clone()
+            ..base
         };
         assert!(idle.eviction_priority() < base.eviction_priority());
         assert!(

@@ -11,10 +11,11 @@
 //! were raised, and then its entry never validates again, or found the mark.
 
 use std::fmt;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, CountU64, Ordering};
 
 /// The index of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,7 +31,7 @@ pub struct Dependencies(SmallVec<[(SlotId, u64); 4]>);
 /// The array of versions.
 pub struct VersionSlots {
     slots: Box<[Slot]>,
-    invalidations: AtomicU64,
+    invalidations: CountU64,
 }
 
 struct Slot {
@@ -50,7 +51,7 @@ impl VersionSlots {
             .collect();
         Arc::new(Self {
             slots,
-            invalidations: AtomicU64::new(0),
+            invalidations: CountU64::new(0),
         })
     }
 

@@ -1,16 +1,16 @@
 //! The store in this process's memory.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 use hashbrown::HashTable;
 
 use crate::backend::{Inserted, Lookup, StorageBackend, Usage};
+use crate::clock;
 use crate::error::Result;
 use crate::eviction::{EvictionPolicy, SAMPLE};
 use crate::stats::Counter;
-use crate::sync::{AtomicUsize, Mutex, Ordering};
+use crate::sync::{AtomicUsize, Mutex, Ordering, yield_now};
 use crate::types::{CacheEntry, EntryMetadata, KeyRef, QueryKey};
 use crate::version::Dependencies;
 
@@ -25,14 +25,16 @@ use crate::version::Dependencies;
 #[derive(Debug)]
 pub struct InMemoryBackend {
     shards: Box<[Shard]>,
-    capacity: usize,
+    /// Only ever lowered.
+    capacity: AtomicUsize,
     used: AtomicUsize,
     evictions: Counter,
-    began: Instant,
-    began_at: DateTime<Utc>,
 }
 
 /// Bytes charged for an entry beside its key and value: its place in the array and in the table.
+///
+/// Not charged: what the allocator adds, the room that array and table keep for growth (at most as much again as this),
+/// and the dependencies past the third, 16 bytes each.
 pub const ENTRY_OVERHEAD: usize = size_of::<Stored>() + 8;
 
 /// An entry may take at most the capacity divided by this.
@@ -81,17 +83,18 @@ impl InMemoryBackend {
             .min(SHARDS_MAX);
         Self {
             shards: (0..shards).map(|_| Shard::default()).collect(),
-            capacity,
+            capacity: AtomicUsize::new(capacity),
             used: AtomicUsize::new(0),
             evictions: Counter::default(),
-            began: Instant::now(),
-            began_at: Utc::now(),
         }
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity.load(Ordering::Acquire)
     }
 
     fn shard_index(&self, hash: u64) -> usize {
         // The low bits choose within the shard's table, the high ones the shard.
-        #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
         let high = (hash >> 48) as usize;
         high & (self.shards.len() - 1)
     }
@@ -101,13 +104,39 @@ impl InMemoryBackend {
         self.used
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
                 used.checked_add(charge)
-                    .filter(|used| *used <= self.capacity)
+                    .filter(|used| *used <= self.capacity())
             })
             .is_ok()
     }
 
-    fn release(&self, charge: usize) {
+    /// Drops an entry and gives its charge back, in this order: what is not free yet is not counted as free.
+    fn release(&self, removed: Stored) -> usize {
+        let charge = removed.charge;
+        drop(removed);
         self.used.fetch_sub(charge, Ordering::AcqRel);
+        charge
+    }
+
+    fn remove_now(&self, key: &QueryKey) -> bool {
+        let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
+        let removed = state.find(&key.as_ref()).map(|at| state.remove_at(at));
+        drop(state);
+        removed.map(|removed| self.release(removed)).is_some()
+    }
+
+    fn reserve_by_evicting(
+        &self,
+        charge: usize,
+        first: usize,
+        policy: &dyn EvictionPolicy,
+        is_current: &impl Fn(&Dependencies) -> bool,
+    ) {
+        while !self.reserve(charge) {
+            if self.evict_one(first, policy, is_current) == 0 {
+                // Nothing is stored and yet there is no room: others hold reservations just now.
+                yield_now();
+            }
+        }
     }
 
     /// Evicts one entry, beginning to look in shard `first`. Returns its charge; 0 if there is nothing to evict.
@@ -123,7 +152,7 @@ impl InMemoryBackend {
             loop {
                 let drawn = shard.0.lock().draw();
                 let scored = drawn.into_iter().map(|(id, stored)| {
-                    let entry = self.snapshot(stored);
+                    let entry = Self::snapshot(stored);
                     let score = if is_current(&entry.dependencies) {
                         Some(policy.calculate_score(&entry)).filter(|score| !score.is_nan())
                     } else {
@@ -136,16 +165,15 @@ impl InMemoryBackend {
                 };
                 let removed = shard.0.lock().remove_exactly(&entry.key, id);
                 if let Some(removed) = removed {
-                    self.release(removed.charge);
                     self.evictions.add(1);
-                    return removed.charge;
+                    return self.release(removed);
                 }
             }
         }
         0
     }
 
-    fn snapshot(&self, drawn: Drawn) -> CacheEntry {
+    fn snapshot(drawn: Drawn) -> CacheEntry {
         let Drawn {
             key,
             data,
@@ -162,8 +190,8 @@ impl InMemoryBackend {
             dependencies,
             metadata: EntryMetadata {
                 size_bytes: charge,
-                created_at: self.began_at + created,
-                last_accessed: self.began_at + accessed,
+                created_at: clock::date(created),
+                last_accessed: clock::date(accessed),
                 access_count,
                 execution_time_ms,
             },
@@ -281,21 +309,15 @@ impl StorageBackend for InMemoryBackend {
         let state = self.shards[self.shard_index(key.hash_value())].0.lock();
         let found = state.find(&key.as_ref()).map(|at| state.entries[at].copy());
         drop(state);
-        Ok(found.map(|drawn| self.snapshot(drawn)))
+        Ok(found.map(Self::snapshot))
     }
 
     async fn remove(&self, key: &QueryKey) -> Result<bool> {
-        let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
-        let removed = state.find(&key.as_ref()).map(|at| state.remove_at(at));
-        drop(state);
-        if let Some(removed) = &removed {
-            self.release(removed.charge);
-        }
-        Ok(removed.is_some())
+        Ok(self.remove_now(key))
     }
 
     fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(&Dependencies) -> bool) -> Lookup {
-        let now = self.began.elapsed();
+        let now = clock::elapsed();
         let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
         let Some(at) = state.find(key) else {
             return Lookup::Miss;
@@ -308,7 +330,7 @@ impl StorageBackend for InMemoryBackend {
         }
         let removed = state.remove_at(at);
         drop(state);
-        self.release(removed.charge);
+        self.release(removed);
         Lookup::Stale
     }
 
@@ -319,16 +341,15 @@ impl StorageBackend for InMemoryBackend {
         is_current: impl Fn(&Dependencies) -> bool,
     ) -> Inserted {
         let charge = entry.key.weight() + entry.data.len() + ENTRY_OVERHEAD;
-        if charge > self.capacity / LARGEST_SHARE {
+        if charge > self.capacity() / LARGEST_SHARE {
             return Inserted::TooLarge;
         }
-        let now = self.began.elapsed();
+        let now = clock::elapsed();
         let index = self.shard_index(entry.key.hash_value());
-        while !self.reserve(charge) {
-            if self.evict_one(index, policy, &is_current) == 0 {
-                // Nothing is stored and yet there is no room: others hold reservations just now.
-                std::thread::yield_now();
-            }
+        if !self.reserve(charge) {
+            // What this entry takes the place of goes first, before any other has to.
+            self.remove_now(&entry.key);
+            self.reserve_by_evicting(charge, index, policy, &is_current);
         }
         let mut state = self.shards[index].0.lock();
         let replaced = state
@@ -349,7 +370,7 @@ impl StorageBackend for InMemoryBackend {
         state.push(stored);
         drop(state);
         if let Some(replaced) = replaced {
-            self.release(replaced.charge);
+            self.release(replaced);
         }
         Inserted::Stored
     }
@@ -362,12 +383,19 @@ impl StorageBackend for InMemoryBackend {
     ) -> usize {
         let mut freed = 0;
         while freed < needed_bytes {
-            match self.evict_one(0, policy, &is_current) {
+            // Beginning in another shard each time, so that no shard pays for all.
+            #[expect(clippy::cast_possible_truncation, reason = "any number will do")]
+            let first = self.evictions.count() as usize;
+            match self.evict_one(first, policy, &is_current) {
                 0 => break,
                 charge => freed += charge,
             }
         }
         freed
+    }
+
+    fn limit_capacity(&self, max_size_bytes: usize) {
+        self.capacity.fetch_min(max_size_bytes, Ordering::AcqRel);
     }
 
     fn clear(&self) {
@@ -379,8 +407,9 @@ impl StorageBackend for InMemoryBackend {
                     std::mem::take(&mut state.entries),
                 )
             };
-            drop(table);
-            self.release(entries.iter().map(|entry| entry.charge).sum());
+            let charge: usize = entries.iter().map(|entry| entry.charge).sum();
+            drop((table, entries));
+            self.used.fetch_sub(charge, Ordering::AcqRel);
         }
     }
 
@@ -392,8 +421,8 @@ impl StorageBackend for InMemoryBackend {
                 .map(|shard| shard.0.lock().entries.len())
                 .sum(),
             size_bytes: self.used.load(Ordering::Acquire),
-            capacity_bytes: self.capacity,
-            evictions: self.evictions.get(),
+            capacity_bytes: self.capacity(),
+            evictions: self.evictions.count(),
         }
     }
 }

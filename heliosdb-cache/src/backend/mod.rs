@@ -53,6 +53,9 @@ pub trait StorageBackend: Send + Sync + 'static {
         is_current: impl Fn(&Dependencies) -> bool,
     ) -> usize;
 
+    /// Lowers the capacity to `max_size_bytes` if it is larger. Called once by each manager, before it stores anything.
+    fn limit_capacity(&self, max_size_bytes: usize);
+
     /// Removes everything.
     fn clear(&self);
 
