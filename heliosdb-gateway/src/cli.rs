@@ -100,7 +100,8 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   helios serve                                           embedded PostgreSQL, data in ./helios-data
-  helios serve --upstream postgres://app:pw@db:5432/shop a real server
+  helios serve --upstream postgres://app@db:5432/shop    in front of a server
+  helios check                                           is helios.toml valid, does the server answer?
   psql -h 127.0.0.1 -p 6432                              connect to it
   psql -h 127.0.0.1 -p 6432 helios -c 'SHOW CACHE'       the admin console (SHOW HELP lists the rest)
   helios explain 'SELECT * FROM orders'                  would it be cached, and if not, why?
@@ -244,5 +245,89 @@ mod tests {
         let config = load(&options, Path::new("/nonexistent")).expect("valid");
         assert_eq!(config.listen.len(), 2);
         assert_eq!(config.http, None);
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file_and_flags_over_the_environment() {
+        // Only the owner of a process may set its environment safely, so this test runs itself in another one.
+        const CHILD: &str = "HELIOS_TEST_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            let folder = tempfile::tempdir().expect("a folder");
+            let file = folder.path().join("helios.toml");
+            std::fs::write(
+                &file,
+                "listen = [\"127.0.0.1:9\"]\ndata = \"file\"\n[log]\nlevel = \"error\"\n",
+            )
+            .expect("written");
+            let config = load(&options(&["--data", "flag"]), &file).expect("valid");
+            assert_eq!(config.listen, ["127.0.0.1:1", "127.0.0.1:2"].map(address));
+            assert_eq!(config.http, None);
+            assert_eq!(config.upstream.url.as_deref(), Some("postgres://env@h/d"));
+            assert_eq!(config.log.level, "debug");
+            assert_eq!(config.data, Path::new("flag"));
+            return;
+        }
+        let output = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args([
+                "--exact",
+                "cli::tests::the_environment_goes_over_the_file_and_flags_over_the_environment",
+            ])
+            .env(CHILD, "1")
+            .env("HELIOS_LISTEN", "127.0.0.1:1,127.0.0.1:2")
+            .env("HELIOS_HTTP", "off")
+            .env("HELIOS_UPSTREAM", "postgres://env@h/d")
+            .env("HELIOS_DATA", "environment")
+            .env("HELIOS_LOG", "debug")
+            .output()
+            .expect("started");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn the_command_line_is_consistent_and_its_help_names_everything() {
+        use clap::CommandFactory as _;
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        let help = command.render_long_help().to_string();
+        for verb in ["serve", "check", "explain"] {
+            assert!(help.contains(&format!("  {verb}")), "{help}");
+        }
+        let serve = command
+            .find_subcommand_mut("serve")
+            .expect("a command")
+            .render_long_help()
+            .to_string();
+        for flag in ["config", "listen", "upstream", "data", "http", "log"] {
+            assert!(serve.contains(&format!("--{flag}")), "{serve}");
+        }
+        for variable in ["LISTEN", "UPSTREAM", "DATA", "HTTP", "LOG"] {
+            assert!(serve.contains(&format!("HELIOS_{variable}")), "{serve}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_cannot_work_is_an_error_of_the_configuration() {
+        let args = [
+            "helios",
+            "check",
+            "--http",
+            "127.0.0.1:7",
+            "--listen",
+            "127.0.0.1:7",
+        ];
+        let error = parse(args.map(OsString::from)).expect_err("one address for two");
+        assert!(matches!(error, CliError::Config(_)), "{error:?}");
+        let error = parse(["helios", "serve", "--upstraem", "x"].map(OsString::from))
+            .expect_err("misspelt");
+        assert!(matches!(error, CliError::Usage(_)), "{error:?}");
     }
 }

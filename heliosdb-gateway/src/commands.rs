@@ -100,7 +100,7 @@ impl Backend {
             })
             .await
             .context("the embedded PostgreSQL failed to start")??;
-            let target = server.target(config.upstream.connect_timeout)?;
+            let target = server.target(config.upstream.connect_timeout);
             Ok(Self {
                 target,
                 embedded: Some(server),

@@ -9,30 +9,22 @@ use heliosdb_network::postgres::ErrorFields;
 
 /// Who is to blame, as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
+pub(crate) enum ErrorKind {
     /// The server refused or went away.
     Backend,
     /// The client broke the protocol or a limit.
     Client,
     /// The configuration does not allow it.
     Config,
-    /// A fault of this program.
-    Internal,
-    /// A socket failed.
-    Network,
 }
 
 impl ErrorKind {
     /// The label under which the error is counted.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Backend => "backend",
             Self::Client => "client",
             Self::Config => "config",
-            Self::Internal => "internal",
-            Self::Network => "network",
         }
     }
 }
@@ -40,7 +32,7 @@ impl ErrorKind {
 /// An error in the form in which it goes to a client.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
-pub struct ClientError {
+pub(crate) struct ClientError {
     /// Whose fault it is.
     pub(crate) kind: ErrorKind,
     /// True where the session ends with it (severity FATAL).
@@ -69,11 +61,6 @@ impl ClientError {
 
     pub(crate) fn fatal(mut self) -> Self {
         self.fatal = true;
-        self
-    }
-
-    pub(crate) fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
         self
     }
 

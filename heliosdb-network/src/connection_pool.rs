@@ -390,13 +390,14 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// Closes in the background. The connection counts until its socket is gone.
     fn spawn_close(&self, connection: C::Connection) {
         let connector = Arc::clone(&self.connector);
+        let timeout = self.config.close_timeout;
         let closing = Closing(self.this.clone());
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
         runtime.spawn(async move {
             let _closing = closing;
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, connector.close(connection)).await;
+            let _ = tokio::time::timeout(timeout, connector.close(connection)).await;
         });
     }
 
@@ -633,7 +634,6 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const RESET_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 /// Health checks at the same time.
 const CHECKS_MAX: usize = 16;

@@ -143,9 +143,6 @@ impl ServerStatements {
         self.unnamed = None;
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.named.len()
-    }
 }
 
 #[cfg(test)]
@@ -185,6 +182,6 @@ mod tests {
         assert!(statements.touch(1));
         assert_eq!(statements.insert(3, 2), Some(2));
         assert!(!statements.touch(2));
-        assert_eq!(statements.len(), 2);
+        assert_eq!(statements.named.len(), 2);
     }
 }

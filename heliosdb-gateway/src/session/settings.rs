@@ -41,10 +41,6 @@ impl Effective {
         self.label
     }
 
-    pub(crate) fn map(&self) -> &SettingMap {
-        &self.map
-    }
-
     /// The statements that turn a connection which has `self` into one which has `target`; empty if nothing differs.
     pub(crate) fn transition(&self, target: &Self) -> String {
         let mut sql = String::new();

@@ -50,7 +50,6 @@ pub(crate) struct ServerPool {
     pub(crate) user: String,
     pub(crate) database: Arc<Database>,
     pub(crate) connections: Arc<EnhancedConnectionPool<ServerConnector>>,
-    pub(crate) target: PgTarget,
     pub(crate) embedded: bool,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
@@ -127,7 +126,7 @@ impl Upstream {
         }
         user.clone_into(&mut target.user);
         database.clone_into(&mut target.database);
-        let connector = ServerConnector::new(target.clone(), Arc::clone(&self.servers));
+        let connector = ServerConnector::new(target, Arc::clone(&self.servers));
         let connections =
             EnhancedConnectionPool::with_connector(connector, self.pool_config.clone()).map_err(
                 |error| ClientError::new(ErrorKind::Config, "F0000", error.to_string()).fatal(),
@@ -136,7 +135,6 @@ impl Upstream {
             user: user.to_owned(),
             database: self.database(database),
             connections,
-            target,
             embedded: self.embedded,
             baseline: ArcSwapOption::empty(),
             parameters: Mutex::default(),
@@ -321,6 +319,7 @@ fn pool_config(config: &Config, embedded: bool) -> ConnectionPoolConfig {
         pool.max_connections = 1;
         pool.min_idle = 0;
         pool.max_lifetime = None;
+        pool.close_timeout = Duration::from_secs(600);
         pool.idle_timeout = None;
     }
     pool

@@ -24,6 +24,8 @@ pub struct ConnectionPoolConfig {
     pub health_check_interval_secs: u64,
     /// Bound on one health check, and on one reset. Default 1 s.
     pub health_check_timeout: Duration,
+    /// Bound on closing one; its socket is dropped then. Default 5 s.
+    pub close_timeout: Duration,
     /// A connection that was idle for longer is health-checked before it is handed out. Default 30 s.
     pub validation_bypass: Duration,
 }
@@ -40,6 +42,7 @@ impl Default for ConnectionPoolConfig {
             idle_timeout: Some(Duration::from_secs(10 * 60)),
             health_check_interval_secs: 30,
             health_check_timeout: Duration::from_secs(1),
+            close_timeout: Duration::from_secs(5),
             validation_bypass: Duration::from_secs(30),
         }
     }

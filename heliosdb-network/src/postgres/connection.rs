@@ -204,12 +204,14 @@ impl PgConnection {
         matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Says goodbye and closes.
+    /// Says goodbye, and waits until the server has closed: what it was still sending is read and thrown away, so that
+    /// it never finds the connection reset.
     pub async fn terminate(mut self) {
         let mut out = BytesMut::new();
         message::put_terminate(&mut out);
-        if self.send(&out).await.is_ok() {
-            let _ = self.stream.shutdown().await;
+        if self.send(&out).await.is_ok() && self.stream.shutdown().await.is_ok() {
+            let mut rest = vec![0; 16 << 10];
+            while self.stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
         }
     }
 

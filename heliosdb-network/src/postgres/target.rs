@@ -37,6 +37,26 @@ pub struct PgTarget {
 }
 
 impl PgTarget {
+    /// A database as one user, without a password.
+    #[must_use]
+    pub fn new(host: Host, port: u16, user: &str, database: &str) -> Self {
+        Self {
+            host,
+            port,
+            user: user.to_owned(),
+            password: None,
+            database: database.to_owned(),
+            connect_timeout: Duration::from_secs(5),
+        }
+    }
+
+    /// The same with another bound on connecting and logging in.
+    #[must_use]
+    pub fn with_connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.connect_timeout = connect_timeout;
+        self
+    }
+
     /// Reads `postgres://user:password@host:port/database`. The host may be a percent-encoded folder, or stand behind
     /// `?host=`, for a Unix-domain socket. User and database default to `postgres` and to the user.
     ///

@@ -1,0 +1,254 @@
+//! Refusing what can't work, before anything starts.
+
+use std::fmt::Display;
+
+use heliosdb_network::postgres::PgTarget;
+
+use super::{Config, ConfigError, show};
+
+impl Config {
+    /// Checks what reading a single value does not show.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] naming the key, its value and the reason.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_addresses()?;
+        self.validate_upstream()?;
+        self.validate_pool()?;
+        self.validate_cache()?;
+        self.validate_clients()?;
+        validate_level(&self.log.level)
+    }
+
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        if self.listen.is_empty() {
+            return refuse("listen", "[]", "name at least one address");
+        }
+        let open = self
+            .listen
+            .iter()
+            .find(|address| !address.ip().is_loopback());
+        if let Some(open) = open
+            && !self.clients.allow_remote_trust
+        {
+            let reason = "others can reach this address, and clients are not authenticated by this version. Listen on \
+                          127.0.0.1, or set clients.allow_remote_trust = true if the network keeps strangers out";
+            return refuse("listen", open, reason);
+        }
+        // Port 0 asks the system for any free port, so it can be asked for twice.
+        for (at, address) in self.listen.iter().enumerate() {
+            if address.port() != 0 && self.listen[..at].contains(address) {
+                return refuse("listen", address, "is named twice");
+            }
+        }
+        match self.http {
+            Some(http) if http.port() != 0 && self.listen.contains(&http) => {
+                refuse("http", http, "is also in `listen`")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_upstream(&self) -> Result<(), ConfigError> {
+        if let Some(url) = &self.upstream.url
+            && let Err(error) = PgTarget::from_url(url)
+        {
+            return refuse("upstream.url", show::without_password(url), error);
+        }
+        longer_than_zero("upstream.connect_timeout", self.upstream.connect_timeout)
+    }
+
+    fn validate_pool(&self) -> Result<(), ConfigError> {
+        let pool = &self.pool;
+        at_least_one("pool.size", pool.size)?;
+        at_least_one("pool.max_prepared_statements", pool.max_prepared_statements)?;
+        if pool.min_idle > pool.size {
+            let reason = format!("must not be larger than pool.size, {}", pool.size);
+            return refuse("pool.min_idle", pool.min_idle, reason);
+        }
+        longer_than_zero("pool.acquire_timeout", pool.acquire_timeout)?;
+        longer_than_zero("pool.health_check_interval", pool.health_check_interval)?;
+        longer_than_zero("pool.idle_timeout", pool.idle_timeout)?;
+        longer_than_zero("pool.max_lifetime", pool.max_lifetime)?;
+        if pool.health_check_interval.subsec_nanos() != 0 {
+            let shown = humantime::format_duration(pool.health_check_interval);
+            return refuse("pool.health_check_interval", shown, "must be whole seconds");
+        }
+        Ok(())
+    }
+
+    fn validate_cache(&self) -> Result<(), ConfigError> {
+        let cache = &self.cache;
+        at_least_one("cache.max_in_flight", cache.max_in_flight)?;
+        longer_than_zero("cache.flight_timeout", cache.flight_timeout)?;
+        if usize::try_from(cache.size.as_u64()).is_err() {
+            let reason = "is more than this machine can address";
+            return refuse("cache.size", show::size(cache.size), reason);
+        }
+        if cache.max_entry.as_u64() > cache.size.as_u64() / 2 {
+            let reason = format!(
+                "must not be larger than half of cache.size, {}",
+                show::size(cache.size)
+            );
+            return refuse("cache.max_entry", show::size(cache.max_entry), reason);
+        }
+        Ok(())
+    }
+
+    fn validate_clients(&self) -> Result<(), ConfigError> {
+        at_least_one("clients.max", self.clients.max)?;
+        longer_than_zero("clients.login_timeout", self.clients.login_timeout)
+    }
+}
+
+/// A misspelt level would be taken for the name of a module, and nothing would be logged.
+fn validate_level(level: &str) -> Result<(), ConfigError> {
+    use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+    for directive in level.split(',').map(str::trim) {
+        let is_bare = !directive.contains(['=', '[']);
+        if directive.is_empty() || is_bare && directive.parse::<LevelFilter>().is_err() {
+            let reason = format!(
+                "{directive:?} is none of error, warn, info, debug, trace, off; for a module, write module=level"
+            );
+            return refuse("log.level", level, reason);
+        }
+    }
+    match EnvFilter::try_new(level) {
+        Ok(_) => Ok(()),
+        Err(error) => refuse("log.level", level, error),
+    }
+}
+
+fn refuse(key: &'static str, value: impl Display, reason: impl Display) -> Result<(), ConfigError> {
+    Err(ConfigError::Value {
+        key,
+        value: value.to_string(),
+        reason: reason.to_string(),
+    })
+}
+
+fn at_least_one(key: &'static str, value: usize) -> Result<(), ConfigError> {
+    if value == 0 {
+        return refuse(key, 0, "must be at least 1");
+    }
+    Ok(())
+}
+
+fn longer_than_zero(key: &'static str, value: std::time::Duration) -> Result<(), ConfigError> {
+    if value.is_zero() {
+        return refuse(key, "0s", "must be longer than zero");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let config = Config::parse(text, "f").expect("readable");
+        config.validate().expect_err(text).to_string()
+    }
+
+    #[test]
+    fn the_defaults_can_work() {
+        Config::default().validate().expect("valid");
+    }
+
+    #[test]
+    fn listening_to_the_world_must_be_asked_for() {
+        let open = "listen = [\"127.0.0.1:6432\", \"0.0.0.0:6432\"]\n";
+        let error = refused(open);
+        assert!(
+            error.starts_with("listen = 0.0.0.0:6432: ") && error.contains("allow_remote_trust"),
+            "{error}"
+        );
+        let asked = format!("{open}[clients]\nallow_remote_trust = true\n");
+        let config = Config::parse(&asked, "f").expect("readable");
+        config.validate().expect("asked for");
+        assert!(refused("listen = [\"[::]:6432\"]").starts_with("listen = [::]:6432: "));
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_named_with_their_reason() {
+        for (text, error) in [
+            ("listen = []", "listen = []: name"),
+            (
+                "listen = [\"127.0.0.1:1\", \"127.0.0.1:1\"]",
+                "listen = 127.0.0.1:1: is named twice",
+            ),
+            (
+                "http = \"127.0.0.1:6432\"",
+                "http = 127.0.0.1:6432: is also",
+            ),
+            (
+                "upstream.connect_timeout = \"0s\"",
+                "upstream.connect_timeout = 0s: ",
+            ),
+            ("upstream.url = \"\"", "upstream.url = ***: "),
+            (
+                "upstream.url = \"mysql://u:geheim@h/d\"",
+                "upstream.url = mysql://u:***@h/d: ",
+            ),
+            ("pool.size = 0", "pool.size = 0: must be at least 1"),
+            (
+                "pool.min_idle = 21",
+                "pool.min_idle = 21: must not be larger than pool.size, 20",
+            ),
+            (
+                "pool.acquire_timeout = \"0s\"",
+                "pool.acquire_timeout = 0s: ",
+            ),
+            ("pool.max_lifetime = \"0s\"", "pool.max_lifetime = 0s: "),
+            ("pool.idle_timeout = \"0s\"", "pool.idle_timeout = 0s: "),
+            (
+                "pool.health_check_interval = \"0s\"",
+                "pool.health_check_interval = 0s: ",
+            ),
+            (
+                "pool.health_check_interval = \"1500ms\"",
+                "pool.health_check_interval = 1s 500ms: must be whole seconds",
+            ),
+            (
+                "pool.max_prepared_statements = 0",
+                "pool.max_prepared_statements = 0: ",
+            ),
+            (
+                "cache.max_entry = \"200 MiB\"",
+                "cache.max_entry = 200 MiB: must not be larger than half of cache.size, 256 MiB",
+            ),
+            ("cache.max_in_flight = 0", "cache.max_in_flight = 0: "),
+            (
+                "cache.flight_timeout = \"0s\"",
+                "cache.flight_timeout = 0s: ",
+            ),
+            ("clients.max = 0", "clients.max = 0: "),
+            (
+                "clients.login_timeout = \"0s\"",
+                "clients.login_timeout = 0s: ",
+            ),
+            (
+                "log.level = \"inof\"",
+                "log.level = inof: \"inof\" is none of",
+            ),
+            ("log.level = \"\"", "log.level = : "),
+            ("log.level = \"info,a=b=c\"", "log.level = info,a=b=c: "),
+        ] {
+            let got = refused(text);
+            assert!(got.starts_with(error), "{text}: {got}");
+            assert!(!got.contains("geheim"), "{got}");
+        }
+    }
+
+    #[test]
+    fn filters_are_levels() {
+        for level in [
+            "off",
+            "WARN",
+            "info,heliosdb_network=debug",
+            "heliosdb_gateway=trace",
+        ] {
+            validate_level(level).expect(level);
+        }
+    }
+}

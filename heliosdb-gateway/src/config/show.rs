@@ -1,0 +1,413 @@
+//! Printing a configuration, and what a reload changes of it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::{
+    CacheSection, ClientsConfig, Config, Eviction, Invalidation, LogConfig, PoolConfig, PoolMode,
+    UpstreamConfig,
+};
+
+/// What a reload changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Diff {
+    /// Keys whose new value is in force.
+    pub applied: Vec<String>,
+    /// Keys whose new value comes into force with a restart.
+    pub needs_restart: Vec<String>,
+}
+
+/// A line of `SHOW CONFIG`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Row {
+    /// The key, with its section.
+    pub name: String,
+    /// The value in force; a password is not shown.
+    pub value: String,
+    /// The default.
+    pub default: String,
+    /// Whether a reload changes it.
+    pub reloadable: bool,
+}
+
+/// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
+const RELOADABLE: [&str; 8] = [
+    "cache.enabled",
+    "cache.max_entry",
+    "clients.allow_remote_trust",
+    "clients.login_timeout",
+    "clients.max",
+    "clients.shutdown_timeout",
+    "pool.max_prepared_statements",
+    "pool.mode",
+];
+
+impl Config {
+    /// All keys with their values, defaults, and whether a reload changes them. By name.
+    #[must_use]
+    pub fn rows(&self) -> Vec<Row> {
+        let mut shown = self.clone();
+        shown.upstream.url = shown.upstream.url.as_deref().map(without_password);
+        let mut rows: Vec<Row> = shown
+            .values()
+            .into_iter()
+            .zip(Self::default().values())
+            .map(|((name, value), (_, default))| Row {
+                name: name.to_owned(),
+                value,
+                default,
+                reloadable: RELOADABLE.contains(&name),
+            })
+            .collect();
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows
+    }
+
+    /// What changes with `new`, now and with a restart.
+    #[must_use]
+    pub fn reloadable_diff(&self, new: &Self) -> Diff {
+        let mut diff = Diff::default();
+        for ((name, old), (_, new)) in self.values().into_iter().zip(new.values()) {
+            if old == new {
+                continue;
+            }
+            let list = if RELOADABLE.contains(&name) {
+                &mut diff.applied
+            } else {
+                &mut diff.needs_restart
+            };
+            list.push(name.to_owned());
+        }
+        diff
+    }
+
+    /// This configuration with those values of `new` that a reload changes.
+    #[must_use]
+    pub(crate) fn reloaded(&self, new: &Self) -> Self {
+        let mut merged = self.clone();
+        merged.cache.enabled = new.cache.enabled;
+        merged.cache.max_entry = new.cache.max_entry;
+        merged.clients = new.clients.clone();
+        merged.pool.max_prepared_statements = new.pool.max_prepared_statements;
+        merged.pool.mode = new.pool.mode;
+        merged
+    }
+
+    /// Every key with its value as the file would hold it, always in the same order. Destructured in full, so that a
+    /// new key can't be forgotten here.
+    fn values(&self) -> Vec<(&'static str, String)> {
+        let Self {
+            listen,
+            http,
+            data,
+            invalidation,
+            upstream,
+            pool,
+            cache,
+            clients,
+            log,
+        } = self;
+        let UpstreamConfig {
+            url,
+            connect_timeout,
+        } = upstream;
+        let PoolConfig {
+            mode,
+            size: pool_size,
+            min_idle,
+            acquire_timeout,
+            max_lifetime,
+            idle_timeout,
+            health_check_interval,
+            max_prepared_statements,
+        } = pool;
+        let CacheSection {
+            enabled,
+            size: cache_size,
+            max_entry,
+            min_execution_time,
+            max_in_flight,
+            flight_timeout,
+            eviction,
+        } = cache;
+        let ClientsConfig {
+            max,
+            login_timeout,
+            shutdown_timeout,
+            allow_remote_trust,
+        } = clients;
+        let LogConfig { level } = log;
+        vec![
+            ("listen", addresses(listen)),
+            (
+                "http",
+                http.map_or_else(|| "off".to_owned(), |address| address.to_string()),
+            ),
+            ("data", data.display().to_string()),
+            (
+                "invalidation",
+                match invalidation {
+                    Invalidation::Wire => "wire".to_owned(),
+                },
+            ),
+            ("upstream.url", url.clone().unwrap_or_default()),
+            ("upstream.connect_timeout", duration(*connect_timeout)),
+            (
+                "pool.mode",
+                match mode {
+                    PoolMode::Session => "session".to_owned(),
+                    PoolMode::Transaction => "transaction".to_owned(),
+                },
+            ),
+            ("pool.size", pool_size.to_string()),
+            ("pool.min_idle", min_idle.to_string()),
+            ("pool.acquire_timeout", duration(*acquire_timeout)),
+            ("pool.max_lifetime", duration(*max_lifetime)),
+            ("pool.idle_timeout", duration(*idle_timeout)),
+            (
+                "pool.health_check_interval",
+                duration(*health_check_interval),
+            ),
+            (
+                "pool.max_prepared_statements",
+                max_prepared_statements.to_string(),
+            ),
+            ("cache.enabled", enabled.to_string()),
+            ("cache.size", size(*cache_size)),
+            ("cache.max_entry", size(*max_entry)),
+            ("cache.min_execution_time", duration(*min_execution_time)),
+            ("cache.max_in_flight", max_in_flight.to_string()),
+            ("cache.flight_timeout", duration(*flight_timeout)),
+            (
+                "cache.eviction",
+                match eviction {
+                    Eviction::Hybrid => "hybrid".to_owned(),
+                    Eviction::Lfu => "lfu".to_owned(),
+                    Eviction::Lru => "lru".to_owned(),
+                },
+            ),
+            ("clients.max", max.to_string()),
+            ("clients.login_timeout", duration(*login_timeout)),
+            ("clients.shutdown_timeout", duration(*shutdown_timeout)),
+            ("clients.allow_remote_trust", allow_remote_trust.to_string()),
+            ("log.level", level.clone()),
+        ]
+    }
+}
+
+fn addresses(addresses: &[SocketAddr]) -> String {
+    let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
+fn duration(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+/// A size in the largest unit that says it exactly. `ByteSize`'s own text is rounded: two sizes could look the same.
+pub(super) fn size(size: ByteSize) -> String {
+    let bytes = size.as_u64();
+    let (unit, name) = [(30, "GiB"), (20, "MiB"), (10, "KiB")]
+        .into_iter()
+        .map(|(shift, name)| (1 << shift, name))
+        .find(|(unit, _)| bytes != 0 && bytes.is_multiple_of(*unit))
+        .unwrap_or((1, "B"));
+    format!("{} {name}", bytes / unit)
+}
+
+/// A server's URL with `***` for its password. What can't be read as a URL isn't shown at all: nobody knows where in
+/// it a password is.
+pub(super) fn without_password(url: &str) -> String {
+    let Ok(mut parsed) = url::Url::parse(url) else {
+        return "***".to_owned();
+    };
+    // A URL without a host can't have its password replaced.
+    if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
+        return "***".to_owned();
+    }
+    if parsed
+        .query_pairs()
+        .any(|(name, _)| name.contains("password"))
+    {
+        let masked: Vec<(String, String)> = parsed
+            .query_pairs()
+            .map(|(name, value)| {
+                let value = if name.contains("password") {
+                    "***".into()
+                } else {
+                    value
+                };
+                (name.into_owned(), value.into_owned())
+            })
+            .collect();
+        parsed.query_pairs_mut().clear().extend_pairs(masked);
+    }
+    parsed.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A valid file in which no key has its default.
+    const ALL_CHANGED: &str = r#"
+listen = ["127.0.0.1:1", "[::1]:2"]
+http = "off"
+data = "/elsewhere"
+invalidation = "wire"
+upstream = { url = "postgres://a@b/c", connect_timeout = "6s" }
+log = { level = "debug" }
+[pool]
+mode = "session"
+size = 21
+min_idle = 1
+acquire_timeout = "31s"
+max_lifetime = "90m"
+idle_timeout = "11m"
+health_check_interval = "31s"
+max_prepared_statements = 257
+[cache]
+enabled = false
+size = "257 MiB"
+max_entry = "1000001 B"
+min_execution_time = "1500us"
+max_in_flight = 10001
+flight_timeout = "11s"
+eviction = "hybrid"
+[clients]
+max = 10001
+login_timeout = "11s"
+shutdown_timeout = "31s"
+allow_remote_trust = true
+"#;
+
+    fn all_changed() -> Config {
+        let config = Config::parse(ALL_CHANGED, "f").expect("valid");
+        for row in config.rows() {
+            // There is one value so far.
+            assert!(
+                row.value != row.default || row.name == "invalidation",
+                "{} has its default",
+                row.name
+            );
+        }
+        config
+    }
+
+    #[test]
+    fn values_are_shown_as_the_file_holds_them() {
+        for config in [Config::default(), all_changed()] {
+            let mut file = String::new();
+            let mut rows = config.rows();
+            rows.sort_by_key(|row| row.name.contains('.'));
+            for Row { name, value, .. } in rows {
+                let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
+                let line = match name.as_str() {
+                    "upstream.url" if value.is_empty() => continue,
+                    "listen" => format!("{name} = [\"{}\"]\n", value.replace(", ", "\", \"")),
+                    _ if is_bare => format!("{name} = {value}\n"),
+                    _ => format!("{name} = \"{value}\"\n"),
+                };
+                file.push_str(&line);
+            }
+            assert_eq!(Config::parse(&file, "f"), Ok(config), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_reload_changes_the_reloadable_keys_and_no_other() {
+        let (old, new) = (Config::default(), all_changed());
+        let diff = old.reloadable_diff(&new);
+        let mut applied = diff.applied.clone();
+        applied.sort();
+        assert_eq!(applied, RELOADABLE);
+        let merged = old.reloaded(&new);
+        assert_eq!(
+            merged.reloadable_diff(&new).needs_restart,
+            diff.needs_restart
+        );
+        assert!(merged.reloadable_diff(&new).applied.is_empty());
+        assert!(old.reloadable_diff(&merged).needs_restart.is_empty());
+        assert_eq!(old.reloadable_diff(&old), Diff::default());
+    }
+
+    #[test]
+    fn a_change_of_a_few_bytes_is_a_change() {
+        let mut new = Config::default();
+        new.cache.size = ByteSize::b(new.cache.size.as_u64() + 1);
+        let diff = Config::default().reloadable_diff(&new);
+        assert_eq!(diff.needs_restart, ["cache.size"]);
+        for (bytes, shown) in [
+            (0, "0 B"),
+            (1000, "1000 B"),
+            (1 << 10, "1 KiB"),
+            (3 << 29, "1536 MiB"),
+            (2 << 40, "2048 GiB"),
+        ] {
+            assert_eq!(size(ByteSize::b(bytes)), shown);
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (url, shown) in [
+            ("postgres://u:geheim@h/d", "postgres://u:***@h/d"),
+            (
+                "postgres://u@h/d?password=geheim&port=1",
+                "postgres://u@h/d?password=***&port=1",
+            ),
+            ("host=h password=geheim", "***"),
+            ("postgres://u:geheim@h:99999/d", "***"),
+            ("postgres://u@h/d?port=1", "postgres://u@h/d?port=1"),
+        ] {
+            let mut config = Config::default();
+            config.upstream.url = Some(url.to_owned());
+            let row = config
+                .rows()
+                .into_iter()
+                .find(|row| row.name == "upstream.url")
+                .expect("always shown");
+            assert_eq!(row.value, shown);
+            assert!(!format!("{config:?}").contains("geheim"));
+        }
+    }
+
+    #[test]
+    fn the_example_file_documents_every_key_with_its_default() {
+        let text = include_str!("../../../helios.example.toml");
+        assert_eq!(
+            Config::parse(text, "helios.example.toml"),
+            Ok(Config::default())
+        );
+        let mut section = String::new();
+        let mut comment = String::new();
+        let mut documented = Vec::new();
+        for line in text.lines() {
+            if line.is_empty() {
+                comment.clear();
+            } else if let Some(name) = line.strip_prefix('[') {
+                section = name.replace(']', ".");
+            } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
+                && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            {
+                let marked = comment.contains("(reload)");
+                documented.push((format!("{section}{key}"), marked));
+                assert!(!comment.is_empty(), "{section}{key} has no comment");
+                comment.clear();
+            } else {
+                comment.push_str(line);
+            }
+        }
+        documented.sort();
+        let keys: Vec<(String, bool)> = Config::default()
+            .rows()
+            .into_iter()
+            .map(|row| (row.name, row.reloadable))
+            .collect();
+        assert_eq!(documented, keys);
+    }
+}
