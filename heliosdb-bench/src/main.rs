@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! Side-by-side runs of helios against its peers, on one machine, in one run, on the same data.
+//!
+//! A figure from another machine or another day proves little about a gateway, so every peer is started here, beside a
+//! PostgreSQL of its own, and measured in turn: A B C, A B C. The figure to look at is the gateway's CPU time a query.
+//! Unlike the rate it does not depend on how the load generator and PostgreSQL share the processors with the gateway.
+#![forbid(unsafe_code)]
+
+mod cpu;
+mod floor;
+mod gateway;
+mod interrupt;
+mod peers;
+mod pgbench;
+mod process;
+mod report;
+mod settings;
+mod statistics;
+mod workload;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measure helios beside its peers.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask bench", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Answer every query with the same bytes, until killed
+    #[command(hide = true)]
+    Floor {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Compare helios with PgBouncer, pgpool-II, PostgreSQL itself, and the least that a server can cost
+    Gateway(gateway::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Verb::Floor { listen } => floor::serve(listen),
+        Verb::Gateway(args) => gateway::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A closed stderr is no reason to panic: the exit code tells as well.
+            let _ = writeln!(std::io::stderr(), "heliosdb-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

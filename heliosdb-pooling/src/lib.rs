@@ -18,19 +18,28 @@
 //! assert!(optimizer.preferred_connections(&again).is_empty());
 //! ```
 //!
+//! How large the pool should be is [`sizing`]'s part.
+//!
 //! # Guarantees
-//! Memory is bounded in both dimensions: at most [`MAX_FINGERPRINTS`] statements (configurable), the least recently
-//! recorded forgotten first, with at most [`MAX_AFFINITY_CONNECTIONS`] distinct connections each. A connection that was
-//! forgotten is not advised again.
+//! * **Bounded** in both dimensions: at most [`MAX_FINGERPRINTS`] statements (configurable), the least recently recorded
+//!   forgotten first, with at most [`MAX_AFFINITY_CONNECTIONS`] distinct connections each. A statement takes no more
+//!   than [`MAX_FINGERPRINT_BYTES`] for its text and about 800 bytes for the rest: 2 MiB in all by default.
+//! * **Fresh**: a connection that was forgotten is not advised again, unless it is recorded again.
+//! * **Constant time** for recording and asking.
+//!
+//! # Limits
+//! A fingerprint is for statistics: the cache compares statements in full. Advice must never go before fairness: it is
+//! a choice among idle connections, not a reason to wait for one.
 #![forbid(unsafe_code)]
 
 mod affinity;
 mod fingerprint;
 mod latency;
 mod optimizer;
+mod recency;
 pub mod sizing;
 
 pub use affinity::MAX_AFFINITY_CONNECTIONS;
-pub use fingerprint::QueryFingerprint;
+pub use fingerprint::{MAX_FINGERPRINT_BYTES, QueryFingerprint};
 pub use latency::Latency;
 pub use optimizer::{MAX_FINGERPRINTS, PoolOptimizer};

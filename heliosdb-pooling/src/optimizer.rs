@@ -1,14 +1,12 @@
 //! What was learnt from the statements that ran.
 
-use std::collections::{BTreeMap, HashMap};
-
 use parking_lot::RwLock;
-use rapidhash::fast::RandomState;
 use uuid::Uuid;
 
 use crate::affinity::Connections;
 use crate::fingerprint::QueryFingerprint;
-use crate::latency::Latency;
+use crate::latency::{Latency, Times};
+use crate::recency::RecencyMap;
 
 /// Statements remembered by default.
 pub const MAX_FINGERPRINTS: usize = 1024;
@@ -16,25 +14,15 @@ pub const MAX_FINGERPRINTS: usize = 1024;
 /// Learns which connections run which statements, and how long those take.
 #[derive(Debug)]
 pub struct PoolOptimizer {
-    /// Why a lock: map and order change together; what happens under it is a few moves.
-    affinity_map: RwLock<Learned>,
-    max_fingerprints: usize,
-}
-
-#[derive(Debug, Default)]
-struct Learned {
-    statements: HashMap<QueryFingerprint, Statement, RandomState>,
-    /// Statements by when they were last recorded, the oldest first.
-    order: BTreeMap<u64, QueryFingerprint>,
-    tick: u64,
+    /// Why a lock: a statement, its place in the order and its times change together. What happens under it takes
+    /// constant time, [`forget_connection`](Self::forget_connection) apart.
+    affinity_map: RwLock<RecencyMap<QueryFingerprint, Statement>>,
 }
 
 #[derive(Debug, Default)]
 struct Statement {
     connections: Connections,
-    latency: Latency,
-    /// Its place in the order.
-    recorded: u64,
+    times: Times,
 }
 
 impl Default for PoolOptimizer {
@@ -54,8 +42,7 @@ impl PoolOptimizer {
     #[must_use]
     pub fn with_capacity(max_fingerprints: usize) -> Self {
         Self {
-            affinity_map: RwLock::default(),
-            max_fingerprints: max_fingerprints.max(1),
+            affinity_map: RwLock::new(RecencyMap::new(max_fingerprints)),
         }
     }
 
@@ -67,46 +54,38 @@ impl PoolOptimizer {
         fingerprint: QueryFingerprint,
         execution_time_ms: f64,
     ) {
-        let mut learned = self.affinity_map.write();
-        let learned = &mut *learned;
-        learned.tick += 1;
-        let statement = learned.statements.entry(fingerprint.clone()).or_default();
-        learned.order.remove(&statement.recorded);
-        statement.recorded = learned.tick;
+        let mut affinity = self.affinity_map.write();
+        let statement = affinity.touch(fingerprint);
         statement.connections.touch(connection_id);
-        statement.latency.record(execution_time_ms);
-        learned.order.insert(learned.tick, fingerprint);
-        if learned.statements.len() > self.max_fingerprints
-            && let Some((_, oldest)) = learned.order.pop_first()
-        {
-            learned.statements.remove(&oldest);
-        }
+        statement.times.record(execution_time_ms);
     }
 
-    /// The connections that ran the statement, the most recent first.
+    /// The connections that ran the statement, the most recent first. Asking does not count as a use.
+    ///
+    /// Advice, not an order: choose among the idle ones, and never let a client wait for one of these while another
+    /// is free.
     #[must_use]
     pub fn preferred_connections(&self, fingerprint: &QueryFingerprint) -> Vec<Uuid> {
-        let learned = self.affinity_map.read();
-        learned
-            .statements
-            .get(fingerprint)
-            .map(|known| known.connections.as_slice().to_vec())
+        let affinity = self.affinity_map.read();
+        affinity
+            .peek(fingerprint)
+            .map(|statement| statement.connections.as_slice().to_vec())
             .unwrap_or_default()
     }
 
     /// How long the statement takes, if it is remembered.
     #[must_use]
     pub fn latency(&self, fingerprint: &QueryFingerprint) -> Option<Latency> {
-        self.affinity_map
-            .read()
-            .statements
-            .get(fingerprint)
-            .map(|known| known.latency)
+        let affinity = self.affinity_map.read();
+        affinity
+            .peek(fingerprint)
+            .map(|statement| statement.times.summary())
     }
 
-    /// Forgets a connection that was closed.
+    /// Forgets a connection that was closed. Looks at every statement: connections close seldom, and an index for them
+    /// would make every recording dearer.
     pub fn forget_connection(&self, connection_id: Uuid) {
-        for statement in self.affinity_map.write().statements.values_mut() {
+        for statement in self.affinity_map.write().values_mut() {
             statement.connections.remove(connection_id);
         }
     }
@@ -114,6 +93,6 @@ impl PoolOptimizer {
     /// Statements remembered.
     #[must_use]
     pub fn fingerprint_count(&self) -> usize {
-        self.affinity_map.read().statements.len()
+        self.affinity_map.read().len()
     }
 }

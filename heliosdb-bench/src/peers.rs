@@ -1,0 +1,352 @@
+//! The servers that are compared, each on a free port, with its files in a temporary folder.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use heliosdb_testkit::{PostgresCluster, free_port, postgres_bin_dir};
+use rustix::process::Signal;
+use serde::Serialize;
+use tempfile::TempDir;
+
+use crate::interrupt::Interrupt;
+use crate::pgbench::libpq_environment;
+use crate::process::Running;
+use crate::settings::{helios_toml, pgbouncer_ini, pgpool_conf, tracks_prepared};
+use crate::workload::{Mode, Workload};
+
+/// What a load is put on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Target {
+    /// PostgreSQL itself.
+    Direct,
+    /// A server that answers every query with the same bytes.
+    Floor,
+    /// helios, asked for what it has in its cache.
+    HeliosHit,
+    /// helios, with a cache so small that nearly every read misses it, is fetched, stored, and evicts another.
+    HeliosMiss,
+    /// helios without a cache.
+    HeliosPass,
+    /// PgBouncer, pooling by transaction.
+    Pgbouncer,
+    /// pgpool-II with its query cache in shared memory.
+    Pgpool,
+}
+
+impl Target {
+    /// In the order of the report.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Pgbouncer,
+        Self::HeliosPass,
+        Self::HeliosMiss,
+        Self::Pgpool,
+        Self::HeliosHit,
+        Self::Floor,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Floor => "floor",
+            Self::HeliosHit => "helios-hit",
+            Self::HeliosMiss => "helios-miss",
+            Self::HeliosPass => "helios-pass",
+            Self::Pgbouncer => "pgbouncer",
+            Self::Pgpool => "pgpool",
+        }
+    }
+
+    pub(crate) fn is_helios(self) -> bool {
+        matches!(self, Self::HeliosHit | Self::HeliosMiss | Self::HeliosPass)
+    }
+
+    /// Whether a workload tells anything about a target. A cache is not asked for what it can't hold, a pooler not
+    /// for what it would pass on just the same.
+    pub(crate) fn takes(self, workload: Workload) -> bool {
+        match self {
+            Self::Direct => true,
+            Self::Floor => workload == Workload::Hot100,
+            Self::HeliosHit | Self::Pgpool => workload != Workload::Point,
+            Self::HeliosMiss | Self::HeliosPass | Self::Pgbouncer => workload == Workload::Point,
+        }
+    }
+}
+
+/// What is needed to start a peer.
+#[derive(Debug)]
+pub(crate) struct Site<'a> {
+    pub(crate) cluster: &'a PostgresCluster,
+    /// The most clients that will connect at the same time.
+    pub(crate) clients_max: u32,
+    /// The program helios, if it is to be measured.
+    pub(crate) helios: Option<&'a Path>,
+    pub(crate) interrupt: &'a Interrupt,
+}
+
+/// A running peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) target: Target,
+    pub(crate) port: u16,
+    pub(crate) version: String,
+    /// `None` for PostgreSQL itself, whose processes are counted apart.
+    running: Option<Running>,
+    /// After the process, so that it goes when that has ended.
+    _folder: Option<TempDir>,
+}
+
+impl Peer {
+    /// Starts a target, or says `None` if it is not installed.
+    pub(crate) fn start(target: Target, site: &Site<'_>) -> anyhow::Result<Option<Self>> {
+        if target == Target::Direct {
+            let version = site.cluster.psql("postgres", "SHOW server_version")?;
+            let version = format!("PostgreSQL {version}");
+            let port = site.cluster.port();
+            return Ok(Some(Self {
+                target,
+                port,
+                version,
+                running: None,
+                _folder: None,
+            }));
+        }
+        let Some(program) = program(target, site)? else {
+            return Ok(None);
+        };
+        let folder = tempfile::Builder::new().prefix("helios-bench-").tempdir()?;
+        let port = free_port()?;
+        let version = match target {
+            // It is the yardstick: what the compiler leaves in it would make everybody else look good.
+            Target::Floor if cfg!(debug_assertions) => {
+                "fixed bytes, UNOPTIMISED: don't compare".to_owned()
+            }
+            Target::Floor => "fixed bytes".to_owned(),
+            _ => version(&program)?,
+        };
+        let mut command = Command::new(program);
+        // What to do is said here, not by the user's environment.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("HELIOS_") {
+                command.env_remove(name);
+            }
+        }
+        command.current_dir(folder.path());
+        configure(target, site, &mut command, port, &version, folder.path())?;
+        // pgpool-II alone takes SIGTERM as "when the last client has gone".
+        let stop = if target == Target::Pgpool {
+            Signal::INT
+        } else {
+            Signal::TERM
+        };
+        let log = folder.path().join("log");
+        let mut running = Running::start(target.name(), &mut command, &log, stop)?;
+        let psql = postgres_bin_dir()?.join("psql");
+        running.wait_until_ready(site.interrupt, || serves(&psql, port))?;
+        Ok(Some(Self {
+            target,
+            port,
+            version,
+            running: Some(running),
+            _folder: Some(folder),
+        }))
+    }
+
+    /// The first of its processes.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.running.as_ref().map(Running::pid)
+    }
+
+    /// Why a protocol mode can't be measured with it.
+    pub(crate) fn unsupported(&self, mode: Mode) -> Option<&'static str> {
+        let lacks = self.target == Target::Pgbouncer && mode == Mode::Prepared;
+        (lacks && !tracks_prepared(&self.version))
+            .then_some("n/a: PgBouncer before 1.21 has no prepared statements in transaction mode")
+    }
+}
+
+/// Whether a statement is answered.
+fn serves(psql: &Path, port: u16) -> bool {
+    let mut command = Command::new(psql);
+    libpq_environment(&mut command);
+    command
+        .args([
+            "-X",
+            "-q",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port.to_string(),
+            "-U",
+            "postgres",
+            "-d",
+            "postgres",
+        ])
+        .args(["-c", "SELECT 1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// The program of a target, if it is installed.
+fn program(target: Target, site: &Site<'_>) -> anyhow::Result<Option<PathBuf>> {
+    Ok(match target {
+        Target::Direct => None,
+        Target::Floor => Some(std::env::current_exe().context("where am I?")?),
+        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass => {
+            site.helios.map(Path::to_owned)
+        }
+        Target::Pgbouncer => installed("pgbouncer"),
+        Target::Pgpool => installed("pgpool"),
+    })
+}
+
+/// Looks where servers are, which isn't on every user's PATH.
+fn installed(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(more)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
+fn version(program: &Path) -> anyhow::Result<String> {
+    let output = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output();
+    let output = output.with_context(|| format!("cannot run {}", program.display()))?;
+    // pgpool-II tells it on standard error.
+    let text = if output.stdout.is_empty() {
+        output.stderr
+    } else {
+        output.stdout
+    };
+    Ok(String::from_utf8_lossy(&text)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned())
+}
+
+/// Writes the target's configuration, and adds its arguments.
+fn configure(
+    target: Target,
+    site: &Site<'_>,
+    command: &mut Command,
+    port: u16,
+    version: &str,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    let write = |name: &str, text: &str| -> anyhow::Result<PathBuf> {
+        let file = folder.join(name);
+        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(file)
+    };
+    let upstream = site.cluster.port();
+    match target {
+        Target::Direct => bail!("PostgreSQL is not started here"),
+        Target::Floor => {
+            command.args(["floor", "--listen", &format!("127.0.0.1:{port}")]);
+        }
+        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass => {
+            let file = write("helios.toml", &helios_toml(target))?;
+            command.arg("serve").arg("--config").arg(file);
+            command.args([
+                "--listen",
+                &format!("127.0.0.1:{port}"),
+                "--http",
+                "off",
+                "--log",
+                "warn",
+            ]);
+            command.args(["--upstream", &site.cluster.url("postgres", "postgres")]);
+        }
+        Target::Pgbouncer => {
+            let ini = pgbouncer_ini(port, upstream, site.clients_max, tracks_prepared(version));
+            command.arg(write("pgbouncer.ini", &ini)?);
+            run_as_owner_of(site.cluster.socket_dir(), command, &[folder])?;
+        }
+        Target::Pgpool => {
+            let file = write(
+                "pgpool.conf",
+                &pgpool_conf(port, upstream, site.clients_max, folder)?,
+            )?;
+            let oid = folder.join("oid");
+            std::fs::create_dir(&oid)?;
+            // In the foreground, without regard to what it wrote about the server in an earlier run.
+            command.args(["-n", "-D", "-f"]).arg(file);
+            run_as_owner_of(site.cluster.socket_dir(), command, &[folder, &oid])?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs a command as the user that PostgreSQL runs as, who is never root: the peers refuse root too.
+fn run_as_owner_of(
+    postgres_folder: &Path,
+    command: &mut Command,
+    own_folders: &[&Path],
+) -> anyhow::Result<()> {
+    let owner = std::fs::metadata(postgres_folder)?;
+    for folder in own_folders {
+        std::os::unix::fs::chown(folder, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    command.uid(owner.uid()).gid(owner.gid());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_workload_has_targets_and_each_target_a_workload() {
+        for &workload in Workload::value_variants() {
+            assert!(
+                Target::ALL
+                    .iter()
+                    .filter(|target| target.takes(workload))
+                    .count()
+                    > 1
+            );
+        }
+        for target in Target::value_variants() {
+            assert!(Target::ALL.contains(target), "{target:?}");
+            assert!(
+                Workload::value_variants()
+                    .iter()
+                    .any(|&workload| target.takes(workload)),
+                "{target:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_names_are_those_of_the_command_line() {
+        for target in Target::value_variants() {
+            let value = target.to_possible_value().expect("not hidden");
+            assert_eq!(value.get_name(), target.name());
+        }
+        for mode in Mode::value_variants() {
+            assert_eq!(
+                mode.to_possible_value().expect("not hidden").get_name(),
+                mode.name()
+            );
+        }
+        for workload in Workload::value_variants() {
+            assert_eq!(
+                workload.to_possible_value().expect("not hidden").get_name(),
+                workload.name()
+            );
+        }
+    }
+}
