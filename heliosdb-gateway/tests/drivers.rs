@@ -31,10 +31,15 @@ fn python() -> std::path::PathBuf {
     let ready = folder.join("ready");
     if !ready.exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&folder));
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args([
-            "asyncpg>=0.29,<1",
-            "psycopg2-binary>=2.9,<3",
-        ]));
+        run(Command::new(&python)
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+            ])
+            .args(["asyncpg>=0.29,<1", "psycopg2-binary>=2.9,<3"]));
         std::fs::write(ready, "").expect("written");
     }
     python
@@ -45,7 +50,10 @@ fn asyncpg_and_psycopg2_get_equal_answers() {
     let stack = Stack::start();
     stack.cluster.psql("postgres", TABLES).expect("made");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/drivers.py");
-    let ports = [stack.cluster.port().to_string(), stack.helios.port.to_string()];
+    let ports = [
+        stack.cluster.port().to_string(),
+        stack.helios.port.to_string(),
+    ];
     let report = run(Command::new(python()).arg(script).args(ports));
     assert!(report.contains("asyncpg: 19 answers equal"), "{report}");
     assert!(report.contains("psycopg2: 7 answers equal"), "{report}");
@@ -83,7 +91,9 @@ async fn sqlx_answers(url: &str) -> Vec<String> {
         .expect("changed");
     answers.push(changed.rows_affected().to_string());
     transaction.rollback().await.expect("rolled back");
-    let error = sqlx::query("SELECT * FROM no_such_table").execute(&mut connection).await;
+    let error = sqlx::query("SELECT * FROM no_such_table")
+        .execute(&mut connection)
+        .await;
     answers.push(error.expect_err("refused").to_string());
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM things WHERE name = 'other'")
         .fetch_one(&mut connection)

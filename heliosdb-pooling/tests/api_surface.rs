@@ -27,7 +27,7 @@ impl ByHand {
         execution_time_ms: f64,
     ) {
         self.affinity_map
-            .entry(fingerprint.clone())
+            .entry(fingerprint)
             .and_modify(|connections| {
                 connections.push(connection_id);
                 if connections.len() > MAX_AFFINITY_CONNECTIONS {

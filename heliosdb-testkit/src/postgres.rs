@@ -98,29 +98,10 @@ impl PostgresBuilder {
         let identity = server_identity()?;
         let folder = tempfile::Builder::new().prefix("helios-pg-").tempdir()?;
         hand_over(folder.path(), identity)?;
-        let mut initdb = Command::new(bin.join("initdb"));
-        initdb
-            .args([
-                "--no-sync",
-                "--auth=trust",
-                "--username=postgres",
-                "--encoding=UTF8",
-                "--locale=C",
-                "-D",
-            ])
-            .arg(folder.path().join("data"))
-            .current_dir(folder.path())
-            .stdin(Stdio::null());
-        run_as(&mut initdb, identity);
-        let output = initdb.output().context("cannot run initdb")?;
-        if !output.status.success() {
-            bail!(
-                "initdb failed:\n{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
+        let data = folder.path().join("data");
+        make_data_folder(&bin, &data, identity)?;
         if !self.hba.is_empty() {
-            let path = folder.path().join("data/pg_hba.conf");
+            let path = data.join("pg_hba.conf");
             let rest = std::fs::read_to_string(&path)?;
             std::fs::write(&path, format!("{}\n{rest}", self.hba.join("\n")))?;
         }
@@ -132,6 +113,15 @@ impl PostgresBuilder {
             builder: self,
             folder,
         };
+        // Between our look at a port and the server's, somebody else may take it.
+        for _ in 0..3 {
+            match cluster.launch() {
+                Err(error) if error.to_string().contains("Address already in use") => {
+                    cluster.port = free_port()?;
+                }
+                launched => return launched.map(|()| cluster),
+            }
+        }
         cluster.launch()?;
         Ok(cluster)
     }
@@ -191,9 +181,10 @@ impl PostgresCluster {
                 "ON_ERROR_STOP=1",
                 "-U",
                 "postgres",
-                "-h",
-                "127.0.0.1",
             ])
+            // By the socket, so that a test can ask for passwords over TCP.
+            .arg("-h")
+            .arg(self.socket_dir())
             .args(["-p", &self.port.to_string(), "-d", database, "-c", sql])
             .stdin(Stdio::null())
             .output()
@@ -209,14 +200,31 @@ impl PostgresCluster {
     /// Stops the server as a crash would: clients are cut off. Its data stays.
     ///
     /// # Errors
-    /// If it can't be told to.
+    /// If it can't be told to; it is gone nevertheless.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        if let Some(mut child) = self.child.take() {
-            // SIGQUIT is PostgreSQL's immediate shutdown.
-            signal(child.id(), "QUIT")?;
-            wait_or_kill(&mut child);
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            // It has ended by itself: its number may be somebody else's by now.
+            return Ok(());
         }
-        Ok(())
+        // SIGQUIT is PostgreSQL's immediate shutdown.
+        let told = signal(child.id(), "QUIT");
+        if told.is_err() {
+            let _ = child.kill();
+        }
+        wait_or_kill(&mut child);
+        told
+    }
+
+    /// Stops the server and starts it again.
+    ///
+    /// # Errors
+    /// As [`stop`](Self::stop) and [`launch`](Self::launch).
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.stop()?;
+        self.launch()
     }
 
     /// Starts the server again on the same port and data.
@@ -253,8 +261,10 @@ impl PostgresCluster {
         run_as(&mut command, self.identity);
         let mut child = command.spawn().context("cannot run postgres")?;
         let ready = || {
+            // By the socket: on the port, somebody else might answer.
             Command::new(self.bin.join("pg_isready"))
-                .args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()])
+                .args(["-q", "-p", &self.port.to_string(), "-h"])
+                .arg(self.socket_dir())
                 .status()
                 .is_ok_and(|status| status.success())
         };
@@ -268,4 +278,80 @@ impl Drop for PostgresCluster {
     fn drop(&mut self) {
         let _ = self.stop();
     }
+}
+
+/// Makes the folder of a new cluster: a copy of the last one that was made, where there is one, which is faster.
+fn make_data_folder(bin: &Path, data: &Path, identity: Option<(u32, u32)>) -> anyhow::Result<()> {
+    let template = template_folder(bin);
+    if let Some(template) = template.as_ref().filter(|template| template.exists()) {
+        if copy(template, data).is_ok() {
+            return Ok(());
+        }
+        // It may be another user's.
+        let _ = std::fs::remove_dir_all(data);
+    }
+    let mut initdb = Command::new(bin.join("initdb"));
+    initdb
+        .args(["--no-sync", "--auth=trust", "--username=postgres"])
+        .args(["--encoding=UTF8", "--locale=C", "-D"])
+        .arg(data)
+        .current_dir("/")
+        .stdin(Stdio::null());
+    run_as(&mut initdb, identity);
+    let output = initdb.output().context("cannot run initdb")?;
+    if !output.status.success() {
+        bail!(
+            "initdb failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    if let Some(template) = template {
+        // Without it, the next cluster takes longer: no reason to fail.
+        let _ = keep(data, &template);
+    }
+    Ok(())
+}
+
+/// Keeps a copy for the next cluster: complete or not at all, since tests run at the same time.
+fn keep(data: &Path, template: &Path) -> anyhow::Result<()> {
+    let parent = template.parent().context("a root is no template")?;
+    let draft = tempfile::Builder::new()
+        .prefix("helios-draft-")
+        .tempdir_in(parent)?;
+    let folder = draft.path().join("data");
+    copy(data, &folder)?;
+    Ok(std::fs::rename(folder, template)?)
+}
+
+/// Where the copy for these programs is kept: beside the build that the test belongs to, so that `cargo clean` removes
+/// it. `None` if there is no such place.
+fn template_folder(bin: &Path) -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let deps = program.parent()?;
+    if deps.file_name()? != "deps" {
+        return None;
+    }
+    let version = Command::new(bin.join("postgres"))
+        .arg("--version")
+        .output()
+        .ok()?;
+    let version = String::from_utf8(version.stdout).ok()?;
+    let version = version
+        .trim()
+        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    Some(deps.parent()?.join(format!("helios-{version}")))
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    // With owners and modes, which PostgreSQL checks.
+    let output = Command::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .output()
+        .context("cannot run cp")?;
+    if !output.status.success() {
+        bail!("cp failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
 }

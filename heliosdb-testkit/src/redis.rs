@@ -24,7 +24,7 @@ impl RedisServer {
         let folder = tempfile::Builder::new().prefix("helios-redis-").tempdir()?;
         let port = free_port()?;
         let log = folder.path().join("log");
-        let mut child = Command::new("redis-server")
+        let child = Command::new("redis-server")
             .args([
                 "--port",
                 &port.to_string(),
@@ -42,13 +42,21 @@ impl RedisServer {
             .stdout(Stdio::null())
             .spawn()
             .context("cannot run redis-server: install the package `redis-server`")?;
-        let ready = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
-        wait_until_ready(&mut child, "Redis", &log, ready)?;
-        Ok(Self {
+        // From here on, it stops whatever happens.
+        let mut server = Self {
             child,
             port,
             _folder: folder,
-        })
+        };
+        let ready = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        wait_until_ready(&mut server.child, "Redis", &log, ready)?;
+        Ok(server)
+    }
+
+    /// The URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// The TCP port on 127.0.0.1.
@@ -60,7 +68,10 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        let _ = signal(self.child.id(), "TERM");
-        wait_or_kill(&mut self.child);
+        // Once it has ended by itself, its number may be somebody else's.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = signal(self.child.id(), "TERM");
+            wait_or_kill(&mut self.child);
+        }
     }
 }

@@ -30,10 +30,31 @@ fn a_cluster_comes_back_with_its_data() {
     cluster.stop().expect("stops");
     assert!(cluster.psql("postgres", "SELECT 1").is_err());
     cluster.launch().expect("starts again");
+    cluster.restart().expect("once more");
     assert_eq!(
         cluster.psql("postgres", "SELECT a FROM t").expect("a row"),
         "42"
     );
+}
+
+#[test]
+fn a_cluster_can_ask_for_passwords_and_psql_still_works() {
+    let cluster = PostgresCluster::builder()
+        .hba("host all all 127.0.0.1/32 reject")
+        .start()
+        .expect("starts");
+    assert_eq!(cluster.psql("postgres", "SELECT 1").expect("a row"), "1");
+    assert!(cluster.psql("postgres", "SELECT 1/0").is_err());
+}
+
+#[test]
+fn a_server_that_cannot_start_shows_its_log_and_leaves_nothing() {
+    let error = PostgresCluster::builder()
+        .setting("max_connections", "-1")
+        .start()
+        .expect_err("no such number")
+        .to_string();
+    assert!(error.contains("max_connections"), "{error}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a tool for a terminal")]
 
+mod libclang;
 mod packages;
 mod steps;
 mod tests_run;
@@ -14,30 +15,50 @@ use clap::{Parser, Subcommand};
 use packages::Need;
 use steps::{cargo, run, workspace_root};
 
-/// Build, run and test Helios. Each command first installs, by the system's package manager, what it needs and lacks,
-/// and says so before it does.
+/// Build, run and test Helios.
+///
+/// What a command needs from the system and lacks (libclang, a PostgreSQL server, ...) it installs first, by apt-get, dnf,
+/// pacman, zypper, apk or brew. It says what and why before it does. Where it may not, it prints the command to type.
 #[derive(Debug, Parser)]
-#[command(bin_name = "cargo xtask", max_term_width = 100)]
+#[command(bin_name = "cargo xtask", max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Task,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask run                                          helios on its embedded PostgreSQL
+  cargo xtask run --upstream postgres://app@db:5432/shop   helios in front of a server
+  cargo xtask ci                                           before a change is handed in
+  cargo xtask bench gateway --clients 1,16                 helios beside PgBouncer and pgpool-II";
+
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Build helios in release mode and start `helios serve`, on the embedded PostgreSQL unless told otherwise
+    /// Build helios in release mode and start `helios serve`
+    ///
+    /// On the embedded PostgreSQL unless told otherwise. Needs libclang, for the SQL parser. The first build takes
+    /// several minutes. Signals reach helios: Ctrl-C stops it.
     Run {
-        /// Arguments for `helios serve`, e.g. `-- --upstream postgres://user@host/database`
-        #[arg(last = true)]
+        /// Arguments for `helios serve`, such as `--upstream postgres://user@host/database`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Run every test: unit, integration against real servers, documentation, model checks, repetitions
+    /// Run every test
+    ///
+    /// Unit tests, integration tests against servers that they start themselves (by cargo-nextest if it is installed),
+    /// examples in the documentation, a model check of the version slots, and 100 repetitions of the tests that find a
+    /// race or a leak only now and then.
     Test,
-    /// What a change must pass: formatting, lints, documentation, tests
+    /// What a change must pass: formatting, lints, documentation, all tests
+    ///
+    /// Licences, advisories and spelling too, if cargo-deny and typos are installed.
     Ci,
-    /// Measure helios beside its peers, e.g. `cargo xtask bench gateway --help`
+    /// Measure helios beside its peers
+    ///
+    /// A peer that is not installed and can't be installed is left out.
     Bench {
-        /// Arguments for the bench
+        /// Arguments for the bench, such as `gateway --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -66,35 +87,28 @@ const TEST_NEEDS: &[Need] = &[
     Need::Redis,
     Need::PythonVenv,
 ];
-const BENCH_NEEDS: &[Need] = &[
-    Need::Libclang,
-    Need::Postgres,
-    Need::Pgbench,
-    Need::Pgbouncer,
-    Need::Pgpool,
-];
+const BENCH_NEEDS: &[Need] = &[Need::Libclang, Need::Postgres, Need::Pgbench];
+const PEERS: &[Need] = &[Need::Pgbouncer, Need::Pgpool];
 
-/// Builds, then becomes helios, so that signals reach it.
+/// Becomes `cargo run`, which becomes helios, so that signals reach it.
 fn serve(args: &[String]) -> anyhow::Result<()> {
     packages::ensure(&[Need::Libclang])?;
     println!("xtask: building helios in release mode (the first time takes several minutes)");
-    run(&mut cargo(&[
-        "build",
+    let mut command = cargo(&[
+        "run",
         "--release",
         "-p",
         "heliosdb-gateway",
         "--bin",
         "helios",
-    ]))?;
-    let mut helios = Command::new(steps::target_dir().join("release/helios"));
-    helios.arg("serve").args(args);
-    replace_process(&mut helios)
+    ]);
+    replace_process(command.args(["--", "serve"]).args(args))
 }
 
 #[cfg(unix)]
 fn replace_process(command: &mut Command) -> anyhow::Result<()> {
     use std::os::unix::process::CommandExt as _;
-    Err(command.exec()).context("cannot start helios")
+    Err(command.exec()).context("cannot start cargo")
 }
 
 #[cfg(not(unix))]
@@ -121,6 +135,19 @@ fn ci() -> anyhow::Result<()> {
     steps.run("documentation", || {
         run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
+    if steps::has_program("cargo-deny") {
+        steps.run("licences, advisories, sources", || {
+            run(Command::new("cargo")
+                .args(["deny", "check"])
+                .current_dir(workspace_root()))
+        })?;
+    }
+    if steps::has_program("typos") {
+        steps.run("spelling", || {
+            run(Command::new("typos").current_dir(workspace_root()))
+        })?;
+    }
+    // Last, so that the test runner's own summary is near the end.
     steps.run("tests", tests_run::all)?;
     steps.summary();
     Ok(())
@@ -128,6 +155,7 @@ fn ci() -> anyhow::Result<()> {
 
 fn bench(args: &[String]) -> anyhow::Result<()> {
     packages::ensure(BENCH_NEEDS)?;
+    packages::offer(PEERS);
     let mut command = cargo(&["run", "--release", "-p", "heliosdb-bench", "--"]);
     run(command.args(args).current_dir(workspace_root()))
 }

@@ -1,7 +1,7 @@
 //! Running commands and keeping the time.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -31,7 +31,21 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
         .arg("--manifest-path")
         .arg(workspace_root().join("Cargo.toml"))
         .args(rest);
+    if let Some(folder) = crate::libclang::path_to_name() {
+        command.env("LIBCLANG_PATH", folder);
+    }
     command
+}
+
+/// Whether the program can be run.
+pub(crate) fn has_program(program: &str) -> bool {
+    let mut probe = Command::new(program);
+    probe
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
 }
 
 /// Runs a command to its end; anything but success is an error that names it.

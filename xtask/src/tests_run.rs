@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-use crate::steps::{Steps, cargo, run, target_dir};
+use crate::steps::{Steps, cargo, has_program, run, target_dir};
 
 /// Two tests that prove a race or a leak only now and then.
 const REPEATED: [(&str, &str); 2] = [
@@ -21,7 +21,7 @@ const REPETITIONS: usize = 100;
 pub(crate) fn all() -> anyhow::Result<()> {
     let mut steps = Steps::default();
     steps.run("tests of the workspace", || {
-        if has_nextest() {
+        if has_program("cargo-nextest") {
             run(&mut cargo(&["nextest", "run", "--workspace"]))
         } else {
             println!("(cargo-nextest is not installed: using cargo test)");
@@ -57,15 +57,6 @@ pub(crate) fn all() -> anyhow::Result<()> {
     }
     steps.summary();
     Ok(())
-}
-
-fn has_nextest() -> bool {
-    let mut probe = Command::new("cargo");
-    probe
-        .args(["nextest", "--version"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    probe.status().is_ok_and(|status| status.success())
 }
 
 /// Runs one test of heliosdb-cache again and again.

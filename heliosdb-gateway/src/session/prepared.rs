@@ -142,7 +142,6 @@ impl ServerStatements {
         self.named.clear();
         self.unnamed = None;
     }
-
 }
 
 #[cfg(test)]

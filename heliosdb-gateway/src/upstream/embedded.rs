@@ -35,7 +35,10 @@ impl EmbeddedServer {
             .unix(socket.path().join(format!(".s.PGSQL.{PORT}")))
             .start()
             .with_context(|| {
-                format!("cannot start the embedded PostgreSQL on {}", folder.display())
+                format!(
+                    "cannot start the embedded PostgreSQL on {}",
+                    folder.display()
+                )
             })?;
         Ok(Self {
             _server: server,
@@ -45,8 +48,13 @@ impl EmbeddedServer {
 
     /// Where the gateway's one connection goes.
     pub(crate) fn target(&self, connect_timeout: Duration) -> PgTarget {
-        PgTarget::new(Host::Unix(self.socket.path().to_owned()), PORT, "postgres", "postgres")
-            // The first start on a new folder prepares it before it answers.
-            .with_connect_timeout(connect_timeout.max(Duration::from_secs(60)))
+        PgTarget::new(
+            Host::Unix(self.socket.path().to_owned()),
+            PORT,
+            "postgres",
+            "postgres",
+        )
+        // The first start on a new folder prepares it before it answers.
+        .with_connect_timeout(connect_timeout.max(Duration::from_secs(60)))
     }
 }

@@ -1,6 +1,6 @@
 //! A running helios in front of a real PostgreSQL, for one test.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -11,25 +11,25 @@ use heliosdb_testkit::{PostgresBuilder, PostgresCluster, free_port, postgres_bin
 use tokio_postgres::{Client, NoTls};
 
 /// A helios process, told to stop when dropped.
-pub struct Helios {
+pub(crate) struct Helios {
     child: Child,
-    pub port: u16,
+    pub(crate) port: u16,
     folder: tempfile::TempDir,
 }
 
 /// A helios and the server behind it.
-pub struct Stack {
-    pub helios: Helios,
-    pub cluster: PostgresCluster,
+pub(crate) struct Stack {
+    pub(crate) helios: Helios,
+    pub(crate) cluster: PostgresCluster,
 }
 
 impl Stack {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(PostgresCluster::builder(), "")
     }
 
     /// `config` is the text of a helios.toml.
-    pub fn start_with(cluster: PostgresBuilder, config: &str) -> Self {
+    pub(crate) fn start_with(cluster: PostgresBuilder, config: &str) -> Self {
         let cluster = cluster.start().expect("PostgreSQL starts");
         let helios = Helios::start(
             &["--upstream", &cluster.url("postgres", "postgres")],
@@ -39,18 +39,18 @@ impl Stack {
     }
 
     /// A client through helios.
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         self.helios.client("postgres", "postgres").await
     }
 
     /// A client of the server itself.
-    pub async fn direct(&self) -> Client {
+    pub(crate) async fn direct(&self) -> Client {
         connect(self.cluster.port(), "postgres", "postgres").await
     }
 }
 
 impl Helios {
-    pub fn start(args: &[&str], config: &str) -> Self {
+    pub(crate) fn start(args: &[&str], config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("helios.toml");
         std::fs::write(&file, config).expect("written");
@@ -92,15 +92,15 @@ impl Helios {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args([format!("-{name}"), self.pid().to_string()])
             .status();
@@ -108,7 +108,7 @@ impl Helios {
     }
 
     /// Waits for the process to end by itself.
-    pub fn wait(&mut self, patience: Duration) -> Option<std::process::ExitStatus> {
+    pub(crate) fn wait(&mut self, patience: Duration) -> Option<std::process::ExitStatus> {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("waitable") {
@@ -119,12 +119,12 @@ impl Helios {
         None
     }
 
-    pub async fn client(&self, user: &str, database: &str) -> Client {
+    pub(crate) async fn client(&self, user: &str, database: &str) -> Client {
         connect(self.port, user, database).await
     }
 
     /// A count of `SHOW CACHE`.
-    pub async fn cache_count(&self, name: &str) -> u64 {
+    pub(crate) async fn cache_count(&self, name: &str) -> u64 {
         let console = self.client("postgres", "helios").await;
         let rows = console.simple_query("SHOW CACHE").await.expect("answered");
         rows.iter()
@@ -138,7 +138,7 @@ impl Helios {
     }
 
     /// Runs psql with input on stdin; returns stdout and stderr together.
-    pub fn psql(&self, database: &str, input: &str) -> String {
+    pub(crate) fn psql(&self, database: &str, input: &str) -> String {
         psql(self.port, database, input)
     }
 }
@@ -155,7 +155,7 @@ impl Drop for Helios {
     }
 }
 
-pub async fn connect(port: u16, user: &str, database: &str) -> Client {
+pub(crate) async fn connect(port: u16, user: &str, database: &str) -> Client {
     let config = format!("host=127.0.0.1 port={port} user={user} dbname={database}");
     let (client, connection) = tokio_postgres::connect(&config, NoTls)
         .await
@@ -164,7 +164,7 @@ pub async fn connect(port: u16, user: &str, database: &str) -> Client {
     client
 }
 
-pub fn psql(port: u16, database: &str, input: &str) -> String {
+pub(crate) fn psql(port: u16, database: &str, input: &str) -> String {
     use std::io::Write as _;
     let mut child = Command::new(postgres_bin_dir().expect("installed").join("psql"))
         .args([
@@ -200,7 +200,7 @@ pub fn psql(port: u16, database: &str, input: &str) -> String {
 }
 
 /// Runs pgbench and returns its report; panics with it unless pgbench succeeds.
-pub fn pgbench(port: u16, args: &[&str]) -> String {
+pub(crate) fn pgbench(port: u16, args: &[&str]) -> String {
     let output = Command::new(postgres_bin_dir().expect("installed").join("pgbench"))
         .args([
             "-h",

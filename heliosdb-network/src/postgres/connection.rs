@@ -2,16 +2,17 @@
 
 use std::io;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
 
 use crate::error::{HeliosError, Result};
 
 use super::auth::Login;
 use super::error_fields::ErrorFields;
-use super::message;
 use super::stream::Stream;
 use super::target::PgTarget;
+use super::{frame, message, parse};
 
 /// An authenticated connection to a PostgreSQL server.
 ///
@@ -25,6 +26,8 @@ pub struct PgConnection {
     backend_secret: Bytes,
     parameters: Vec<(String, String)>,
     transaction_status: u8,
+    /// True while an answer is owed: where its reading is cut short, what comes next would be taken for another's.
+    owed: bool,
 }
 
 /// The answer to one statement of a simple query.
@@ -41,6 +44,10 @@ pub struct QueryResult {
 
 /// No single message of an answer that is read here is honestly longer.
 const MESSAGE_MAX: usize = 256 << 20;
+/// Nor one of a server that has not let us in yet.
+const LOGIN_MESSAGE_MAX: usize = 64 << 10;
+/// How far the buffer grows ahead of what is known to come.
+const READ_AHEAD: usize = 64 << 10;
 
 impl PgConnection {
     /// Connects and logs in, within the target's timeout.
@@ -52,7 +59,7 @@ impl PgConnection {
     /// # Cancel safety
     /// Dropping the future closes the socket.
     pub async fn connect(target: &PgTarget) -> Result<Self> {
-        match tokio::time::timeout(target.connect_timeout, Self::log_in(target)).await {
+        match timeout(target.connect_timeout, Self::log_in(target)).await {
             Ok(connected) => connected,
             Err(_) => Err(HeliosError::Network(format!(
                 "no connection to {target} within {:?}",
@@ -72,37 +79,53 @@ impl PgConnection {
             backend_secret: Bytes::new(),
             parameters: Vec::new(),
             transaction_status: b'I',
+            owed: false,
         };
         let mut out = BytesMut::new();
+        let who = [("user", &target.user), ("database", &target.database)];
+        let params = target.params.iter().map(|(name, value)| (&**name, value));
         message::put_startup(
             &mut out,
-            [
-                ("user", target.user.as_str()),
-                ("database", target.database.as_str()),
-            ],
+            who.into_iter()
+                .chain(params)
+                .map(|(name, value)| (name, value.as_str())),
         );
         connection.send(&out).await?;
-        let mut login = Login::default();
+        connection.authenticate(target).await?;
         loop {
-            let (tag, body) = connection.receive().await?;
+            let (tag, body) = connection.receive(MESSAGE_MAX).await?;
+            match tag {
+                b'K' => {
+                    let (pid, secret) = parse::backend_key_data(&body)?;
+                    connection.backend_pid = pid;
+                    connection.backend_secret = body.slice_ref(secret);
+                }
+                b'E' => return Err(refused(body)),
+                b'Z' => return Ok(connection),
+                b'N' | b'S' => {}
+                tag => return Err(unexpected(tag, "a login")),
+            }
+        }
+    }
+
+    /// Until the server has let us in, it may say nothing but what belongs to that.
+    async fn authenticate(&mut self, target: &PgTarget) -> Result<()> {
+        let mut login = Login::default();
+        let mut out = BytesMut::new();
+        loop {
+            let (tag, body) = self.receive(LOGIN_MESSAGE_MAX).await?;
             match tag {
                 b'R' => {
-                    out.clear();
-                    login.answer(&body, target, &mut out)?;
-                    if !out.is_empty() {
-                        connection.send(&out).await?;
+                    if login.answer(&body, target, &mut out)? {
+                        return Ok(());
                     }
+                    self.send(&out).await?;
+                    out.clear();
                 }
-                b'K' => {
-                    let (pid, secret) = body.split_first_chunk::<4>().ok_or_else(|| {
-                        HeliosError::Protocol("truncated BackendKeyData".to_owned())
-                    })?;
-                    connection.backend_pid = i32::from_be_bytes(*pid);
-                    connection.backend_secret = Bytes::copy_from_slice(secret);
-                }
-                b'E' => return Err(HeliosError::Server(Box::new(ErrorFields::parse(body)))),
-                b'Z' => return Ok(connection),
-                _ => {}
+                b'E' => return Err(refused(body)),
+                // There is nothing to negotiate: 3.0 is the oldest minor version, and no options were sent.
+                b'N' | b'v' => {}
+                tag => return Err(unexpected(tag, "an authentication")),
             }
         }
     }
@@ -130,6 +153,15 @@ impl PgConnection {
         &self.parameters
     }
 
+    /// One of these, by its name in any case.
+    #[must_use]
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+
     /// `I`, `T` or `E`, as of the last ReadyForQuery that was seen or reported.
     #[must_use]
     pub fn transaction_status(&self) -> u8 {
@@ -141,43 +173,64 @@ impl PgConnection {
         self.transaction_status = status;
     }
 
-    /// Runs one or several statements and collects their answers as text.
+    /// Runs one or several statements and collects their answers as text, all in memory: for questions of one's own, not
+    /// for relaying.
     ///
     /// # Errors
-    /// [`HeliosError::Server`] with the first error; the connection is usable afterwards. Anything else means that it
-    /// is not.
+    /// [`HeliosError::Server`] with the first error, and [`HeliosError::Unsupported`] for a text with a NUL byte, which
+    /// is not sent: the connection is usable afterwards. Anything else means that it is not.
     ///
     /// # Cancel safety
-    /// Not cancel-safe: an answer half read makes the connection unusable.
+    /// Not cancel-safe: an answer half read makes the connection unusable, and [`is_alive`](Self::is_alive) says so.
     pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<QueryResult>> {
+        if sql.contains('\0') {
+            return Err(HeliosError::Unsupported(
+                "a statement can't hold a NUL byte".to_owned(),
+            ));
+        }
+        self.owed = true;
         let mut out = BytesMut::new();
         message::put_query(&mut out, sql);
         self.send(&out).await?;
         let mut results = Vec::new();
         let mut current = QueryResult::default();
-        let mut error = None;
+        let mut error: Option<ErrorFields> = None;
         loop {
-            let (tag, body) = self.receive().await?;
+            let (tag, body) = match (self.receive(MESSAGE_MAX).await, &error) {
+                (Ok(message), _) => message,
+                // It said why before it hung up.
+                (Err(_), Some(reason)) => {
+                    return Err(HeliosError::Network(format!(
+                        "the server ended the connection: {reason}"
+                    )));
+                }
+                (Err(lost), None) => return Err(lost),
+            };
             match tag {
                 b'T' => {
-                    current.columns =
-                        column_names(&body).ok_or_else(|| truncated("RowDescription"))?
+                    let columns = parse::row_description(&body)?;
+                    current.columns = columns.iter().map(|column| text(column.name)).collect();
                 }
-                b'D' => current
-                    .rows
-                    .push(text_row(&body).ok_or_else(|| truncated("DataRow"))?),
+                b'D' => {
+                    let row = parse::data_row(&body)?;
+                    current
+                        .rows
+                        .push(row.into_iter().map(|value| value.map(text)).collect());
+                }
                 b'C' => {
-                    let tag = body.strip_suffix(b"\0").unwrap_or(&body);
-                    current.tag = String::from_utf8_lossy(tag).into_owned();
+                    current.tag = text(parse::command_tag(&body)?);
                     results.push(std::mem::take(&mut current));
                 }
-                b'E' => error = error.or(Some(ErrorFields::parse(body))),
+                b'E' => error = error.or_else(|| Some(ErrorFields::parse(body))),
                 // Nobody here has anything to copy in; the server then ends the statement with an error.
                 b'G' => self.send(b"f\0\0\0\x05\0").await?,
                 b'Z' => break,
-                _ => {}
+                // An empty query, what a COPY to the client sends, and what may come at any time.
+                b'I' | b'H' | b'd' | b'c' | b'N' | b'S' | b'A' => {}
+                tag => return Err(unexpected(tag, "the answer to a simple query")),
             }
         }
+        self.owed = false;
         match error {
             Some(error) => Err(HeliosError::Server(Box::new(error))),
             None => Ok(results),
@@ -195,9 +248,11 @@ impl PgConnection {
         self.simple_query("").await.map(|_| ())
     }
 
-    /// A look at the socket without waiting: false if the server closed it or sent something unasked.
+    /// A look at the socket without waiting: false if the server closed it or sent something unasked, as far as the
+    /// runtime has heard of it, or if an answer is still owed. A connection found not alive is to be dropped: the look
+    /// may have consumed a byte.
     pub fn is_alive(&mut self) -> bool {
-        if !self.buffer.is_empty() {
+        if self.owed || !self.buffer.is_empty() {
             return false;
         }
         let mut byte = [0];
@@ -206,10 +261,12 @@ impl PgConnection {
 
     /// Says goodbye, and waits until the server has closed: what it was still sending is read and thrown away, so that
     /// it never finds the connection reset.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the socket. There is no other bound on the wait.
     pub async fn terminate(mut self) {
-        let mut out = BytesMut::new();
-        message::put_terminate(&mut out);
-        if self.send(&out).await.is_ok() && self.stream.shutdown().await.is_ok() {
+        let goodbye = self.send(message::TERMINATE).await;
+        if goodbye.is_ok() && self.stream.shutdown().await.is_ok() {
             let mut rest = vec![0; 16 << 10];
             while self.stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
         }
@@ -223,28 +280,19 @@ impl PgConnection {
     }
 
     /// The next message. ParameterStatus and ReadyForQuery are noted on the way.
-    async fn receive(&mut self) -> Result<(u8, Bytes)> {
+    async fn receive(&mut self, len_max: usize) -> Result<(u8, Bytes)> {
         loop {
-            if let Some(head) = self.buffer.first_chunk::<5>() {
-                let tag = head[0];
-                let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-                if !(4..=MESSAGE_MAX).contains(&len) {
-                    return Err(HeliosError::Protocol(format!(
-                        "a message of type {tag} has length {len}"
-                    )));
+            if let Some((tag, body)) = frame::take(&mut self.buffer, len_max)? {
+                match tag {
+                    b'S' => self.note_parameter(&body)?,
+                    b'Z' => self.transaction_status = parse::ready_for_query(&body)?,
+                    _ => {}
                 }
-                if self.buffer.len() > len {
-                    let mut message = self.buffer.split_to(len + 1).freeze();
-                    message.advance(5);
-                    match (tag, &message[..]) {
-                        (b'S', body) => self.note_parameter(body),
-                        (b'Z', [status]) => self.transaction_status = *status,
-                        _ => {}
-                    }
-                    return Ok((tag, message));
-                }
-                self.buffer.reserve(len + 1 - self.buffer.len());
+                return Ok((tag, body));
             }
+            // A long message gets room as it comes: a length alone is no reason to take memory.
+            self.buffer
+                .reserve(self.buffer.len().clamp(1024, READ_AHEAD));
             let read = self.stream.read_buf(&mut self.buffer).await;
             if read.map_err(HeliosError::io("cannot read from the server"))? == 0 {
                 return Err(HeliosError::Network(
@@ -254,26 +302,27 @@ impl PgConnection {
         }
     }
 
-    fn note_parameter(&mut self, body: &[u8]) {
-        let mut parts = body.split(|byte| *byte == 0);
-        let (Some(name), Some(value)) = (parts.next(), parts.next()) else {
-            return;
-        };
-        let (name, value) = (
-            String::from_utf8_lossy(name),
-            String::from_utf8_lossy(value).into_owned(),
-        );
+    fn note_parameter(&mut self, body: &[u8]) -> Result<()> {
+        let (name, value) = parse::parameter_status(body)?;
+        let (name, value) = (text(name), text(value));
         match self.parameters.iter_mut().find(|(known, _)| *known == name) {
             Some((_, known)) => *known = value,
-            None => self.parameters.push((name.into_owned(), value)),
+            None => self.parameters.push((name, value)),
         }
+        Ok(())
     }
 }
 
-/// Asks a server to cancel what a process of it is doing, and waits until it has taken note.
+/// Asks a server to cancel what a process of it is doing, and waits until it has taken note, within the target's timeout.
+///
+/// It has taken note when it closes the connection: the signal is sent by then. Whoever lends the process to somebody
+/// else before that lets the cancel hit them.
 ///
 /// # Errors
-/// [`HeliosError::Network`] or [`HeliosError::Io`] if it can't be reached.
+/// [`HeliosError::Network`] or [`HeliosError::Io`] if it can't be reached, or does not close in time.
+///
+/// # Cancel safety
+/// Dropping the future does not take back a request that is sent.
 pub async fn cancel(target: &PgTarget, pid: i32, secret: &[u8]) -> Result<()> {
     let request = async {
         let mut stream = Stream::connect(target).await?;
@@ -285,7 +334,7 @@ pub async fn cancel(target: &PgTarget, pid: i32, secret: &[u8]) -> Result<()> {
         while stream.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
-    match tokio::time::timeout(target.connect_timeout, request).await {
+    match timeout(target.connect_timeout, request).await {
         Ok(done) => done.map_err(HeliosError::io("cannot deliver a cancel request")),
         Err(_) => Err(HeliosError::Network(format!(
             "no answer from {target} to a cancel request"
@@ -293,34 +342,17 @@ pub async fn cancel(target: &PgTarget, pid: i32, secret: &[u8]) -> Result<()> {
     }
 }
 
-fn column_names(body: &[u8]) -> Option<Vec<String>> {
-    let (n, mut rest) = body.split_first_chunk::<2>()?;
-    let mut names = Vec::new();
-    for _ in 0..u16::from_be_bytes(*n) {
-        let end = rest.iter().position(|byte| *byte == 0)?;
-        names.push(String::from_utf8_lossy(rest.get(..end)?).into_owned());
-        rest = rest.get(end + 19..)?;
-    }
-    Some(names)
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn text_row(body: &[u8]) -> Option<Vec<Option<String>>> {
-    let (n, mut rest) = body.split_first_chunk::<2>()?;
-    let mut values = Vec::new();
-    for _ in 0..u16::from_be_bytes(*n) {
-        let (len, tail) = rest.split_first_chunk::<4>()?;
-        let len = i32::from_be_bytes(*len);
-        if let Ok(len) = usize::try_from(len) {
-            values.push(Some(String::from_utf8_lossy(tail.get(..len)?).into_owned()));
-            rest = tail.get(len..)?;
-        } else {
-            values.push(None);
-            rest = tail;
-        }
-    }
-    Some(values)
+fn refused(body: Bytes) -> HeliosError {
+    HeliosError::Server(Box::new(ErrorFields::parse(body)))
 }
 
-fn truncated(what: &str) -> HeliosError {
-    HeliosError::Protocol(format!("truncated {what}"))
+fn unexpected(tag: u8, during: &str) -> HeliosError {
+    HeliosError::Protocol(format!(
+        "a message of type {:?} during {during}",
+        char::from(tag)
+    ))
 }

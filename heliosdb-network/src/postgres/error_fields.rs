@@ -4,9 +4,12 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use super::frame::Reader;
+
 /// An error as a PostgreSQL server sends it.
 ///
-/// Every field is optional on the wire, whatever the documentation says; an absent SQLSTATE reads as `XX000`.
+/// Every field is optional on the wire, whatever the documentation says. An SQLSTATE that is absent, or is none, reads as
+/// `XX000`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorFields {
     body: Bytes,
@@ -18,17 +21,10 @@ impl ErrorFields {
     #[must_use]
     pub fn parse(body: Bytes) -> Self {
         let mut fields = Vec::new();
-        let mut rest = &body[..];
-        while let Some((&code, tail)) = rest.split_first() {
-            if code == 0 {
-                break;
-            }
-            let Some(end) = tail.iter().position(|byte| *byte == 0) else {
-                break;
-            };
-            let (value, tail) = tail.split_at(end);
+        let mut reader = Reader::new(&body);
+        while let Some(code) = reader.u8().filter(|code| *code != 0) {
+            let Some(value) = reader.cstr() else { break };
             fields.push((code, String::from_utf8_lossy(value).into_owned()));
-            rest = tail.get(1..).unwrap_or_default();
         }
         Self { body, fields }
     }
@@ -50,7 +46,9 @@ impl ErrorFields {
     /// The SQLSTATE, five characters.
     #[must_use]
     pub fn sqlstate(&self) -> &str {
-        self.field(b'C').unwrap_or("XX000")
+        self.field(b'C')
+            .filter(|code| code.len() == 5 && code.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+            .unwrap_or("XX000")
     }
 
     /// The primary message.
@@ -72,7 +70,9 @@ impl ErrorFields {
         self.field(b'H')
     }
 
-    fn field(&self, code: u8) -> Option<&str> {
+    /// Any field, by the byte that the protocol gives it.
+    #[must_use]
+    pub fn field(&self, code: u8) -> Option<&str> {
         self.fields
             .iter()
             .find(|(known, _)| *known == code)
@@ -88,24 +88,62 @@ impl fmt::Display for ErrorFields {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+
+    use super::super::frame::{self, LEN_MAX};
+    use super::super::message::{self, Report};
     use super::*;
 
     #[test]
-    fn fields_are_found_and_absent_ones_have_defaults() {
-        let error = ErrorFields::parse(Bytes::from_static(b"SERROR\0C42601\0Msyntax error\0\0"));
-        assert_eq!(
-            (error.severity(), error.sqlstate(), error.message()),
-            ("ERROR", "42601", "syntax error")
-        );
-        let empty = ErrorFields::parse(Bytes::from_static(b"\0"));
-        assert_eq!(empty.sqlstate(), "XX000");
+    fn a_report_comes_out_as_it_went_in() {
+        let report = Report {
+            severity: "FATAL",
+            sqlstate: "57P01",
+            message: "bye",
+            detail: None,
+            hint: Some("come back"),
+        };
+        let mut out = BytesMut::new();
+        message::put_error_response(&mut out, &report);
+        let (tag, body) = frame::take(&mut out, LEN_MAX)
+            .expect("valid")
+            .expect("whole");
+        let error = ErrorFields::parse(body.clone());
+        let read = Report {
+            severity: error.severity(),
+            sqlstate: error.sqlstate(),
+            message: error.message(),
+            detail: error.detail(),
+            hint: error.hint(),
+        };
+        assert_eq!((tag, read), (b'E', report));
+        assert_eq!(error.body(), &body);
+        assert_eq!(error.to_string(), "bye (57P01)");
     }
 
     #[test]
-    fn truncated_bodies_do_not_panic() {
+    fn without_an_sqlstate_it_is_an_internal_error() {
+        for body in [
+            "",
+            "\0",
+            "Mno code\0\0",
+            "C\0\0",
+            "C42\0\0",
+            "Cab\u{7f}\u{7}e\0\0",
+        ] {
+            let error = ErrorFields::parse(Bytes::copy_from_slice(body.as_bytes()));
+            assert_eq!(error.sqlstate(), "XX000", "{body:?}");
+            assert_eq!(error.severity(), "ERROR");
+        }
+    }
+
+    #[test]
+    fn a_body_cut_anywhere_keeps_the_fields_before_the_cut() {
         let whole = b"SFATAL\0C57P01\0Mbye\0Dwhy\0Hwhat\0\0";
         for end in 0..whole.len() {
-            let _ = ErrorFields::parse(Bytes::copy_from_slice(&whole[..end])).to_string();
+            let error = ErrorFields::parse(Bytes::copy_from_slice(&whole[..end]));
+            assert_eq!(error.sqlstate() == "57P01", end >= 14, "{end}");
+            assert_eq!(error.hint().is_some(), end >= 30, "{end}");
         }
     }
 }

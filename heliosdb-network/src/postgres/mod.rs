@@ -1,9 +1,14 @@
 //! PostgreSQL's protocol, version 3: messages, the first packet of a client, and connections to a server.
+//!
+//! [`frame`], [`message`], [`parse`] and [`startup`] are pure: bytes in, bytes out. Only [`PgConnection`] and
+//! [`cancel`] touch a socket. TLS to a server and channel binding are not available yet.
 
 mod auth;
 mod connection;
 mod error_fields;
+pub mod frame;
 pub mod message;
+pub mod parse;
 pub mod startup;
 mod stream;
 mod target;

@@ -46,8 +46,8 @@ pub struct Negotiation {
 
 /// The newest minor version spoken here.
 pub const NEWEST_MINOR: u16 = 2;
-/// No honest first packet is longer.
-const PACKET_MAX: usize = 10_000;
+/// PostgreSQL's own limit: 10,000 bytes behind the length. No honest first packet is longer.
+const PACKET_MAX: usize = 4 + 10_000;
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSS: u32 = 80_877_104;
@@ -83,7 +83,8 @@ impl Startup {
 /// Parses the packet at the front of `input`. Returns it with its length, or `None` if it is not all there yet.
 ///
 /// # Errors
-/// [`HeliosError::Protocol`] if no client that speaks protocol 3 would send it.
+/// [`HeliosError::Unsupported`] if it asks for another protocol than 3, [`HeliosError::Protocol`] if no client that
+/// speaks protocol 3 would send it.
 pub fn parse(input: &[u8]) -> Result<Option<(FirstPacket, usize)>> {
     let Some((head, _)) = input.split_first_chunk::<4>() else {
         return Ok(None);
@@ -121,7 +122,7 @@ pub fn parse(input: &[u8]) -> Result<Option<(FirstPacket, usize)>> {
 fn parse_startup(version: u32, body: &[u8]) -> Result<Startup> {
     let (major, asked_minor) = (version >> 16, (version & 0xffff) as u16);
     if major != 3 {
-        return Err(invalid(&format!(
+        return Err(HeliosError::Unsupported(format!(
             "unsupported frontend protocol {major}.{asked_minor}: this server speaks 3.0 to 3.2"
         )));
     }
@@ -168,7 +169,7 @@ fn split_cstr(bytes: &[u8]) -> Result<(String, &[u8])> {
 /// The settings in an `options` parameter: `-c name=value`, `-cname=value`, `--name=value`, with backslash escapes.
 ///
 /// # Errors
-/// [`HeliosError::Protocol`] naming the option that is not of that form.
+/// [`HeliosError::Unsupported`] naming the option that is not of that form.
 pub fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
     let mut words = split_words(options).into_iter();
     let mut settings = Vec::new();
@@ -176,19 +177,22 @@ pub fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
         let assignment = if word == "-c" {
             words
                 .next()
-                .ok_or_else(|| invalid("option \"-c\" needs a name=value behind it"))?
+                .ok_or_else(|| unsupported("option \"-c\" needs a name=value behind it"))?
         } else if let Some(rest) = word.strip_prefix("--").or_else(|| word.strip_prefix("-c")) {
             rest.to_owned()
         } else {
-            return Err(invalid(&format!(
+            return Err(unsupported(&format!(
                 "command-line option {word:?} is not supported: only -c name=value is"
             )));
         };
-        let Some((name, value)) = assignment.split_once('=') else {
-            return Err(invalid(&format!("option {assignment:?} needs a value")));
-        };
-        // On a command line, dashes in names stand for underscores.
-        settings.push((name.replace('-', "_"), value.to_owned()));
+        match assignment.split_once('=') {
+            // On a command line, dashes in names stand for underscores.
+            Some((name, value)) if !name.is_empty() => {
+                settings.push((name.replace('-', "_"), value.to_owned()));
+            }
+            Some(_) => return Err(unsupported(&format!("option {assignment:?} needs a name"))),
+            None => return Err(unsupported(&format!("option {assignment:?} needs a value"))),
+        }
     }
     Ok(settings)
 }
@@ -200,12 +204,21 @@ fn split_words(text: &str) -> Vec<String> {
     while let Some(c) = chars.next() {
         match c {
             '\\' => word.get_or_insert_default().extend(chars.next()),
-            c if c.is_ascii_whitespace() => words.extend(word.take()),
+            c if is_space(c) => words.extend(word.take()),
             c => word.get_or_insert_default().push(c),
         }
     }
     words.extend(word);
     words
+}
+
+/// As C's isspace, which includes the vertical tab.
+fn is_space(c: char) -> bool {
+    c.is_ascii_whitespace() || c == '\x0b'
+}
+
+fn unsupported(message: &str) -> HeliosError {
+    HeliosError::Unsupported(message.to_owned())
 }
 
 fn invalid(message: &str) -> HeliosError {
@@ -214,9 +227,11 @@ fn invalid(message: &str) -> HeliosError {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+    use proptest::prelude::*;
+
     use super::super::message;
     use super::*;
-    use bytes::BytesMut;
 
     fn startup(version: u32, params: &[(&str, &str)]) -> Vec<u8> {
         let mut out = BytesMut::new();
@@ -261,27 +276,104 @@ mod tests {
     }
 
     #[test]
-    fn impossible_packets_are_refused_without_an_allocation_of_their_size() {
+    fn impossible_packets_are_refused_as_soon_as_their_length_is_there() {
         for packet in [
-            &[0, 0, 0, 7, 0, 3, 0, 0][..],
-            &[0xff, 0xff, 0xff, 0xff, 0, 3, 0, 0],
-            &[0, 0, 0x27, 0x11, 0, 3, 0, 0],
+            &[0, 0, 0, 7][..],
+            &[0xff, 0xff, 0xff, 0xff],
+            &[0x80, 0, 0, 8],
+            &10_005_u32.to_be_bytes(),
+            // Protocol 2.
             &[0, 0, 0, 8, 0, 2, 0, 0],
-            &[0, 0, 0, 12, 4, 210, 22, 46, 0, 0, 0, 1],
+            // An SSLRequest with a body is none.
+            &[0, 0, 0, 9, 4, 210, 22, 47, 0],
+            // A string without an end, a list without one, and one with a tail.
+            &[0, 0, 0, 9, 0, 3, 0, 0, b'u'],
+            &[0, 0, 0, 12, 0, 3, 0, 0, b'u', 0, b'v', 0],
+            &[0, 0, 0, 10, 0, 3, 0, 0, 0, 0],
         ] {
             assert!(parse(packet).is_err(), "{packet:?}");
+        }
+        assert_eq!(parse(&10_004_u32.to_be_bytes()).expect("possible"), None);
+    }
+
+    #[test]
+    fn a_cancel_key_has_4_to_256_bytes() {
+        for (len, valid) in [(0, false), (3, false), (4, true), (256, true), (257, false)] {
+            let mut out = BytesMut::new();
+            message::put_cancel_request(&mut out, -7, &vec![9; len]);
+            match parse(&out) {
+                Ok(Some((FirstPacket::Cancel { pid, secret }, used))) => {
+                    assert!(valid && pid == -7 && secret.len() == len && used == out.len());
+                }
+                other => assert!(!valid && other.is_err(), "{len}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn encryption_requests_leave_what_follows_in_the_buffer() {
+        for (code, expected) in [(SSL, FirstPacket::Ssl), (GSS, FirstPacket::GssEnc)] {
+            let mut input = vec![0, 0, 0, 8];
+            input.extend(code.to_be_bytes());
+            input.push(0x16);
+            assert_eq!(parse(&input).expect("valid"), Some((expected, 8)));
         }
     }
 
     #[test]
     fn options_are_split_as_on_a_command_line() {
-        let parsed = parse_options(r"-c a=1 -cb=2 --c-d=x\ y").expect("valid");
-        let expected = [("a", "1"), ("b", "2"), ("c_d", "x y")];
+        let parsed = parse_options("-c a=1  -cb=2\t--c-d=x\\ y\\\\ -c e= -c f=g=h").expect("valid");
+        let expected = [
+            ("a", "1"),
+            ("b", "2"),
+            ("c_d", "x y\\"),
+            ("e", ""),
+            ("f", "g=h"),
+        ];
         assert_eq!(
             parsed,
             expected.map(|(name, value)| (name.to_owned(), value.to_owned()))
         );
-        assert!(parse_options("-B 10").is_err());
-        assert!(parse_options("-c").is_err());
+        for wrong in ["-B 10", "-c", "-c a", "--", "-c =1", "a=1", "\\"] {
+            assert!(parse_options(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_options(" \x0b").expect("nothing"), []);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics_and_is_never_read_past_its_end(input in prop::collection::vec(any::<u8>(), 0..48)) {
+            for code in [None, Some(3 << 16), Some(CANCEL), Some(SSL)] {
+                let mut packet = input.clone();
+                // Made plausible, so that what lies behind the first checks is reached too.
+                if let (Some(code), true) = (code, packet.len() >= 8) {
+                    let len = u32::try_from(packet.len()).expect("short");
+                    packet[..4].copy_from_slice(&len.to_be_bytes());
+                    packet[4..8].copy_from_slice(&u32::to_be_bytes(code));
+                }
+                if let Ok(Some((_, len))) = parse(&packet) {
+                    prop_assert!(len <= packet.len());
+                }
+            }
+        }
+
+        #[test]
+        fn parameters_come_out_as_they_went_in(
+            params in prop::collection::vec(("[^\\x00]{1,8}", "[^\\x00]{0,8}"), 0..6),
+        ) {
+            let borrowed: Vec<_> = params.iter().map(|(name, value)| (&**name, &**value)).collect();
+            let packet = startup(3 << 16, &borrowed);
+            match parse(&packet).expect("valid") {
+                Some((FirstPacket::Startup(parsed), _)) => prop_assert_eq!(parsed.params, params),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        #[test]
+        fn any_options_are_settings_or_an_error(options in "[-c=a\\\\ é\t]{0,24}") {
+            if let Ok(settings) = parse_options(&options) {
+                prop_assert!(settings.iter().all(|(name, _)| !name.is_empty()));
+            }
+        }
     }
 }
