@@ -56,6 +56,7 @@ impl World {
 struct Random(u64);
 
 impl Random {
+    #[expect(clippy::cast_possible_truncation, reason = "less than n")]
     fn below(&mut self, n: i32) -> i32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

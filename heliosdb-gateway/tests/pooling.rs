@@ -223,13 +223,17 @@ async fn a_client_that_leaves_in_a_transaction_leaves_nothing() {
         .await
         .expect("no lock is left");
     // And one that leaves in the middle of a statement.
-    let three = stack.client().await;
-    let _ = tokio::time::timeout(
-        Duration::from_millis(200),
-        three.batch_execute("SELECT pg_sleep(30)"),
-    )
-    .await;
-    drop(three);
+    let config = format!(
+        "host=127.0.0.1 port={} user=postgres dbname=postgres",
+        stack.helios.port
+    );
+    let (three, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls)
+        .await
+        .expect("connected");
+    let connection = tokio::spawn(connection);
+    let sleeping = three.batch_execute("SELECT pg_sleep(30)");
+    let _ = tokio::time::timeout(Duration::from_millis(200), sleeping).await;
+    connection.abort();
     assert_eq!(value(&two, "SELECT count(*) FROM t").await, "1");
 }
 

@@ -172,10 +172,10 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                     place: Some(place),
                 };
             }
-            if let Some(idle) = taken {
-                if let Some(lease) = self.validated(idle).await {
-                    return Ok(lease);
-                }
+            if let Some(idle) = taken
+                && let Some(lease) = self.validated(idle).await
+            {
+                return Ok(lease);
             }
         };
         let Some(waiting) = place.place.as_mut() else {

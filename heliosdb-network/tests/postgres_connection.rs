@@ -1,11 +1,13 @@
 //! What a connection to a real server answers, and how it notices that it is of no more use.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use heliosdb_network::HeliosError;
-use heliosdb_network::postgres::{self, PgConnection, PgTarget};
+use heliosdb_network::postgres::{self, Host, PgConnection, PgTarget};
 use heliosdb_testkit::PostgresCluster;
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -209,6 +211,62 @@ async fn a_goodbye_ends_the_servers_process() {
     assert_eq!(cluster.psql("postgres", &there).expect("a row"), "1");
     connection.terminate().await;
     assert_eq!(cluster.psql("postgres", &there).expect("a row"), "0");
+}
+
+/// A listener that is no server, and the target to reach it by.
+async fn impostor() -> (TcpListener, PgTarget) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let host = Host::Tcp("127.0.0.1".to_owned());
+    (listener, PgTarget::new(host, port, "u", "d"))
+}
+
+#[tokio::test]
+async fn a_goodbye_lets_a_slow_server_finish() {
+    let (listener, target) = impostor().await;
+    let finished = AtomicBool::new(false);
+    let server = async {
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        let welcome = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+        stream.write_all(welcome).await.expect("written");
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).await.expect("all of it");
+        assert!(said.ends_with(b"X\0\0\0\x04"));
+        // More than the sockets hold: a client that does not read on would be seen.
+        stream
+            .write_all(&vec![0; 16 << 20])
+            .await
+            .expect("no reset");
+        finished.store(true, Relaxed);
+    };
+    let client = async {
+        connect(&target).await.terminate().await;
+        assert!(finished.load(Relaxed));
+    };
+    let both = async { tokio::join!(server, client) };
+    timeout(PATIENCE, both).await.expect("in time");
+}
+
+#[tokio::test]
+async fn a_cancel_request_is_delivered_when_the_server_has_closed() {
+    let (listener, mut target) = impostor().await;
+    let taken_note = AtomicBool::new(false);
+    let server = async {
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        let mut request = [0; 16];
+        stream.read_exact(&mut request).await.expect("a request");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        taken_note.store(true, Relaxed);
+    };
+    let client = async {
+        let delivered = postgres::cancel(&target, 1, &[2; 4]).await;
+        assert!(delivered.is_ok() && taken_note.load(Relaxed));
+    };
+    tokio::join!(server, client);
+    // The next one is connected, and never served.
+    target.connect_timeout = Duration::from_millis(50);
+    let error = postgres::cancel(&target, 1, &[2; 4]).await;
+    assert!(matches!(error, Err(HeliosError::Network(_))), "{error:?}");
 }
 
 #[tokio::test]

@@ -28,8 +28,8 @@ impl Session {
         }
         if failed {
             self.settings.roll_back();
-        } else if self.settings.commit() {
-            self.settings_changed();
+        } else {
+            self.commit_settings();
         }
         // The version goes up and the mark goes down before the client hears that its transaction has ended.
         if let Some(intent) = self.intent.take() {
@@ -94,9 +94,7 @@ impl Session {
                 self.settings.reset_all();
             }
             Effect::Commit { .. } | Effect::PrepareTransaction(_) if !was_failed => {
-                if self.settings.commit() {
-                    self.settings_changed();
-                }
+                self.commit_settings();
             }
             Effect::Commit { .. } | Effect::PrepareTransaction(_) | Effect::Rollback { .. } => {
                 self.settings.roll_back();
@@ -104,6 +102,12 @@ impl Session {
             // Which of the settings were made behind the savepoint is not tracked.
             Effect::RollbackTo(_) if self.settings.has_uncommitted() => self.pins.add(Pin::Unknown),
             _ => {}
+        }
+    }
+
+    fn commit_settings(&mut self) {
+        if self.settings.commit() {
+            self.settings_changed();
         }
     }
 

@@ -15,8 +15,8 @@ use crate::clients::{Admitted, Identity};
 use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
-use crate::upstream::ServerPool;
 use crate::upstream::connection::Baseline;
+use crate::upstream::{Parameters, ServerPool};
 
 use super::effects::name_scope;
 use super::pins::{Pin, Pins};
@@ -223,7 +223,7 @@ async fn login(
 async fn server_parameters(
     pool: &Arc<ServerPool>,
     settings: &Settings,
-) -> Result<(Arc<Baseline>, Vec<(String, String)>), ClientError> {
+) -> Result<(Arc<Baseline>, Parameters), ClientError> {
     let effective = settings.effective();
     if let Some(known) = pool.known_parameters(effective) {
         return Ok(known);

@@ -59,7 +59,10 @@ pub(crate) struct ServerPool {
 }
 
 /// Startup settings seen before, the defaults they were applied to, and what the server made of them.
-type KnownParameters = (Arc<Effective>, Arc<Baseline>, Vec<(String, String)>);
+type KnownParameters = (Arc<Effective>, Arc<Baseline>, Parameters);
+
+/// Names and values, as the server reports them.
+pub(crate) type Parameters = Vec<(String, String)>;
 
 /// How many different sets of startup settings are remembered in each pool.
 const PARAMETERS_MAX: usize = 64;
@@ -212,7 +215,7 @@ impl ServerPool {
     pub(crate) fn known_parameters(
         &self,
         settings: &Arc<Effective>,
-    ) -> Option<(Arc<Baseline>, Vec<(String, String)>)> {
+    ) -> Option<(Arc<Baseline>, Parameters)> {
         let current = self.baseline.load_full()?;
         let known = self.parameters.lock();
         known

@@ -1,6 +1,10 @@
 //! A running helios in front of a real PostgreSQL, for one test.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test uses a part of it"
+)]
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;

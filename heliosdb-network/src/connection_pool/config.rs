@@ -124,9 +124,11 @@ mod tests {
 
     #[test]
     fn an_interval_of_zero_is_an_error_and_clamping_mends_it() {
-        let mut config = ConnectionPoolConfig::default();
-        config.health_check_interval_secs = 0;
-        config.max_connections = 0;
+        let config = ConnectionPoolConfig {
+            health_check_interval_secs: 0,
+            max_connections: 0,
+            ..ConnectionPoolConfig::default()
+        };
         assert!(config.validate().is_err());
         config.clamped().validate().expect("clamped");
     }

@@ -252,8 +252,10 @@ mod tests {
     #[test]
     fn closing_connections_leave_no_room_for_new_ones() {
         let now = Instant::now();
-        let mut config = ConnectionPoolConfig::default();
-        config.max_connections = 2;
+        let config = ConnectionPoolConfig {
+            max_connections: 2,
+            ..ConnectionPoolConfig::default()
+        };
         let mut state: State<u32, ()> = State::new();
         state.waiters.extend([(), (), ()]);
         state.closing = 1;
@@ -282,8 +284,10 @@ mod tests {
     #[test]
     fn idle_ones_are_closed_down_to_the_minimum_and_old_ones_below_it() {
         let now = Instant::now();
-        let mut config = ConnectionPoolConfig::default();
-        config.min_idle = 1;
+        let config = ConnectionPoolConfig {
+            min_idle: 1,
+            ..ConnectionPoolConfig::default()
+        };
         let mut state = State::new();
         for connection in 1..=3 {
             idle(&mut state, connection, 0, now);
