@@ -46,6 +46,8 @@ pub(crate) fn all() -> anyhow::Result<()> {
             "--release",
             "--test",
             "loom_versions",
+            "--test",
+            "loom_cache",
         ])
         .env("RUSTFLAGS", "--cfg loom")
         .env("CARGO_TARGET_DIR", loom))
