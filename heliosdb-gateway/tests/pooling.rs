@@ -265,11 +265,15 @@ async fn cancel_reaches_the_statement_of_the_client_that_asked() {
     one.batch_execute("SELECT 1")
         .await
         .expect("the session goes on");
-    // A cancel of a client that runs nothing hits nobody.
+    // A cancel of a client that runs nothing hits nobody. It is delivered when helios has counted it: until then it
+    // could still meet the next statement, with PostgreSQL itself as well.
     token
         .cancel_query(tokio_postgres::NoTls)
         .await
         .expect("delivered");
+    while stack.helios.count("STATS", "cancel_requests").await < 2 {
+        tokio::task::yield_now().await;
+    }
     one.batch_execute("SELECT pg_sleep(0.1)")
         .await
         .expect("not cancelled");

@@ -129,8 +129,16 @@ impl Helios {
 
     /// A count of `SHOW CACHE`.
     pub(crate) async fn cache_count(&self, name: &str) -> u64 {
+        self.count("CACHE", name).await
+    }
+
+    /// A count of one of the console's tables of names and values.
+    pub(crate) async fn count(&self, table: &str, name: &str) -> u64 {
         let console = self.client("postgres", "helios").await;
-        let rows = console.simple_query("SHOW CACHE").await.expect("answered");
+        let rows = console
+            .simple_query(&format!("SHOW {table}"))
+            .await
+            .expect("answered");
         rows.iter()
             .find_map(|message| match message {
                 tokio_postgres::SimpleQueryMessage::Row(row) if row.get("name") == Some(name) => {
