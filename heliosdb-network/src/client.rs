@@ -1,6 +1,6 @@
 //! The asking end of HIDB.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -21,6 +21,8 @@ pub struct HidbClient {
     next_request: AtomicU64,
     /// An exchange was cut short or went wrong: what comes next could be the answer to it.
     broken: AtomicBool,
+    /// Messages sent less messages received. Anything but zero: what comes next belongs to an earlier holder.
+    unanswered: AtomicI64,
 }
 
 #[derive(Debug)]
@@ -62,39 +64,54 @@ impl HidbClient {
             }),
             next_request: AtomicU64::new(1),
             broken: AtomicBool::new(false),
+            unanswered: AtomicI64::new(0),
         })
     }
 
     /// Sends a message as a request of its own.
     ///
     /// # Errors
-    /// [`HeliosError::Io`] if the socket fails.
+    /// [`HeliosError::Io`] if the socket fails, [`HeliosError::Protocol`] if the message is too long,
+    /// [`HeliosError::Network`] if the connection became unusable before.
     ///
     /// # Cancel safety
     /// A message half sent makes the connection unusable, and it says so from then on.
     pub async fn send_message(&self, message: HidbMessage) -> Result<()> {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        self.wire
-            .lock()
-            .await
-            .send(&self.broken, &Frame { request, message })
-            .await
+        let mut out = BytesMut::new();
+        protocol::encode(&Frame { request, message }, &mut out)?;
+        let mut wire = self.wire.lock().await;
+        if self.broken.swap(true, Ordering::AcqRel) {
+            return Err(HeliosError::Network(
+                "the connection is unusable since an exchange on it failed".to_owned(),
+            ));
+        }
+        wire.send(&out).await?;
+        self.unanswered.fetch_add(1, Ordering::AcqRel);
+        self.broken.store(false, Ordering::Release);
+        Ok(())
     }
 
     /// Receives the next message, whatever it answers.
     ///
     /// # Errors
-    /// [`HeliosError::Network`] if the peer closed, [`HeliosError::Protocol`] if it sent what is no message.
+    /// [`HeliosError::Network`] if the peer closed, [`HeliosError::Protocol`] if it sent what is no message. The
+    /// connection is unusable then.
     ///
     /// # Cancel safety
     /// Nothing is lost: the next call goes on where this one stopped.
     pub async fn receive_message(&self) -> Result<HidbMessage> {
-        self.wire
-            .lock()
-            .await
-            .receive()
-            .await
-            .map(|frame| frame.message)
+        let mut wire = self.wire.lock().await;
+        match wire.receive().await {
+            Ok(frame) => {
+                self.unanswered.fetch_sub(1, Ordering::AcqRel);
+                Ok(frame.message)
+            }
+            Err(error) => {
+                self.broken.store(true, Ordering::Release);
+                Err(error)
+            }
+        }
     }
 
     /// True if the peer answers a ping within five seconds.
@@ -115,19 +132,14 @@ impl HidbClient {
     /// Cut short, it leaves a pong on its way that a later ping must not take for its own: the connection is unusable.
     pub async fn send_ping_pong(&self) -> Result<()> {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let message = HidbMessage::Ping;
+        let mut out = BytesMut::new();
+        protocol::encode(&Frame { request, message }, &mut out)?;
         let mut wire = self.wire.lock().await;
         if self.broken.swap(true, Ordering::AcqRel) {
             return Err(HeliosError::Network("Health check failed".to_owned()));
         }
-        let sent = AtomicBool::new(false);
-        wire.send(
-            &sent,
-            &Frame {
-                request,
-                message: HidbMessage::Ping,
-            },
-        )
-        .await?;
+        wire.send(&out).await?;
         match wire.receive().await {
             Ok(Frame {
                 request: answered,
@@ -141,21 +153,14 @@ impl HidbClient {
     }
 
     fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
+        self.broken.load(Ordering::Acquire) || self.unanswered.load(Ordering::Acquire) != 0
     }
 }
 
 impl Wire {
-    async fn send(&mut self, broken: &AtomicBool, frame: &Frame) -> Result<()> {
-        let mut out = BytesMut::new();
-        protocol::encode(frame, &mut out)?;
-        broken.store(true, Ordering::Release);
-        self.stream
-            .write_all(&out)
-            .await
-            .map_err(HeliosError::io("cannot write to the peer"))?;
-        broken.store(false, Ordering::Release);
-        Ok(())
+    async fn send(&mut self, out: &[u8]) -> Result<()> {
+        let sent = self.stream.write_all(out).await;
+        sent.map_err(HeliosError::io("cannot write to the peer"))
     }
 
     async fn receive(&mut self) -> Result<Frame> {

@@ -15,17 +15,18 @@ mod metrics;
 mod state;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
 use crate::client::HidbConnector;
 use crate::error::HeliosError;
 
-use state::{Idle, State};
+use state::{Idle, State, now};
 
 pub use config::{ConfigError, ConnectionPoolConfig};
 pub use connector::{Connector, Disposition};
@@ -52,6 +53,10 @@ pub struct EnhancedConnectionPool<C: Connector = HidbConnector> {
     /// Wakes the background tasks for good when the pool goes.
     gone: Arc<Notify>,
     tasks_started: AtomicBool,
+    /// Where the pool was first used: what has to be done when a lease ends outside of a runtime is done there.
+    runtime: OnceLock<Handle>,
+    /// Counted beside the lock, where a lease reaches its holder.
+    acquired: AtomicU64,
     /// Told whenever the pool holds one connection less.
     shrunk: Notify,
 }
@@ -108,6 +113,8 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             this: this.clone(),
             gone: Arc::new(Notify::new()),
             tasks_started: AtomicBool::new(false),
+            runtime: OnceLock::new(),
+            acquired: AtomicU64::new(0),
             shrunk: Notify::new(),
         });
         pool.start_tasks();
@@ -116,9 +123,13 @@ impl<C: Connector> EnhancedConnectionPool<C> {
 
     /// Outside of a runtime nothing can be spawned: then the first acquire does it.
     fn start_tasks(&self) {
-        if tokio::runtime::Handle::try_current().is_ok()
+        if self.tasks_started.load(Ordering::Acquire) {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current()
             && !self.tasks_started.swap(true, Ordering::AcqRel)
         {
+            let _ = self.runtime.set(runtime);
             self.start_expiration_task();
             self.start_health_check_task();
         }
@@ -146,6 +157,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         self.start_tasks();
         let began = now();
         let mut place = loop {
+            let now = now();
             let (taken, queued, connects) = {
                 let mut state = self.state.lock();
                 if state.draining {
@@ -155,12 +167,12 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                     Some(idle) => (Some(idle), None, 0),
                     None => {
                         let alive = state.active + state.connecting;
-                        if let Some(error) = state.breaker.refusal(began).filter(|_| alive == 0) {
+                        if let Some(error) = state.breaker.refusal(now).filter(|_| alive == 0) {
                             return Err(AcquireError::Connect(Arc::clone(error)));
                         }
                         let (waiter, place) = oneshot::channel();
                         state.waiters.push_back(waiter);
-                        let connects = state.begin_connects(&self.config, began);
+                        let connects = state.begin_connects(&self.config, now);
                         (None, Some(place), connects)
                     }
                 }
@@ -172,18 +184,24 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                     place: Some(place),
                 };
             }
-            if let Some(idle) = taken
-                && let Some(lease) = self.validated(idle).await
-            {
-                return Ok(lease);
+            if let Some(idle) = taken {
+                if let Some(lease) = self.validated(idle, self.patience(began)).await {
+                    self.acquired.fetch_add(1, Ordering::Relaxed);
+                    return Ok(lease);
+                }
+                if self.patience(began).is_zero() {
+                    return Err(self.timed_out(began));
+                }
             }
         };
         let Some(waiting) = place.place.as_mut() else {
             return Err(AcquireError::Closed);
         };
-        match tokio::time::timeout(self.config.acquire_timeout, waiting).await {
+        match tokio::time::timeout(self.patience(began), waiting).await {
             Ok(Ok(handed)) => {
                 place.place = None;
+                self.acquired
+                    .fetch_add(u64::from(handed.is_ok()), Ordering::Relaxed);
                 handed
             }
             Ok(Err(_)) => Err(AcquireError::Closed),
@@ -192,6 +210,12 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                 Err(self.timed_out(began))
             }
         }
+    }
+
+    /// How much longer an acquire that began then may take.
+    fn patience(&self, began: Instant) -> Duration {
+        let waited = now().saturating_duration_since(began);
+        self.config.acquire_timeout.saturating_sub(waited)
     }
 
     /// Takes an idle connection if there is one that needs no check.
@@ -206,12 +230,12 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                 }
                 state.take_idle(label)?
             };
-            let idle_for = now.saturating_duration_since(idle.meta.idle_since);
-            if idle_for >= self.config.validation_bypass {
+            if idle.meta.unverified_for(now) >= self.config.validation_bypass {
                 self.put_back(idle.connection, idle.meta);
                 return None;
             }
             if let Some(lease) = self.alive(idle, now) {
+                self.acquired.fetch_add(1, Ordering::Relaxed);
                 return Some(lease);
             }
         }
@@ -220,7 +244,9 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// What the pool holds and did.
     #[must_use]
     pub fn metrics(&self) -> PoolMetrics {
-        self.state.lock().metrics(&self.config)
+        let mut metrics = self.state.lock().metrics(&self.config);
+        metrics.acquired = self.acquired.load(Ordering::Relaxed);
+        metrics
     }
 
     /// What the pool goes by.
@@ -278,21 +304,18 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     /// A connection fresh from the idle list, if it is still good. One that was idle for long is asked.
-    async fn validated(&self, idle: Idle<C::Connection>) -> Option<Lease<C>> {
+    async fn validated(&self, idle: Idle<C::Connection>, patience: Duration) -> Option<Lease<C>> {
         let now = now();
-        let idle_for = now.saturating_duration_since(idle.meta.idle_since);
-        let mut lease = self.alive(idle, now)?;
-        if idle_for < self.config.validation_bypass {
+        let unverified_for = idle.meta.unverified_for(now);
+        let lease = self.alive(idle, now)?;
+        if unverified_for < self.config.validation_bypass {
             return Some(lease);
         }
-        let check = self.connector.check(&mut lease);
-        match tokio::time::timeout(self.config.health_check_timeout, check).await {
-            Ok(Ok(())) => Some(lease),
-            _ => {
-                self.state.lock().counts.unhealthy += 1;
-                lease.discard();
-                None
-            }
+        let timeout = self.config.health_check_timeout.min(patience);
+        let mut suspect = Suspect(Some(lease));
+        match tokio::time::timeout(timeout, suspect.check()).await {
+            Ok(true) => suspect.cleared(),
+            _ => None,
         }
     }
 
@@ -300,7 +323,11 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     fn alive(&self, mut idle: Idle<C::Connection>, now: Instant) -> Option<Lease<C>> {
         let outdated = idle.meta.is_too_old(now);
         if outdated || !self.connector.is_alive(&mut idle.connection) {
-            self.begin_close(outdated);
+            self.begin_close(if outdated {
+                Why::Expired
+            } else {
+                Why::Unhealthy
+            });
             self.spawn_close(idle.connection);
             return None;
         }
@@ -318,15 +345,19 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     /// The end of a lease.
-    fn release(&self, connection: C::Connection, meta: ConnectionMeta) {
+    fn release(&self, connection: C::Connection, mut meta: ConnectionMeta) {
         match self.connector.disposition(&connection) {
-            Disposition::Clean => self.put_back(connection, meta),
+            Disposition::Clean => {
+                meta.idle_since = now();
+                meta.verified = meta.idle_since;
+                self.put_back(connection, meta);
+            }
             Disposition::Dirty => self.spawn_reset(connection, meta),
             Disposition::Broken => self.discard(connection),
         }
     }
 
-    /// Gives a clean connection to the first waiter that is still there, or to the idle list.
+    /// Gives a clean connection to the first waiter that is still there, or to the idle list, as idle as it is.
     fn put_back(&self, connection: C::Connection, mut meta: ConnectionMeta) {
         let label = self.connector.label(&connection);
         let now = now();
@@ -336,20 +367,20 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                 let mut state = self.state.lock();
                 if state.is_outdated(&meta, now) {
                     drop(state);
-                    self.begin_close(true);
+                    self.begin_close(if meta.is_too_old(now) {
+                        Why::Expired
+                    } else {
+                        Why::Unwanted
+                    });
                     self.spawn_close(held);
                     return;
                 }
                 match state.waiters.pop_front() {
-                    Some(waiter) => {
-                        state.counts.acquired += 1;
-                        waiter
-                    }
+                    Some(waiter) => waiter,
                     None => {
                         state.active -= 1;
                         meta.in_use = false;
-                        meta.idle_since = now;
-                        state.idle.push(Idle {
+                        state.put_idle(Idle {
                             connection: held,
                             meta,
                             label,
@@ -368,17 +399,20 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     fn discard(&self, connection: C::Connection) {
-        self.state.lock().counts.unhealthy += 1;
-        self.begin_close(false);
+        self.begin_close(Why::Unhealthy);
         self.spawn_close(connection);
     }
 
     /// An active connection becomes one that is being closed.
-    fn begin_close(&self, expired: bool) {
+    fn begin_close(&self, why: Why) {
         let mut state = self.state.lock();
         state.active -= 1;
         state.closing += 1;
-        state.counts.expired += u64::from(expired);
+        match why {
+            Why::Expired => state.counts.expired += 1,
+            Why::Unhealthy => state.counts.unhealthy += 1,
+            Why::Unwanted => {}
+        }
     }
 
     fn close_all(&self, expired: Vec<Idle<C::Connection>>) {
@@ -391,31 +425,33 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     fn spawn_close(&self, connection: C::Connection) {
         let connector = Arc::clone(&self.connector);
         let timeout = self.config.close_timeout;
-        let closing = Closing(self.this.clone());
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        runtime.spawn(async move {
-            let _closing = closing;
+        // One value, so that the socket goes before it is counted out even where the task never runs.
+        let closing = (connection, Closing(self.this.clone()));
+        self.spawn(async move {
+            let (connection, _closing) = closing;
             let _ = tokio::time::timeout(timeout, connector.close(connection)).await;
         });
     }
 
+    /// Where there is no runtime to run it, or only one that is shutting down, the future is dropped at once: whatever
+    /// is spawned must count right then, too.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let runtime = Handle::try_current().ok();
+        if let Some(runtime) = runtime.as_ref().or(self.runtime.get()) {
+            runtime.spawn(task);
+        }
+    }
+
     /// Cleans in the background, then puts back.
     fn spawn_reset(&self, connection: C::Connection, meta: ConnectionMeta) {
-        let connector = Arc::clone(&self.connector);
-        let mut lease = self.lease(connection, meta);
+        // A reset that is cut off, fails, or leaves it dirty would come back here for ever.
+        let mut suspect = Suspect(Some(self.lease(connection, meta)));
         let timeout = self.config.health_check_timeout.max(RESET_TIMEOUT_MIN);
         self.state.lock().counts.resets += 1;
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            lease.discard();
-            return;
-        };
-        runtime.spawn(async move {
-            let reset = tokio::time::timeout(timeout, connector.reset(&mut lease)).await;
-            // A reset that leaves it dirty would come back here for ever.
-            if !matches!(reset, Ok(Ok(()))) || connector.disposition(&lease) != Disposition::Clean {
-                lease.discard();
+        self.spawn(async move {
+            let reset = tokio::time::timeout(timeout, suspect.reset()).await;
+            if matches!(reset, Ok(true)) {
+                drop(suspect.cleared());
             }
         });
     }
@@ -428,14 +464,20 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             };
             let connector = Arc::clone(&self.connector);
             let timeout = self.config.connect_timeout;
-            tokio::spawn(async move {
-                let connected = match tokio::time::timeout(timeout, connector.connect()).await {
-                    Ok(connected) => connected,
-                    Err(_) => Err(HeliosError::Network(format!(
-                        "not connected within {timeout:?}"
-                    ))),
+            let gone = Arc::clone(&self.gone);
+            self.spawn(async move {
+                let ended = gone.notified();
+                if connecting.pool.strong_count() == 0 {
+                    return;
+                }
+                let connected = tokio::select! {
+                    connected = tokio::time::timeout(timeout, connector.connect()) => connected,
+                    () = ended => return,
                 };
-                connecting.finish(connected);
+                connecting.finish(connected.unwrap_or_else(|_| {
+                    let error = format!("not connected within {timeout:?}");
+                    Err(HeliosError::Network(error))
+                }));
             });
         }
     }
@@ -454,13 +496,14 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             let lifetime = self
                 .config
                 .max_lifetime
-                .map(|max| max.mul_f64(1.0 - 0.1 * rand::random::<f64>()));
+                .map(|max| max - max.mul_f64(0.1 * rand::random::<f64>()));
             ConnectionMeta {
                 id,
                 created,
                 in_use: true,
-                expires: lifetime.map(|lifetime| created + lifetime),
+                expires: lifetime.and_then(|lifetime| created.checked_add(lifetime)),
                 idle_since: created,
+                verified: created,
                 generation: state.generation,
             }
         };
@@ -471,7 +514,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     fn on_connect_failed(&self, error: HeliosError) {
         let permanent = error.is_permanent();
         let error = Arc::new(error);
-        let (waiters, retry_at, still_wanted) = {
+        let (waiters, retry_at) = {
             let mut state = self.state.lock();
             state.connecting -= 1;
             state.counts.connect_failures += 1;
@@ -485,26 +528,21 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             } else {
                 Default::default()
             };
-            (
-                waiters,
-                retry_at,
-                !state.waiters.is_empty() || self.config.min_idle > 0,
-            )
+            (waiters, retry_at)
         };
         tracing::warn!(%error, waiters = waiters.len(), "cannot connect");
         for waiter in waiters {
             let _ = waiter.send(Err(AcquireError::Connect(Arc::clone(&error))));
         }
         self.shrunk.notify_waiters();
-        if still_wanted {
-            let pool = self.this.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep_until(retry_at.into()).await;
-                if let Some(pool) = pool.upgrade() {
-                    pool.connect_if_needed();
-                }
-            });
-        }
+        // Also where nobody waits now: whoever comes before then can't connect and relies on this.
+        let (this, gone) = (self.this.clone(), Arc::clone(&self.gone));
+        self.spawn(async move {
+            let until_then = retry_at.saturating_duration_since(now());
+            if let Some(pool) = next_round(&this, &gone, until_then).await {
+                pool.connect_if_needed();
+            }
+        });
     }
 
     fn connect_if_needed(&self) {
@@ -562,25 +600,37 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     fn start_health_check_task(&self) {
         let (this, gone, interval) = (self.this.clone(), Arc::clone(&self.gone), self.interval());
         tokio::spawn(async move {
-            while let Some(pool) = next_round(&this, &gone, interval).await {
-                let checks: Vec<_> = pool.leases_to_check().into_iter().map(check).collect();
-                drop(pool);
-                for check in checks {
-                    let _ = check.await;
+            while let Some(mut pool) = next_round(&this, &gone, interval).await {
+                let round = now();
+                loop {
+                    let checks: Vec<_> =
+                        pool.leases_to_check(round).into_iter().map(check).collect();
+                    drop(pool);
+                    if checks.is_empty() {
+                        break;
+                    }
+                    for check in checks {
+                        let _ = check.await;
+                    }
+                    match this.upgrade() {
+                        Some(still_there) => pool = still_there,
+                        None => return,
+                    }
                 }
             }
         });
     }
 
-    /// Checks out the idle connections that nobody used since the last round.
-    fn leases_to_check(&self) -> Vec<Lease<C>> {
-        let now = now();
+    /// Checks out some of the idle connections that nobody used since the last round, and leaves others to those who
+    /// come meanwhile.
+    fn leases_to_check(&self, round: Instant) -> Vec<Lease<C>> {
         let taken: Vec<_> = {
             let mut state = self.state.lock();
+            let at_once = state.idle.len().div_ceil(2).min(CHECKS_MAX);
             let stale = |idle: &mut Idle<C::Connection>| {
-                now.saturating_duration_since(idle.meta.idle_since) * 2 >= self.interval()
+                idle.meta.unverified_for(round).saturating_mul(2) >= self.interval()
             };
-            let taken: Vec<_> = state.idle.extract_if(.., stale).take(CHECKS_MAX).collect();
+            let taken: Vec<_> = state.idle.extract_if(.., stale).take(at_once).collect();
             state.active += taken.len();
             taken
         };
@@ -596,21 +646,67 @@ impl<C: Connector> EnhancedConnectionPool<C> {
 }
 
 /// Checks one connection in a task of its own, and puts it back as idle as it was.
-fn check<C: Connector>(mut lease: Lease<C>) -> tokio::task::JoinHandle<()> {
+fn check<C: Connector>(lease: Lease<C>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
-        let connector = Arc::clone(&lease.pool().connector);
-        let timeout = lease.pool().config.health_check_timeout;
-        if !matches!(
-            tokio::time::timeout(timeout, connector.check(&mut lease)).await,
-            Ok(Ok(()))
-        ) {
+        let (id, timeout) = (lease.meta().id, lease.pool().config.health_check_timeout);
+        let mut suspect = Suspect(Some(lease));
+        let checked = tokio::time::timeout(timeout, suspect.check()).await;
+        if !matches!(checked, Ok(true)) {
             tracing::warn!(
-                connection = lease.meta().id,
+                connection = id,
                 "closing a connection that failed its health check"
             );
-            lease.discard();
+        } else if let Some(lease) = suspect.cleared() {
+            let pool = lease.pool_handle();
+            let (connection, mut meta) = lease.into_parts();
+            meta.verified = now();
+            pool.put_back(connection, meta);
         }
     })
+}
+
+/// A lease whose connection is being checked or reset: closed unless [cleared](Self::cleared), whatever becomes of the
+/// future that does it.
+struct Suspect<C: Connector>(Option<Lease<C>>);
+
+impl<C: Connector> Suspect<C> {
+    /// True if the peer is well and nothing is left to be done.
+    async fn check(&mut self) -> bool {
+        let Some(lease) = &mut self.0 else {
+            return false;
+        };
+        let connector = lease.connector();
+        connector.check(lease).await.is_ok() && connector.disposition(lease) == Disposition::Clean
+    }
+
+    /// True if the connection is as good as new.
+    async fn reset(&mut self) -> bool {
+        let Some(lease) = &mut self.0 else {
+            return false;
+        };
+        let connector = lease.connector();
+        connector.reset(lease).await.is_ok() && connector.disposition(lease) == Disposition::Clean
+    }
+
+    fn cleared(mut self) -> Option<Lease<C>> {
+        self.0.take()
+    }
+}
+
+impl<C: Connector> Drop for Suspect<C> {
+    fn drop(&mut self) {
+        if let Some(lease) = self.0.take() {
+            lease.discard();
+        }
+    }
+}
+
+/// Why a connection is closed, for the counts.
+enum Why {
+    Expired,
+    Unhealthy,
+    /// The pool is drained, or its connections were evicted.
+    Unwanted,
 }
 
 /// Waits for the next round of a background task. `None`: the pool is gone.
@@ -627,11 +723,6 @@ async fn next_round<C: Connector>(
         () = tokio::time::sleep(interval) => this.upgrade(),
         () = ended => None,
     }
-}
-
-/// The pool's clock: tokio's, which tests can drive.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 const RESET_TIMEOUT_MIN: Duration = Duration::from_secs(5);

@@ -106,7 +106,7 @@ async fn rage<S: Storm>(over: &Arc<S>) {
         });
     }
     let acquired: usize = tasks.join_all().await.into_iter().sum();
-    let tried = ROUNDS * TASKS as usize;
+    let tried = ROUNDS * usize::try_from(TASKS).expect("a small number");
     assert!(
         (1..tried).contains(&acquired),
         "the storm must both get and give up, got {acquired} of {tried}"

@@ -22,7 +22,7 @@ pub struct ConnectionPoolConfig {
     pub idle_timeout: Option<Duration>,
     /// Seconds between two health checks of the idle connections. Default 30; 0 is an error.
     pub health_check_interval_secs: u64,
-    /// Bound on one health check, and on one reset. Default 1 s.
+    /// Bound on one health check. Default 1 s. A reset gets at least 5 s.
     pub health_check_timeout: Duration,
     /// Bound on closing one; its socket is dropped then. Default 5 s.
     pub close_timeout: Duration,

@@ -44,6 +44,14 @@ impl<C: Connector> Lease<C> {
         &self.pool
     }
 
+    pub(super) fn pool_handle(&self) -> Arc<EnhancedConnectionPool<C>> {
+        Arc::clone(&self.pool)
+    }
+
+    pub(super) fn connector(&self) -> Arc<C> {
+        Arc::clone(&self.pool.connector)
+    }
+
     pub(super) fn into_parts(mut self) -> (C::Connection, ConnectionMeta) {
         self.held.take().expect("present until the lease ends")
     }

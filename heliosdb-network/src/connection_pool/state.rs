@@ -1,4 +1,4 @@
-//! What a pool knows, and how it changes: no I/O, no clock of its own, no user code.
+//! What a pool knows, and how it changes: no I/O, no user code.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,7 +20,10 @@ pub struct ConnectionMeta {
     /// Handed out, or being checked or reset.
     pub in_use: bool,
     pub(super) expires: Option<Instant>,
+    /// When it was last used.
     pub(super) idle_since: Instant,
+    /// When it was last known to be good: the end of its last use or of its last check.
+    pub(super) verified: Instant,
     pub(super) generation: u64,
 }
 
@@ -28,12 +31,17 @@ impl ConnectionMeta {
     /// True once the connection is too old, or has been idle for too long.
     #[must_use]
     pub fn is_expired(&self, config: &ConnectionPoolConfig) -> bool {
-        let now = Instant::now();
+        let now = now();
         self.is_too_old(now) || (!self.in_use && self.is_too_idle(config, now))
     }
 
     pub(super) fn is_too_old(&self, now: Instant) -> bool {
         self.expires.is_some_and(|expires| now >= expires)
+    }
+
+    /// How long nothing was heard of the peer.
+    pub(super) fn unverified_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.verified)
     }
 
     fn is_too_idle(&self, config: &ConnectionPoolConfig, now: Instant) -> bool {
@@ -58,7 +66,7 @@ pub(super) struct Idle<T> {
 /// socket is gone.
 #[derive(Debug)]
 pub(super) struct State<T, W> {
-    /// The last one is the hottest.
+    /// The last one is the hottest: in the order of their last use.
     pub(super) idle: Vec<Idle<T>>,
     /// The first one waits longest.
     pub(super) waiters: VecDeque<W>,
@@ -111,6 +119,11 @@ impl Breaker {
     }
 }
 
+/// The pool's clock: tokio's, which tests can drive.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Full jitter over an exponential ceiling (Brooker, "Exponential backoff and jitter").
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -150,6 +163,14 @@ impl<T, W> State<T, W> {
         Some(self.idle.remove(labelled.unwrap_or(hottest)))
     }
 
+    /// Puts a connection among the idle ones, by its last use.
+    pub(super) fn put_idle(&mut self, idle: Idle<T>) {
+        let at = self
+            .idle
+            .partition_point(|other| other.meta.idle_since <= idle.meta.idle_since);
+        self.idle.insert(at, idle);
+    }
+
     /// How many connections to open now; they count as being opened from here on.
     pub(super) fn begin_connects(&mut self, config: &ConnectionPoolConfig, now: Instant) -> usize {
         if self.draining || self.breaker.refusal(now).is_some() {
@@ -183,11 +204,12 @@ impl<T, W> State<T, W> {
         let mut alive = self.idle.len();
         // The coldest first: it is they that go when there are too many.
         for idle in self.idle.drain(..) {
-            let outdated = self.draining
-                || idle.meta.is_too_old(now)
-                || idle.meta.generation != self.generation;
-            if outdated || (alive > config.min_idle && idle.meta.is_too_idle(config, now)) {
+            let too_old = idle.meta.is_too_old(now);
+            let unwanted = self.draining || idle.meta.generation != self.generation;
+            let too_many = alive > config.min_idle && idle.meta.is_too_idle(config, now);
+            if too_old || unwanted || too_many {
                 alive -= 1;
+                self.counts.expired += u64::from(too_old || !unwanted);
                 expired.push(idle);
             } else {
                 kept.push(idle);
@@ -195,7 +217,6 @@ impl<T, W> State<T, W> {
         }
         self.idle = kept;
         self.closing += expired.len();
-        self.counts.expired += expired.len() as u64;
         expired
     }
 
@@ -228,6 +249,7 @@ mod tests {
             in_use: false,
             expires: None,
             idle_since: now,
+            verified: now,
             generation: state.generation,
         };
         state.idle.push(Idle {
