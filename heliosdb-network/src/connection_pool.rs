@@ -632,6 +632,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             };
             let taken: Vec<_> = state.idle.extract_if(.., stale).take(at_once).collect();
             state.active += taken.len();
+            state.checking += taken.len();
             taken
         };
         taken
@@ -647,10 +648,12 @@ impl<C: Connector> EnhancedConnectionPool<C> {
 
 /// Checks one connection in a task of its own, and puts it back as idle as it was.
 fn check<C: Connector>(lease: Lease<C>) -> tokio::task::JoinHandle<()> {
+    let checking = Checking(lease.pool_handle());
     tokio::spawn(async move {
         let (id, timeout) = (lease.meta().id, lease.pool().config.health_check_timeout);
         let mut suspect = Suspect(Some(lease));
         let checked = tokio::time::timeout(timeout, suspect.check()).await;
+        drop(checking);
         if !matches!(checked, Ok(true)) {
             tracing::warn!(
                 connection = id,
@@ -698,6 +701,15 @@ impl<C: Connector> Drop for Suspect<C> {
         if let Some(lease) = self.0.take() {
             lease.discard();
         }
+    }
+}
+
+/// A health check under way; counted out again whatever becomes of it.
+struct Checking<C: Connector>(Arc<EnhancedConnectionPool<C>>);
+
+impl<C: Connector> Drop for Checking<C> {
+    fn drop(&mut self) {
+        self.0.state.lock().checking -= 1;
     }
 }
 

@@ -71,6 +71,8 @@ pub(super) struct State<T, W> {
     /// The first one waits longest.
     pub(super) waiters: VecDeque<W>,
     pub(super) active: usize,
+    /// Those among the active that are idle but for a health check.
+    pub(super) checking: usize,
     pub(super) connecting: usize,
     pub(super) closing: usize,
     pub(super) draining: bool,
@@ -136,6 +138,7 @@ impl<T, W> State<T, W> {
             idle: Vec::new(),
             waiters: VecDeque::new(),
             active: 0,
+            checking: 0,
             connecting: 0,
             closing: 0,
             draining: false,
@@ -182,7 +185,9 @@ impl<T, W> State<T, W> {
         } else {
             1
         };
-        let spare = config.min_idle.saturating_sub(self.idle.len());
+        let spare = config
+            .min_idle
+            .saturating_sub(self.idle.len() + self.checking);
         let wanted = (self.waiters.len() + spare).saturating_sub(self.connecting);
         let room = config.max_connections.saturating_sub(self.total());
         let n = wanted
@@ -201,7 +206,7 @@ impl<T, W> State<T, W> {
     ) -> Vec<Idle<T>> {
         let mut kept = Vec::with_capacity(self.idle.len());
         let mut expired = Vec::new();
-        let mut alive = self.idle.len();
+        let mut alive = self.idle.len() + self.checking;
         // The coldest first: it is they that go when there are too many.
         for idle in self.idle.drain(..) {
             let too_old = idle.meta.is_too_old(now);
