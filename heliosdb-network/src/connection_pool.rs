@@ -437,7 +437,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// is spawned must count right then, too.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let runtime = Handle::try_current().ok();
-        if let Some(runtime) = runtime.as_ref().or(self.runtime.get()) {
+        if let Some(runtime) = runtime.as_ref().or_else(|| self.runtime.get()) {
             runtime.spawn(task);
         }
     }
@@ -714,6 +714,7 @@ impl<C: Connector> Drop for Checking<C> {
 }
 
 /// Why a connection is closed, for the counts.
+#[derive(Debug, Clone, Copy, Clone, Copy)]
 enum Why {
     Expired,
     Unhealthy,
