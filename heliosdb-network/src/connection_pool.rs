@@ -714,7 +714,7 @@ impl<C: Connector> Drop for Checking<C> {
 }
 
 /// Why a connection is closed, for the counts.
-#[derive(Debug, Clone, Copy, Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Why {
     Expired,
     Unhealthy,
