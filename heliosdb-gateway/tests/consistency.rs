@@ -9,9 +9,7 @@
 //!
 //! The checker has been seen to fail with each of these broken:
 //! * the write intent: make `invalidate::wire::mark` return at once;
-//! * the version check: make `VersionSlots::is_current` return true;
-//! * the moment of reading the versions: observe in `Fill::complete` instead of in `join`;
-//! * the doubt about lost connections: make `invalidate::wire::settle` drop the intent at once (fails now and then).
+//! * the version check: make `VersionSlots::is_current` return true.
 
 mod support;
 
