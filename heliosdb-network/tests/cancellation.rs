@@ -85,14 +85,14 @@ async fn poll_at_most<F: Future>(future: F, polls: u32) -> Option<F::Output> {
     None
 }
 
-async fn rage<S: Storm>(over: &Arc<S>) {
+async fn rage<S: Storm>(over: &Arc<S>, rounds: usize) {
     let mut tasks = JoinSet::new();
     for task in 0..TASKS {
         let over = Arc::clone(over);
         tasks.spawn(async move {
             let mut rng = StdRng::seed_from_u64(task);
             let mut acquired = 0;
-            for _ in 0..ROUNDS {
+            for _ in 0..rounds {
                 let polls = rng.random_range(0..40);
                 if let Some(held) = poll_at_most(over.acquire(), polls).await {
                     acquired += 1;
@@ -106,16 +106,16 @@ async fn rage<S: Storm>(over: &Arc<S>) {
         });
     }
     let acquired: usize = tasks.join_all().await.into_iter().sum();
-    let tried = ROUNDS * usize::try_from(TASKS).expect("a small number");
+    let tried = rounds * usize::try_from(TASKS).expect("a small number");
     assert!(
         (1..tried).contains(&acquired),
         "the storm must both get and give up, got {acquired} of {tried}"
     );
 }
 
-async fn all_are_obtainable_after_a_storm(world: Arc<World>) {
+async fn all_are_obtainable_after_a_storm(world: Arc<World>, rounds: usize) {
     let pool = world.pool(support::config(CONNECTIONS));
-    rage(&pool).await;
+    rage(&pool, rounds).await;
     let leases = tokio::time::timeout(60 * SECOND, acquire_many(&pool, CONNECTIONS)).await;
     let leases = leases.expect("no connection was lost");
     assert!(pool.try_acquire(0).is_none());
@@ -127,7 +127,7 @@ async fn all_are_obtainable_after_a_storm(world: Arc<World>) {
 
 #[tokio::test(start_paused = true)]
 async fn a_storm_of_given_up_acquires_loses_no_connection() {
-    all_are_obtainable_after_a_storm(World::new()).await;
+    all_are_obtainable_after_a_storm(World::new(), ROUNDS).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,12 +137,13 @@ async fn nor_where_connecting_resetting_and_closing_take_their_time() {
         plan.reset = Act::Slow(MS);
         plan.close = Act::Slow(MS);
     });
-    all_are_obtainable_after_a_storm(world).await;
+    all_are_obtainable_after_a_storm(world, ROUNDS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nor_on_several_threads() {
-    all_are_obtainable_after_a_storm(World::new()).await;
+    // Only here can a waiter give up at the very moment it is handed something: rare, so try often.
+    all_are_obtainable_after_a_storm(World::new(), 20 * ROUNDS).await;
 }
 
 /// Without this, a storm too mild to lose anything would prove nothing.
@@ -150,7 +151,7 @@ async fn nor_on_several_threads() {
 async fn the_same_storm_empties_a_leaky_pool() {
     let leaky = Arc::new(Leaky::default());
     leaky.free.lock().extend(0..CONNECTIONS);
-    rage(&leaky).await;
+    rage(&leaky, ROUNDS).await;
     assert!(leaky.free.lock().len() < CONNECTIONS);
 }
 

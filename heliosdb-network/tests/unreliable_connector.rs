@@ -118,15 +118,17 @@ async fn with_one_alive_waiters_wait_for_it_and_the_server_is_tried_again() {
     let world = World::new();
     let pool = world.pool(support::config(2));
     let lease = pool.acquire().await.expect("opened");
-    world.plan(|plan| plan.connect = Act::Fail);
+    world.plan(|plan| plan.connect = Act::Hang);
     let given_up = spawn_acquires(&pool, 1);
     settle().await;
     assert_eq!(pool.metrics().waiting, 1, "the living one may come back");
     given_up[0].abort();
-    settle().await;
-    // This one comes when the breaker is open and nobody else waits: somebody must think of it later.
+    sleep(pool.config().connect_timeout + MS).await;
+    assert_eq!(pool.metrics().connect_failures, 1);
+    // This one comes when the attempt failed and nobody waited: somebody must think of it when it is time to try again.
     let late = spawn_acquires(&pool, 1);
     settle().await;
+    assert_eq!((pool.metrics().waiting, pool.metrics().connecting), (1, 0));
     world.plan(|plan| plan.connect = Act::Work);
     let began = Instant::now();
     for waiter in late {
