@@ -468,6 +468,12 @@ pub struct Fill<B: StorageBackend = InMemoryBackend> {
 }
 
 impl<B: StorageBackend> Fill<B> {
+    /// Time since the computation began.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.flight.began.elapsed()
+    }
+
     /// Stores the answer, if it is worth it and still true, and hands it to the followers in any case.
     pub fn complete(self, value: Bytes, execution_time: Duration) {
         let flight = &self.flight;

@@ -9,13 +9,24 @@ use crate::error::{ClientError, ErrorKind};
 use crate::sql::Class;
 
 use super::link::{Expect, put_frame};
-use super::unit::{split_bind, split_nul, split_parse};
+use super::unit::{message, split_bind, split_nul, split_parse};
 use super::{End, Session};
 
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 
 impl Session {
+    /// Sends whole messages on. The session has a server connection.
+    pub(super) fn forward_all(&mut self, messages: &[u8]) -> Result<(), End> {
+        let mut at = 0;
+        while let Some((tag, _, len)) = message(&messages[at..]) {
+            self.forward(tag, &messages[at..at + len])?;
+            at += len;
+        }
+        self.class = None;
+        Ok(())
+    }
+
     /// Sends one message on. The session has a server connection.
     pub(super) fn forward(&mut self, tag: u8, message: &[u8]) -> Result<(), End> {
         let body = &message[5..];
@@ -262,6 +273,10 @@ impl Session {
 
     /// The class of a statement, as far as it can be known without waiting.
     pub(super) fn classify_now(&mut self, text: &[u8]) -> Arc<Class> {
+        if let Some(class) = self.class.take() {
+            self.unresolved.note(text, &class);
+            return class;
+        }
         // In a transaction that has written to everything (DDL, for one) the catalog may be about to change.
         let catalog = self.pool.database.catalog_now();
         let class =

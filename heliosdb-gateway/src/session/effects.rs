@@ -42,11 +42,12 @@ impl Session {
             // A RESET took the server to its own default, not to what the startup packet asked for: that is set again
             // before the next statement.
             let was_reset = std::mem::take(&mut self.was_reset) && !failed;
-            link.lease.applied = if was_reset {
-                self.settings.without_startup()
-            } else {
-                Arc::clone(self.settings.effective())
-            };
+            let effective = self.settings.effective();
+            if was_reset {
+                link.lease.applied = self.settings.without_startup();
+            } else if !Arc::ptr_eq(&link.lease.applied, effective) {
+                link.lease.applied = Arc::clone(effective);
+            }
             link.lease.dirty |= self.pins.any();
         }
     }

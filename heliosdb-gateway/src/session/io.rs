@@ -5,16 +5,18 @@
 
 use std::cell::RefCell;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Buf as _;
-use heliosdb_cache::KeyRef;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use crate::clients::{Activity, Counters, Signal};
 use crate::error::{ClientError, ErrorKind};
+use crate::upstream::database::LoadedCatalog;
 
-use super::unit::{Front, Protocol, ReadUnit, Text, is_same, recognise};
+use super::request::{Decision, Decided, is_taken};
+use super::unit::{Front, ReadUnit, first_unit, is_same, message, put_reply, recognise};
 use super::{End, Session};
 
 /// What [`Session::next_event`] stops for.
@@ -22,20 +24,20 @@ use super::{End, Session};
 pub(super) enum Event {
     /// The client left.
     Closed,
-    /// A request that may have to wait for something stands at the front of `input`.
-    Request,
+    /// A request that has to wait for something stands at the front of `input`.
+    Request(Decided),
     /// Statements that were not understood can be looked at again.
     Resolve,
 }
 
 /// What becomes of the bytes at the front of a buffer.
-enum Step {
+pub(super) enum Step {
     /// More are needed.
     Incomplete,
     /// That many have been dealt with.
     Done(usize),
-    /// They need the slow path.
-    Request,
+    /// They have to wait for something.
+    Request(Decided),
     /// The client said goodbye.
     Goodbye,
 }
@@ -240,7 +242,7 @@ impl Session {
                     check_length(&bytes[done..])?;
                     break;
                 }
-                Step::Request => return Ok((done, Some(Event::Request))),
+                Step::Request(decided) => return Ok((done, Some(Event::Request(decided)))),
                 Step::Goodbye => return Ok((bytes.len(), Some(Event::Closed))),
             }
         }
@@ -259,7 +261,7 @@ impl Session {
             return self.step_at_rest(bytes);
         }
         // The server is at work for us, or in our transaction: all goes there in order.
-        match super::unit::message(bytes) {
+        match message(bytes) {
             None => Ok(Step::Incomplete),
             Some((tag, _, len)) => {
                 self.forward(tag, &bytes[..len])?;
@@ -270,36 +272,70 @@ impl Session {
 
     /// A request begins, and nothing is under way.
     fn step_at_rest(&mut self, bytes: &[u8]) -> Result<Step, End> {
-        if self.may_read_cache() {
-            let statements = std::mem::take(&mut self.statements);
-            let front = recognise(bytes, &statements);
-            let served = match &front {
-                Front::Read(unit) => self.serve_hit(unit, &statements).then_some(unit.len),
-                _ => None,
-            };
-            let remember = match &front {
-                Front::Read(unit) if served.is_some() => {
-                    self.statement_to_remember(unit, &statements)
-                }
-                _ => None,
-            };
-            let outcome = match (&front, served) {
-                (_, Some(len)) => Step::Done(len),
-                (Front::Incomplete, None) => Step::Incomplete,
-                (Front::Read(_) | Front::Other, None) => self.first_message(bytes)?,
-            };
-            self.statements = statements;
-            if let Some((name, statement)) = remember {
-                self.statements.insert(name, statement);
-            }
-            return Ok(outcome);
+        match self.try_cache(bytes, None)? {
+            Some(step) => Ok(step),
+            None => self.first_message(bytes),
         }
-        self.first_message(bytes)
     }
 
-    /// Whether the slow path can begin on what has arrived.
+    /// Answers the request at the front from the cache, or decides what is to be done about it. `None` if it is not
+    /// for the cache. Without a catalog given, the one that is loaded counts, and where there is none the request has to
+    /// wait.
+    pub(super) fn try_cache(
+        &mut self,
+        bytes: &[u8],
+        catalog: Option<Option<Arc<LoadedCatalog>>>,
+    ) -> Result<Option<Step>, End> {
+        if !self.may_read_cache() {
+            return Ok(None);
+        }
+        let unit = match recognise(bytes, &self.statements) {
+            // The name must be free, or the server has to say that it is not.
+            Front::Read(unit) if !is_taken(&unit, &self.statements) => unit,
+            Front::Incomplete => return Ok(Some(Step::Incomplete)),
+            Front::Read(_) | Front::Other => return Ok(None),
+        };
+        let len = unit.len;
+        unit.put_params(&mut self.key_buffer);
+        let key = unit.key(&self.key_buffer, &self.scope);
+        if let Some(reply) = self.gateway.cache.lookup(&key) {
+            put_reply(&mut self.out, &unit.protocol, &reply);
+            if !unit.is_prepare() {
+                self.count_query();
+            }
+            if let Some((name, statement)) = self.statement_to_remember(&unit) {
+                self.statements.insert(name, statement);
+            }
+            return Ok(Some(Step::Done(len)));
+        }
+        let may_wait = catalog.is_none();
+        let database = &self.pool.database;
+        let catalog = catalog.unwrap_or_else(|| database.catalog_now());
+        if may_wait && catalog.is_none() && database.can_load() {
+            return Ok(Some(Step::Request(Decided::No)));
+        }
+        let mut scratch = std::mem::take(&mut self.text_buffer);
+        let decision = self.decide(&unit, &key, catalog.as_ref(), &mut scratch);
+        self.text_buffer = scratch;
+        match decision {
+            Decision::Ask { class, capture } => {
+                self.capture = capture;
+                self.class = class;
+            }
+            Decision::Follow(follower) => {
+                return Ok(Some(Step::Request(Decided::Follow(follower))));
+            }
+        }
+        if may_wait {
+            self.ask_now(bytes, len).map(Some)
+        } else {
+            Ok(Some(Step::Request(Decided::Ask)))
+        }
+    }
+
+    /// A request that is not for the cache.
     fn first_message(&mut self, bytes: &[u8]) -> Result<Step, End> {
-        let Some((tag, _, len)) = super::unit::message(bytes) else {
+        let Some((tag, _, len)) = message(bytes) else {
             return Ok(Step::Incomplete);
         };
         match tag {
@@ -311,17 +347,35 @@ impl Session {
                 Ok(Step::Done(len))
             }
             b'H' => Ok(Step::Done(len)),
-            b'Q' | b'F' => Ok(Step::Request),
-            b'P' | b'B' | b'D' | b'E' | b'C' => Ok(Step::Request),
+            b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C' => {
+                let database = &self.pool.database;
+                if database.catalog_now().is_none() && database.can_load() {
+                    return Ok(Step::Request(Decided::No));
+                }
+                if let Some(len) = self.answer_deallocate(bytes) {
+                    return Ok(Step::Done(len));
+                }
+                self.ask_now(bytes, first_unit(bytes))
+            }
             _ => Err(End::Error(ClientError::protocol(format!(
                 "invalid frontend message type {tag}"
             )))),
         }
     }
 
+    /// Sends a request to the server, if a connection is at hand that has this session's settings.
+    fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
+        self.info().clear_signal(Signal::Cancel);
+        if !self.link_now() {
+            return Ok(Step::Request(Decided::Ask));
+        }
+        self.forward_all(&bytes[..len])?;
+        Ok(Step::Done(len))
+    }
+
     /// After an error that was answered here: nothing counts until the Sync.
     fn skip_message(&mut self, bytes: &[u8]) -> Result<Step, End> {
-        let Some((tag, _, len)) = super::unit::message(bytes) else {
+        let Some((tag, _, len)) = message(bytes) else {
             return Ok(Step::Incomplete);
         };
         if tag == b'S' {
@@ -343,77 +397,19 @@ impl Session {
         self.out.extend_from_slice(&[b'Z', 0, 0, 0, 5, self.status]);
     }
 
-    /// Answers from the cache if it can.
-    pub(super) fn serve_hit(&mut self, unit: &ReadUnit<'_>, statements: &Statements) -> bool {
-        if let Protocol::Extended {
-            parse: Some((name, _)),
-            ..
-        } = &unit.protocol
-        {
-            // The name must be free, or the server has to say that it is not.
-            if !name.is_empty() && statements.contains_key(*name) {
-                return false;
-            }
-        }
-        unit.put_params(&mut self.key_buffer);
-        let key = match &unit.text {
-            Text::Inline(text) => KeyRef::new(text, &self.key_buffer, &self.scope),
-            Text::Prepared(statement) => {
-                KeyRef::prepared(&statement.text, &self.key_buffer, &self.scope)
-            }
-        };
-        let Some(reply) = self.gateway.cache.lookup(&key) else {
-            return false;
-        };
-        self.put_reply(unit, &reply);
-        self.count_query();
-        true
-    }
-
-    /// Writes a cached reply with what belongs around it in the protocol at hand.
-    pub(super) fn put_reply(&mut self, unit: &ReadUnit<'_>, reply: &[u8]) {
-        const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
-        const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
-        const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
-        self.out.reserve(reply.len() + 24);
-        match &unit.protocol {
-            Protocol::Simple => self.out.extend_from_slice(reply),
-            Protocol::Extended { parse, close, .. } => {
-                if parse.is_some() {
-                    self.out.extend_from_slice(PARSE_COMPLETE);
-                }
-                self.out.extend_from_slice(BIND_COMPLETE);
-                self.out.extend_from_slice(reply);
-                if *close {
-                    self.out.extend_from_slice(CLOSE_COMPLETE);
-                }
-            }
-        }
-        self.put_ready();
-    }
-
     /// The statement that a Parse answered here has to leave behind, unless it is there already.
-    pub(super) fn statement_to_remember(
-        &self,
-        unit: &ReadUnit<'_>,
-        statements: &Statements,
-    ) -> Option<Remember> {
-        let Protocol::Extended {
-            parse: Some((name, types)),
-            ..
-        } = &unit.protocol
-        else {
-            return None;
-        };
+    pub(super) fn statement_to_remember(&self, unit: &ReadUnit<'_>) -> Option<Remember> {
+        let (name, types) = unit.parse()?;
         let text = unit.text.as_str();
-        if statements
-            .get(*name)
+        if self
+            .statements
+            .get(name)
             .is_some_and(|known| is_same(known, text, types))
         {
             return None;
         }
         Some((
-            (*name).into(),
+            name.into(),
             self.gateway.prepare(name, text, types, &self.pool.database),
         ))
     }
@@ -436,7 +432,7 @@ impl Session {
         };
         if let Some(intent) = self.intent.take() {
             tokio::spawn(crate::invalidate::wire::settle(
-                std::sync::Arc::clone(&self.pool),
+                Arc::clone(&self.pool),
                 link.process(),
                 intent,
             ));
@@ -449,10 +445,10 @@ impl Session {
 /// The session's prepared statements.
 pub(super) type Statements = std::collections::HashMap<
     Box<[u8]>,
-    std::sync::Arc<super::prepared::Prepared>,
+    Arc<super::prepared::Prepared>,
     rapidhash::fast::RandomState,
 >;
-type Remember = (Box<[u8]>, std::sync::Arc<super::prepared::Prepared>);
+type Remember = (Box<[u8]>, Arc<super::prepared::Prepared>);
 
 fn check_length(bytes: &[u8]) -> Result<(), End> {
     let Some(head) = bytes.first_chunk::<5>() else {

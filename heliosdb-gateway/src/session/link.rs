@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
+use smallvec::SmallVec;
 
 use crate::sql::Class;
 use crate::upstream::ServerLease;
@@ -32,8 +33,18 @@ pub(crate) struct Link {
     /// The server has said why it ends the session.
     pub(crate) told_fatal: bool,
     /// Classes of the statements completed since the last ReadyForQuery.
-    pub(crate) completed: Vec<Arc<Class>>,
+    pub(crate) completed: SmallVec<[Arc<Class>; 2]>,
 }
+
+/// Room for what a [`Link`] holds: kept with the server connection, so that lending it allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct LinkBuffers {
+    expects: VecDeque<Expect>,
+    out: BytesMut,
+}
+
+/// Larger buffers are not kept.
+const BUFFER_KEPT_MAX: usize = 64 << 10;
 
 /// A reply that is owed.
 #[derive(Debug)]
@@ -71,17 +82,35 @@ pub(crate) enum Expect {
 impl Link {
     pub(crate) fn new(mut lease: ServerLease) -> Self {
         lease.lent = true;
+        let LinkBuffers { expects, out } = std::mem::take(&mut lease.link_buffers);
         Self {
             lease,
-            expects: VecDeque::new(),
-            out: BytesMut::new(),
+            expects,
+            out,
             skip: 0,
             copy_in: false,
             unit_open: false,
             unit_failed: false,
             told_fatal: false,
-            completed: Vec::new(),
+            completed: SmallVec::new(),
         }
+    }
+
+    /// The server connection, which owes nothing any more.
+    pub(crate) fn into_lease(self) -> ServerLease {
+        let Self {
+            mut lease,
+            mut expects,
+            mut out,
+            ..
+        } = self;
+        lease.lent = false;
+        expects.clear();
+        out.clear();
+        if out.capacity() <= BUFFER_KEPT_MAX {
+            lease.link_buffers = LinkBuffers { expects, out };
+        }
+        lease
     }
 
     /// The server's process at the other end.

@@ -341,6 +341,7 @@ impl Parts {
             pins,
             intent: None,
             capture: None,
+            class: None,
             skip_to_sync: false,
             key_buffer: Vec::new(),
             text_buffer: Vec::new(),

@@ -1,9 +1,9 @@
 //! One client: from its startup packet to its end.
 //!
 //! A session is a single task that owns the client's socket and, while it needs one, a server connection. Hits are
-//! served inside the poll that read the request ([`io`]); everything else goes through [`request`], which may wait,
-//! and from there message by message ([`client_messages`], [`server_messages`]) until the server connection is free
-//! to go back to its pool.
+//! served inside the poll that read the request, and misses are sent there too where a server connection is at hand
+//! ([`io`]); what has to wait for something goes through [`request`]. From there it is message by message
+//! ([`client_messages`], [`server_messages`]) until the server connection is free to go back to its pool.
 
 mod client_messages;
 mod effects;
@@ -20,7 +20,6 @@ mod unit;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::BytesMut;
 use heliosdb_cache::{Fill, HashedStr, WriteIntent};
@@ -32,7 +31,7 @@ use crate::clients::{Activity, Admitted, ClientInfo, Counters};
 use crate::error::ClientError;
 use crate::gateway::Gateway;
 use crate::invalidate::wire;
-use crate::sql::NameScope;
+use crate::sql::{Class, NameScope};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::Baseline;
 
@@ -77,6 +76,8 @@ pub(crate) struct Session {
     /// Marks the slots of what this session writes, from before the first write until the transaction's end is known.
     intent: Option<WriteIntent>,
     capture: Option<Capture>,
+    /// The class of the statement that is sent next, where the cache asked for it already.
+    class: Option<Arc<Class>>,
     /// An error was answered here: everything up to the next Sync is dropped.
     skip_to_sync: bool,
     /// Scratch for the parameter part of cache keys.
@@ -94,7 +95,6 @@ pub(crate) struct Session {
 struct Capture {
     fill: Fill,
     reply: BytesMut,
-    started: Instant,
 }
 
 /// Why a session ends.
@@ -137,7 +137,7 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             match self.next_event().await? {
-                Event::Request => self.request().await?,
+                Event::Request(decided) => self.request(decided).await?,
                 Event::Resolve => self.resolve().await,
                 Event::Closed => return Ok(()),
             }
@@ -163,10 +163,10 @@ impl Session {
 
     /// Gives the server connection back in the state that it is in.
     fn release(&mut self) {
-        let Some(Link { mut lease, .. }) = self.link.take() else {
+        let Some(link) = self.link.take() else {
             return;
         };
-        lease.lent = false;
+        let lease = link.into_lease();
         lease.info.returned();
         let info = self.info();
         info.set_activity(Activity::Idle);

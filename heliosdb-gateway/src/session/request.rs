@@ -1,46 +1,59 @@
-//! A request that could not be answered on the spot: it waits for a catalog, for another client's answer or for a
-//! server connection, and is then sent.
+//! A request that is not in the cache: whether its answer is for the cache, and what it waits for before it is sent (a
+//! catalog, another client's answer, a server connection, the session's settings).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use heliosdb_cache::{Flight, KeyRef, SlotId};
+use bytes::{Buf as _, BytesMut};
+use heliosdb_cache::{Flight, Follower, KeyRef, SlotId};
 use heliosdb_network::error::HeliosError;
 use smallvec::SmallVec;
 
 use crate::clients::{Activity, Counters, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::sql::{Class, Effect, Read, is_pure_parameter_type, mentions_now};
+use crate::upstream::ServerLease;
 use crate::upstream::database::LoadedCatalog;
 
+use super::io::{Statements, Step};
 use super::link::Link;
 use super::pins::Pin;
-use super::unit::{Front, ReadUnit, Text, message, recognise};
+use super::unit::{Front, ReadUnit, first_unit, message, put_reply, recognise};
 use super::{Capture, End, Session};
 
-/// What came of trying the cache.
-enum Cached {
-    /// Answered.
-    Answered,
-    /// Ask the server, and collect the answer if `capture` is set.
+/// How far a request has come that has to wait.
+#[derive(Debug)]
+pub(super) enum Decided {
+    /// Nothing is known: a catalog has to be read first.
+    No,
+    /// It goes to the server; its answer is collected if `capture` is set.
     Ask,
-    /// Answered with an error.
-    Failed(ClientError),
+    /// Another client asked the same.
+    Follow(Follower),
+}
+
+/// What to do about a read that is not in the cache.
+pub(super) enum Decision {
+    /// Ask the server, and collect the answer if there is a capture.
+    Ask {
+        /// The statement's class, as far as it came to be known.
+        class: Option<Arc<Class>>,
+        capture: Option<Capture>,
+    },
+    /// Another client asked the same: take its answer.
+    Follow(Follower),
 }
 
 /// How often a follower joins again after its leader failed, before it asks the server itself.
 const JOINS_MAX: usize = 2;
 
 impl Session {
-    /// Works on the request at the front of `input`.
-    pub(super) async fn request(&mut self) -> Result<(), End> {
-        let input = std::mem::take(&mut self.input).freeze();
-        let done = self.request_in(&input).await?;
-        let rest = &input[done..];
-        if !rest.is_empty() {
-            let mut input = BytesMut::with_capacity(rest.len());
-            input.extend_from_slice(rest);
+    /// Works on the request at the front of `input`, which has to wait.
+    pub(super) async fn request(&mut self, decided: Decided) -> Result<(), End> {
+        let mut input = std::mem::take(&mut self.input);
+        let done = self.request_in(&input, decided).await?;
+        input.advance(done);
+        if !input.is_empty() {
             self.input = input;
             self.input_waits = true;
         }
@@ -48,161 +61,163 @@ impl Session {
     }
 
     /// Returns how many bytes of `input` are dealt with.
-    async fn request_in(&mut self, input: &Bytes) -> Result<usize, End> {
+    async fn request_in(&mut self, input: &[u8], mut decided: Decided) -> Result<usize, End> {
         self.info().clear_signal(Signal::Cancel);
-        let own = self.link.as_mut().map(|link| &mut *link.lease);
-        let catalog = self.pool.catalog(own).await;
-        if self.may_read_cache() {
-            let statements = std::mem::take(&mut self.statements);
-            let cached = match recognise(input, &statements) {
-                Front::Read(unit) if !is_taken(&unit, &statements) => {
-                    let len = unit.len;
-                    Some((
-                        self.try_cache(&unit, catalog.as_ref(), &statements).await,
-                        len,
-                    ))
-                }
-                _ => None,
-            };
-            // A Parse answered from the cache leaves its statement behind, as one answered by the server does.
-            let remember = match (&cached, recognise(input, &statements)) {
-                (Some((Cached::Answered, _)), Front::Read(unit)) => {
-                    self.statement_to_remember(&unit, &statements)
-                }
-                _ => None,
-            };
-            self.statements = statements;
-            self.statements.extend(remember);
-            match cached {
-                Some((Cached::Answered, len)) => return Ok(len),
-                Some((Cached::Failed(error), len)) => return self.refuse(error, input, len),
-                Some((Cached::Ask, _)) | None => {}
-            }
-        }
-        if let Some(len) = self.answer_deallocate(input) {
-            return Ok(len);
-        }
-        if let Err(error) = self.link_up().await {
-            self.capture = None;
-            let len = first_unit(input);
-            return self.refuse(error, input, len);
-        }
-        let len = first_unit(input);
-        let mut at = 0;
-        while let Some((tag, _, len)) = message(&input[at..len]) {
-            self.forward(tag, &input[at..at + len])?;
-            at += len;
-        }
-        Ok(len)
-    }
-
-    /// Joins or begins a flight for a read that may be cached.
-    async fn try_cache(
-        &mut self,
-        unit: &ReadUnit<'_>,
-        catalog: Option<&Arc<LoadedCatalog>>,
-        statements: &super::io::Statements,
-    ) -> Cached {
-        let Some(catalog) = catalog else {
-            return self.bypass("catalog");
-        };
-        let class = self.gateway.classify(
-            unit.text.as_str().as_bytes(),
-            Some(catalog),
-            &self.names,
-            &mut self.text_buffer,
-        );
-        let Some(relations) = class.cacheable() else {
-            return self.bypass(refusal_label(&class));
-        };
-        // A type whose text form depends on the time of day, or on things that no key holds.
-        if !unit.parameter_types().all(is_pure_parameter_type) {
-            return self.bypass("parameter_type");
-        }
-        // What a text parameter means is decided by the server: if it could be `now`, the answer grows old by itself.
-        if mentions_now(unit.bind()) {
-            return self.bypass("now");
-        }
-        let database = Arc::clone(&self.pool.database);
-        let mut slots: SmallVec<[SlotId; 8]> =
-            SmallVec::from_slice(&[database.everything, database.schema]);
-        slots.extend(relations.iter().map(|relation| database.slot(relation.key)));
-        unit.put_params(&mut self.key_buffer);
-        for _ in 0..JOINS_MAX {
-            let key_buffer = std::mem::take(&mut self.key_buffer);
-            let key = match &unit.text {
-                Text::Inline(text) => KeyRef::new(text, &key_buffer, &self.scope),
-                Text::Prepared(statement) => {
-                    KeyRef::prepared(&statement.text, &key_buffer, &self.scope)
-                }
-            };
-            let gateway = Arc::clone(&self.gateway);
-            let flight = gateway.cache.join(&key, &slots);
-            self.key_buffer = key_buffer;
-            match flight {
-                Flight::Leader(fill) => {
-                    // The versions that the fill goes by were read just now. If the catalog still stands, no DDL came
-                    // between the reading of the catalog and that, and the dependencies are the right ones.
-                    if database
-                        .catalog_now()
-                        .is_none_or(|now| !Arc::ptr_eq(&now, catalog))
-                    {
-                        return self.bypass("schema change");
+        let mut joins = 0;
+        loop {
+            decided = match decided {
+                Decided::Ask => break,
+                Decided::No => {
+                    let own = self.link.as_mut().map(|link| &mut **link.lease);
+                    let catalog = self.pool.catalog(own).await;
+                    match self.try_cache(input, Some(catalog))? {
+                        Some(Step::Request(decided)) => decided,
+                        Some(Step::Done(len)) => return Ok(len),
+                        Some(Step::Incomplete | Step::Goodbye) | None => Decided::Ask,
                     }
-                    self.capture = Some(Capture {
-                        fill,
-                        reply: BytesMut::new(),
-                        started: Instant::now(),
-                    });
-                    return Cached::Ask;
                 }
-                Flight::Follower(follower) => {
+                Decided::Follow(follower) => {
                     let info = Arc::clone(self.info());
                     info.set_activity(Activity::Waiting);
                     let waited = info.or_cancelled(follower.wait()).await;
                     info.set_activity(Activity::Idle);
                     match waited {
-                        None => return Cached::Failed(cancelled()),
-                        Some(Some(reply)) => {
-                            self.put_reply(unit, &reply);
-                            self.count_query();
-                            return Cached::Answered;
-                        }
+                        None => return self.refuse(cancelled(), input, first_unit(input)),
+                        Some(Some(reply)) => match self.answer_with(input, &reply) {
+                            Some(len) => return Ok(len),
+                            None => Decided::Ask,
+                        },
                         // The leader failed. Its place is free.
+                        Some(None) if joins < JOINS_MAX => {
+                            joins += 1;
+                            Decided::No
+                        }
                         Some(None) => {
-                            if self.serve_hit(unit, statements) {
-                                return Cached::Answered;
-                            }
-                            unit.put_params(&mut self.key_buffer);
+                            self.gateway.stats.count_bypass("leader failed");
+                            Decided::Ask
                         }
                     }
                 }
-                Flight::Uncached => return self.bypass("write pending"),
-                Flight::Overload => return self.bypass("overload"),
-            }
+            };
         }
-        self.bypass("leader failed")
+        // What was found out before a wait may be out of date after it.
+        self.class = None;
+        if let Some(len) = self.answer_deallocate(input) {
+            return Ok(len);
+        }
+        let len = first_unit(input);
+        if let Err(error) = self.link_up().await {
+            self.capture = None;
+            return self.refuse(error, input, len);
+        }
+        self.forward_all(&input[..len])?;
+        Ok(len)
     }
 
-    fn bypass(&self, reason: &'static str) -> Cached {
-        self.gateway.stats.count_bypass(reason);
-        Cached::Ask
+    /// Answers the request at the front of `input` with another client's reply to the same.
+    fn answer_with(&mut self, input: &[u8], reply: &[u8]) -> Option<usize> {
+        let Front::Read(unit) = recognise(input, &self.statements) else {
+            return None;
+        };
+        put_reply(&mut self.out, &unit.protocol, reply);
+        if !unit.is_prepare() {
+            self.count_query();
+        }
+        let len = unit.len;
+        if let Some((name, statement)) = self.statement_to_remember(&unit) {
+            self.statements.insert(name, statement);
+        }
+        Some(len)
+    }
+
+    /// Whether a read that is not in the cache is for it, and who asks the server then. `scratch` is space to work in.
+    pub(super) fn decide(
+        &self,
+        unit: &ReadUnit<'_>,
+        key: &KeyRef<'_>,
+        catalog: Option<&Arc<LoadedCatalog>>,
+        scratch: &mut Vec<u8>,
+    ) -> Decision {
+        let bypass = |reason, class| {
+            self.gateway.stats.count_bypass(reason);
+            Decision::Ask {
+                class,
+                capture: None,
+            }
+        };
+        let Some(catalog) = catalog else {
+            return bypass("catalog", None);
+        };
+        let database = &self.pool.database;
+        let mut slots: SmallVec<[SlotId; 8]> =
+            SmallVec::from_slice(&[database.everything, database.schema]);
+        let mut class = None;
+        // What a statement means, without running it, is in the catalogs alone.
+        if !unit.is_prepare() {
+            let text = unit.text.as_str().as_bytes();
+            let known = self
+                .gateway
+                .classify(text, Some(catalog), &self.names, scratch);
+            let Some(relations) = known.cacheable() else {
+                return bypass(refusal_label(&known), Some(known));
+            };
+            // A type whose text form depends on the time of day, or on things that no key holds.
+            if !unit.parameter_types().all(is_pure_parameter_type) {
+                return bypass("parameter_type", Some(known));
+            }
+            // What a text parameter means is decided by the server: if it could be `now`, the answer grows old by
+            // itself.
+            if mentions_now(unit.bind()) {
+                return bypass("now", Some(known));
+            }
+            slots.extend(relations.iter().map(|relation| database.slot(relation.key)));
+            class = Some(known);
+        }
+        match self.gateway.cache.join(key, &slots) {
+            Flight::Leader(fill) => {
+                // The versions that the fill goes by were read just now. If the catalog still stands, no DDL came
+                // between the reading of the catalog and that, and the dependencies are the right ones.
+                if !database.is_current(catalog) {
+                    return bypass("schema change", None);
+                }
+                Decision::Ask {
+                    class,
+                    capture: Some(Capture {
+                        fill,
+                        reply: BytesMut::new(),
+                    }),
+                }
+            }
+            Flight::Follower(follower) => Decision::Follow(follower),
+            Flight::Uncached => bypass("write pending", class),
+            Flight::Overload => bypass("overload", class),
+        }
+    }
+
+    /// Gets a server connection with this session's settings in force, if that needs no waiting.
+    pub(super) fn link_now(&mut self) -> bool {
+        if self.link.is_none() {
+            let label = self.settings.effective().label();
+            let Some(lease) = self.pool.try_acquire(label) else {
+                return false;
+            };
+            self.take_up(lease);
+        }
+        let Some(link) = &mut self.link else {
+            return false;
+        };
+        if !self.settings.adopt(&link.lease.applied) {
+            return false;
+        }
+        self.info().set_activity(Activity::Active);
+        true
     }
 
     /// Gets a server connection with this session's settings in force.
     async fn link_up(&mut self) -> Result<(), ClientError> {
         if self.link.is_none() {
             let lease = self.acquire().await?;
-            if lease.baseline.fingerprint != self.baseline.fingerprint {
-                // Somebody changed what sessions begin with: from here on this one is keyed by the new defaults, and
-                // an answer asked for under the old ones is not kept.
-                self.baseline = Arc::clone(&lease.baseline);
-                self.settings_changed();
-                self.capture = None;
-            }
-            lease.info.lent_to(self.info().id);
-            self.info().link(Arc::clone(&lease.key));
-            self.link = Some(Link::new(lease));
+            self.take_up(lease);
         }
         self.info().set_activity(Activity::Active);
         if let Err(error) = self.apply_settings().await {
@@ -214,7 +229,23 @@ impl Session {
         Ok(())
     }
 
-    async fn acquire(&mut self) -> Result<crate::upstream::ServerLease, ClientError> {
+    fn take_up(&mut self, lease: ServerLease) {
+        let is_changed = !Arc::ptr_eq(&lease.baseline, &self.baseline)
+            && lease.baseline.fingerprint != self.baseline.fingerprint;
+        if is_changed {
+            // Somebody changed what sessions begin with: from here on this one is keyed by the new defaults, and an
+            // answer asked for under the old ones is not kept.
+            self.baseline = Arc::clone(&lease.baseline);
+            self.settings_changed();
+            self.capture = None;
+            self.class = None;
+        }
+        lease.info.lent_to(self.info().id);
+        self.info().link(Arc::clone(&lease.key));
+        self.link = Some(Link::new(lease));
+    }
+
+    async fn acquire(&mut self) -> Result<ServerLease, ClientError> {
         let label = self.settings.effective().label();
         if let Some(lease) = self.pool.try_acquire(label) {
             return Ok(lease);
@@ -237,14 +268,14 @@ impl Session {
 
     /// Brings the connection from the settings it has to the ones this session has.
     async fn apply_settings(&mut self) -> Result<(), ClientError> {
-        let effective = Arc::clone(self.settings.effective());
         let Some(link) = &mut self.link else {
             return Ok(());
         };
         let lease = &mut link.lease;
-        if Arc::ptr_eq(&lease.applied, &effective) {
+        if self.settings.adopt(&lease.applied) {
             return Ok(());
         }
+        let effective = Arc::clone(self.settings.effective());
         let sql = lease.applied.transition(&effective);
         if !sql.is_empty() {
             // Cut short, it leaves replies behind that nobody reads.
@@ -269,7 +300,7 @@ impl Session {
     }
 
     /// Answers a request with an error, as a server in this state would, and returns what of the input that deals with.
-    fn refuse(&mut self, error: ClientError, input: &Bytes, len: usize) -> Result<usize, End> {
+    fn refuse(&mut self, error: ClientError, input: &[u8], len: usize) -> Result<usize, End> {
         self.gateway.stats.count_error(error.kind);
         if error.fatal {
             return Err(End::Error(error));
@@ -286,7 +317,7 @@ impl Session {
     }
 
     /// `DEALLOCATE` of a statement that the client prepared by protocol message: the name is known here alone.
-    fn answer_deallocate(&mut self, input: &Bytes) -> Option<usize> {
+    pub(super) fn answer_deallocate(&mut self, input: &[u8]) -> Option<usize> {
         let (b'Q', body, len) = message(input)? else {
             return None;
         };
@@ -335,27 +366,9 @@ fn refusal_label(class: &Class) -> &'static str {
 }
 
 /// A Parse under a name that is in use: the server has to refuse it.
-fn is_taken(unit: &ReadUnit<'_>, statements: &super::io::Statements) -> bool {
-    match &unit.protocol {
-        super::unit::Protocol::Extended {
-            parse: Some((name, _)),
-            ..
-        } => !name.is_empty() && statements.contains_key(*name),
-        _ => false,
-    }
-}
-
-/// The length of what belongs together at the front of `input`: a simple query, or all up to a Sync as far as it is
-/// here.
-fn first_unit(input: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some((tag, _, len)) = message(&input[at..]) {
-        at += len;
-        if matches!(tag, b'Q' | b'F' | b'S') {
-            break;
-        }
-    }
-    at
+pub(super) fn is_taken(unit: &ReadUnit<'_>, statements: &Statements) -> bool {
+    unit.parse()
+        .is_some_and(|(name, _)| !name.is_empty() && statements.contains_key(name))
 }
 
 fn ends_with_sync(input: &[u8], len: usize) -> bool {

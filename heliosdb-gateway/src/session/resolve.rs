@@ -34,11 +34,11 @@ impl Unresolved {
                 .iter()
                 .flat_map(|statement| &statement.effects)
         };
-        if class
-            .statements
-            .iter()
-            .any(|statement| makes_code(statement.tag))
-            && !self.is_empty()
+        if !self.is_empty()
+            && class
+                .statements
+                .iter()
+                .any(|statement| makes_code(statement.tag))
         {
             self.hopeless = true;
         }
@@ -109,7 +109,7 @@ impl Session {
     /// Takes the second look.
     pub(super) async fn resolve(&mut self) {
         self.unresolved.tried = true;
-        let own = self.link.as_mut().map(|link| &mut *link.lease);
+        let own = self.link.as_mut().map(|link| &mut **link.lease);
         let Some(loaded) = self.pool.catalog(own).await else {
             return;
         };

@@ -82,7 +82,7 @@ impl Session {
                     self.on_ready_for_query(bytes[at - 1])?;
                 }
                 b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' | b't' | b'G' => {
-                    if matches!(tag, b'T' | b'C') {
+                    if matches!(tag, b'T' | b'C' | b's' | b't' | b'n') {
                         capture(&mut self.capture, message, self.gateway.max_entry());
                     }
                     let pass = on_reply(link, tag, message);
@@ -149,9 +149,8 @@ impl Session {
             && status == b'I'
             && !failed
         {
-            capture
-                .fill
-                .complete(capture.reply.freeze(), capture.started.elapsed());
+            let took = capture.fill.elapsed();
+            capture.fill.complete(capture.reply.freeze(), took);
         }
         self.on_ready(status, &completed, failed);
         self.put_ready();

@@ -115,6 +115,18 @@ impl Settings {
         &self.effective
     }
 
+    /// True if these are what the session has in force, and shares them then: the next comparison is one of pointers.
+    pub(crate) fn adopt(&mut self, applied: &Arc<Effective>) -> bool {
+        if Arc::ptr_eq(&self.effective, applied) {
+            return true;
+        }
+        if self.effective != *applied {
+            return false;
+        }
+        self.effective = Arc::clone(applied);
+        true
+    }
+
     /// What is in force on a server connection whose settings were just reset.
     pub(crate) fn without_startup(&self) -> Arc<Effective> {
         Effective::new(self.session.clone())

@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use bytes::BytesMut;
+use heliosdb_cache::{HashedStr, KeyRef};
+
 use super::prepared::Prepared;
 
 /// What stands at the front of the client's bytes.
@@ -17,8 +20,12 @@ pub(super) enum Front<'a> {
     Other,
 }
 
-/// One statement, run once and to its end: a simple query, or Parse (optional), Bind, Describe (optional), Execute
-/// without a row limit, Close of the portal (optional) and Sync, all on the unnamed portal.
+/// One of
+/// * a simple query;
+/// * one statement run once: Parse (optional), Bind, Describe (optional), Execute, Close of the portal (optional) and
+///   Sync, all on the unnamed portal. With a row limit the rows behind it are lost at the Sync: the answer is as
+///   complete as without;
+/// * Parse, Describe of the statement (optional) and Sync.
 #[derive(Debug)]
 pub(super) struct ReadUnit<'a> {
     pub(super) text: Text<'a>,
@@ -53,59 +60,122 @@ pub(super) enum Protocol<'a> {
         /// Parameter formats and values, and result formats, as in the Bind.
         bind: &'a [u8],
         describe: bool,
+        /// Rows at most, as in the Execute; 0 for all.
+        rows_max: u32,
         close: bool,
+    },
+    /// The statement is prepared and perhaps described, not run.
+    Prepare {
+        name: &'a [u8],
+        types: &'a [u8],
+        describe: bool,
     },
 }
 
 impl ReadUnit<'_> {
     /// Writes what distinguishes this request from others with the same text: the form of the reply, the parameter
-    /// types, the raw Bind.
+    /// types, the row limit, the raw Bind.
     pub(super) fn put_params(&self, out: &mut Vec<u8>) {
         out.clear();
-        let Protocol::Extended {
-            parse,
-            bind,
-            describe,
-            ..
-        } = &self.protocol
-        else {
-            out.push(b'Q');
-            return;
-        };
-        out.push(if *describe { b'D' } else { b'B' });
-        match (parse, &self.text) {
-            (Some((_, types)), _) => out.extend_from_slice(types),
-            (None, Text::Prepared(statement)) => out.extend_from_slice(&statement.types),
-            (None, Text::Inline(_)) => {}
+        // The first byte tells which fields follow; the types begin with their count.
+        match &self.protocol {
+            Protocol::Simple => out.push(b'Q'),
+            Protocol::Prepare {
+                types, describe, ..
+            } => {
+                out.push(if *describe { b'S' } else { b'P' });
+                out.extend_from_slice(types);
+            }
+            Protocol::Extended {
+                bind,
+                describe,
+                rows_max,
+                ..
+            } => {
+                if *rows_max == 0 {
+                    out.push(if *describe { b'D' } else { b'B' });
+                } else {
+                    out.push(if *describe { b'd' } else { b'b' });
+                    out.extend_from_slice(&rows_max.to_be_bytes());
+                }
+                out.extend_from_slice(self.types());
+                out.extend_from_slice(bind);
+            }
         }
-        out.extend_from_slice(bind);
+    }
+
+    /// The key of the answer. `params` is what [`put_params`](Self::put_params) wrote.
+    pub(super) fn key<'k>(&'k self, params: &'k [u8], scope: &'k HashedStr) -> KeyRef<'k> {
+        match &self.text {
+            Text::Inline(text) => KeyRef::new(text, params, scope),
+            Text::Prepared(statement) => KeyRef::prepared(&statement.text, params, scope),
+        }
+    }
+
+    /// True if only the statement's meaning is asked for, not its rows.
+    pub(super) fn is_prepare(&self) -> bool {
+        matches!(self.protocol, Protocol::Prepare { .. })
+    }
+
+    /// The name and types of the Parse, if there is one.
+    pub(super) fn parse(&self) -> Option<(&[u8], &[u8])> {
+        match &self.protocol {
+            Protocol::Simple => None,
+            Protocol::Extended { parse, .. } => *parse,
+            Protocol::Prepare { name, types, .. } => Some((name, types)),
+        }
+    }
+
+    /// The parameter type OIDs that the Parse declared, behind their count of two bytes.
+    fn types(&self) -> &[u8] {
+        match (self.parse(), &self.text) {
+            (Some((_, types)), _) => types,
+            (None, Text::Prepared(statement)) => &statement.types,
+            (None, Text::Inline(_)) => &[],
+        }
     }
 
     /// The parameter types that the Parse declared; 0 where it left the choice to the server.
     pub(super) fn parameter_types(&self) -> impl Iterator<Item = u32> {
-        let types = match (&self.protocol, &self.text) {
-            (
-                Protocol::Extended {
-                    parse: Some((_, types)),
-                    ..
-                },
-                _,
-            ) => types,
-            (_, Text::Prepared(statement)) => &*statement.types,
-            _ => &[],
-        };
-        // Behind a count of two bytes.
-        let oids = types.get(2..).unwrap_or_default().as_chunks::<4>().0;
+        let oids = self.types().get(2..).unwrap_or_default().as_chunks::<4>().0;
         oids.iter().map(|oid| u32::from_be_bytes(*oid))
     }
 
-    /// The raw Bind suffix, empty for a simple query.
+    /// The raw Bind suffix, empty where nothing is bound.
     pub(super) fn bind(&self) -> &[u8] {
         match &self.protocol {
-            Protocol::Simple => &[],
             Protocol::Extended { bind, .. } => bind,
+            Protocol::Simple | Protocol::Prepare { .. } => &[],
         }
     }
+}
+
+/// Writes a cached reply with what belongs around it in the protocol at hand.
+pub(super) fn put_reply(out: &mut BytesMut, protocol: &Protocol<'_>, reply: &[u8]) {
+    const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
+    const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
+    const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+    // Only outside of a transaction is anything answered from memory.
+    const READY: &[u8] = b"Z\0\0\0\x05I";
+    out.reserve(reply.len() + 24);
+    match protocol {
+        Protocol::Simple => out.extend_from_slice(reply),
+        Protocol::Prepare { .. } => {
+            out.extend_from_slice(PARSE_COMPLETE);
+            out.extend_from_slice(reply);
+        }
+        Protocol::Extended { parse, close, .. } => {
+            if parse.is_some() {
+                out.extend_from_slice(PARSE_COMPLETE);
+            }
+            out.extend_from_slice(BIND_COMPLETE);
+            out.extend_from_slice(reply);
+            if *close {
+                out.extend_from_slice(CLOSE_COMPLETE);
+            }
+        }
+    }
+    out.extend_from_slice(READY);
 }
 
 /// A message at the front of `bytes`: tag, body, and the whole length.
@@ -166,6 +236,31 @@ fn recognise_extended<'a, S: BuildHasher>(
         parse = Some((name, types));
         text = Some(Text::Inline(sql));
         current = next();
+        if !matches!(current, Some((b'B', ..))) {
+            let describe = match current {
+                Some((b'D', body, _)) => match body.split_first() {
+                    Some((b'S', described)) if described.strip_suffix(b"\0") == Some(name) => {
+                        current = next();
+                        true
+                    }
+                    _ => return Front::Other,
+                },
+                _ => false,
+            };
+            return match current {
+                Some((b'S', ..)) => Front::Read(ReadUnit {
+                    text: Text::Inline(sql),
+                    protocol: Protocol::Prepare {
+                        name,
+                        types,
+                        describe,
+                    },
+                    len: at,
+                }),
+                Some(_) => Front::Other,
+                None => Front::Incomplete,
+            };
+        }
     }
     let bind = match current {
         Some((b'B', body, _)) => {
@@ -195,11 +290,16 @@ fn recognise_extended<'a, S: BuildHasher>(
         describe = true;
         current = next();
     }
-    match current {
-        Some((b'E', b"\0\0\0\0\0", _)) => current = next(),
+    let rows_max = match current {
+        // The unnamed portal's empty name, and a limit; a negative one is none.
+        Some((b'E', [0, limit @ ..], _)) => match limit.try_into().map(i32::from_be_bytes) {
+            Ok(limit) => u32::try_from(limit).unwrap_or(0),
+            Err(_) => return Front::Other,
+        },
         Some(_) => return Front::Other,
         None => return Front::Incomplete,
-    }
+    };
+    current = next();
     if let Some((b'C', body, _)) = current {
         if body != b"P\0" {
             return Front::Other;
@@ -214,6 +314,7 @@ fn recognise_extended<'a, S: BuildHasher>(
                 parse,
                 bind,
                 describe,
+                rows_max,
                 close,
             },
             len: at,
@@ -221,6 +322,19 @@ fn recognise_extended<'a, S: BuildHasher>(
         (None, _) => Front::Incomplete,
         _ => Front::Other,
     }
+}
+
+/// The length of what belongs together at the front of `input`: a simple query, or all up to a Sync as far as it is
+/// here.
+pub(super) fn first_unit(input: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some((tag, _, len)) = message(&input[at..]) {
+        at += len;
+        if matches!(tag, b'Q' | b'F' | b'S') {
+            break;
+        }
+    }
+    at
 }
 
 /// The name, text and types of a Parse. The types keep their count.
@@ -292,6 +406,14 @@ mod tests {
                 (b'C', b"P\0"),
                 (b'S', b""),
             ]),
+            unit(&[
+                (b'P', parse),
+                (b'B', BIND),
+                (b'E', b"\0\0\0\0\x01"),
+                (b'S', b""),
+            ]),
+            unit(&[(b'P', parse), (b'S', b"")]),
+            unit(&[(b'P', parse), (b'D', b"S\0"), (b'S', b"")]),
         ];
         for unit in units {
             for cut in 1..unit.len() {
@@ -325,17 +447,11 @@ mod tests {
     }
 
     #[test]
-    fn row_limits_named_portals_and_two_executes_are_not_for_the_cache() {
+    fn named_portals_two_executes_and_flushes_are_not_for_the_cache() {
         let parse: &[u8] = b"\0SELECT 1\0\0\0";
         let named: &[u8] = b"p\0\0\0\0\0\0\0\0";
         let execute: &[u8] = b"\0\0\0\0\0";
         for messages in [
-            vec![
-                (b'P', parse),
-                (b'B', BIND),
-                (b'E', b"\0\0\0\0\x01"),
-                (b'S', b""),
-            ],
             vec![
                 (b'P', parse),
                 (b'B', named),
@@ -351,7 +467,9 @@ mod tests {
                 (b'S', b""),
             ],
             vec![(b'P', parse), (b'B', BIND), (b'E', execute), (b'H', b"")],
-            vec![(b'P', parse), (b'D', b"S\0"), (b'S', b"")],
+            vec![(b'P', parse), (b'H', b"")],
+            // Describes another statement than the one parsed.
+            vec![(b'P', parse), (b'D', b"Sother\0"), (b'S', b"")],
         ] {
             assert!(
                 matches!(recognise(&unit(&messages), &none()), Front::Other),
@@ -373,6 +491,7 @@ mod tests {
             params
         };
         let execute: &[u8] = b"\0\0\0\0\0";
+        let limited: &[u8] = b"\0\0\0\0\x01";
         let plain: &[u8] = b"\0SELECT $1\0\0\0";
         let typed: &[u8] = b"\0SELECT $1\0\0\x01\0\0\0\x17";
         let one: &[u8] = b"\0\0\0\0\0\x01\0\0\0\x011\0\0";
@@ -381,6 +500,10 @@ mod tests {
             params(&[(b'Q', b"SELECT $1\0")]),
             params(&[(b'P', plain), (b'B', one), (b'E', execute), (b'S', b"")]),
             params(&[(b'P', plain), (b'B', two), (b'E', execute), (b'S', b"")]),
+            params(&[(b'P', plain), (b'B', one), (b'E', limited), (b'S', b"")]),
+            params(&[(b'P', plain), (b'S', b"")]),
+            params(&[(b'P', plain), (b'D', b"S\0"), (b'S', b"")]),
+            params(&[(b'P', typed), (b'S', b"")]),
             params(&[(b'P', typed), (b'B', one), (b'E', execute), (b'S', b"")]),
             params(&[
                 (b'P', plain),

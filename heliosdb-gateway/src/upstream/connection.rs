@@ -8,6 +8,7 @@ use heliosdb_network::connection_pool::{Connector, Disposition};
 use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{PgConnection, PgTarget};
 
+use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::{Effective, SettingMap};
 
@@ -63,6 +64,8 @@ pub(crate) struct ServerConnection {
     /// The server's process behind it.
     pub(crate) process: BackendProcess,
     pub(crate) info: Arc<ServerInfo>,
+    /// Empty, with capacity.
+    pub(crate) link_buffers: LinkBuffers,
 }
 
 /// Opens, checks and cleans the connections of one pool (one user on one database).
@@ -93,9 +96,10 @@ const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
      AND name NOT IN ('application_name', 'client_min_messages')";
 
 impl Connector for ServerConnector {
-    type Connection = ServerConnection;
+    // Boxed: it changes hands twice in each transaction.
+    type Connection = Box<ServerConnection>;
 
-    async fn connect(&self) -> Result<ServerConnection> {
+    async fn connect(&self) -> Result<Box<ServerConnection>> {
         let mut pg = PgConnection::connect(&self.target).await?;
         let parameters = pg.parameters().to_vec();
         let results = pg.simple_query(BASELINE).await?;
@@ -121,7 +125,7 @@ impl Connector for ServerConnector {
             pid,
             SystemTime::now(),
         ));
-        Ok(ServerConnection {
+        Ok(Box::new(ServerConnection {
             pg,
             baseline: Arc::new(Baseline {
                 search_path,
@@ -140,14 +144,15 @@ impl Connector for ServerConnector {
             }),
             process: BackendProcess { pid, started },
             info,
-        })
+            link_buffers: LinkBuffers::default(),
+        }))
     }
 
-    async fn check(&self, connection: &mut ServerConnection) -> Result<()> {
+    async fn check(&self, connection: &mut Box<ServerConnection>) -> Result<()> {
         connection.pg.check().await
     }
 
-    async fn reset(&self, connection: &mut ServerConnection) -> Result<()> {
+    async fn reset(&self, connection: &mut Box<ServerConnection>) -> Result<()> {
         if connection.pg.transaction_status() != b'I' {
             connection.pg.simple_query("ROLLBACK").await?;
         }
@@ -158,11 +163,11 @@ impl Connector for ServerConnector {
         Ok(())
     }
 
-    async fn close(&self, connection: ServerConnection) {
+    async fn close(&self, connection: Box<ServerConnection>) {
         connection.pg.terminate().await;
     }
 
-    fn disposition(&self, connection: &ServerConnection) -> Disposition {
+    fn disposition(&self, connection: &Box<ServerConnection>) -> Disposition {
         if connection.broken || connection.lent {
             Disposition::Broken
         } else if connection.dirty || connection.pg.transaction_status() != b'I' {
@@ -172,11 +177,11 @@ impl Connector for ServerConnector {
         }
     }
 
-    fn is_alive(&self, connection: &mut ServerConnection) -> bool {
+    fn is_alive(&self, connection: &mut Box<ServerConnection>) -> bool {
         connection.pg.is_alive()
     }
 
-    fn label(&self, connection: &ServerConnection) -> u64 {
+    fn label(&self, connection: &Box<ServerConnection>) -> u64 {
         connection.applied.label()
     }
 }

@@ -67,6 +67,11 @@ impl Database {
             .filter(|loaded| self.versions.is_current(&loaded.read_under))
     }
 
+    /// True if no DDL came since the catalog was read, and none is under way.
+    pub(crate) fn is_current(&self, loaded: &LoadedCatalog) -> bool {
+        self.versions.is_current(&loaded.read_under)
+    }
+
     /// True where a load is worth trying: none failed just now, and no DDL is under way.
     pub(crate) fn can_load(&self) -> bool {
         self.last_failure

@@ -191,8 +191,8 @@ impl ServerPool {
         if let Some(lease) = self.try_acquire(label) {
             return Ok(lease);
         }
-        let lease = self.connections.acquire_labelled(label).await?;
-        self.notice(&lease.baseline);
+        let mut lease = self.connections.acquire_labelled(label).await?;
+        self.notice(&mut lease.baseline);
         Ok(lease)
     }
 
@@ -206,8 +206,8 @@ impl ServerPool {
 
     /// Acquires a connection if one is idle.
     pub(crate) fn try_acquire(&self, label: u64) -> Option<ServerLease> {
-        let lease = self.connections.try_acquire(label)?;
-        self.notice(&lease.baseline);
+        let mut lease = self.connections.try_acquire(label)?;
+        self.notice(&mut lease.baseline);
         Some(lease)
     }
 
@@ -248,13 +248,17 @@ impl ServerPool {
 
     /// A connection that begins differently from its siblings means that somebody altered a role, the database or the
     /// server's configuration: the siblings are out of date and go as they come back.
-    fn notice(&self, baseline: &Arc<Baseline>) {
+    fn notice(&self, baseline: &mut Arc<Baseline>) {
         let known = self.baseline.load();
         match &*known {
             Some(known) if Arc::ptr_eq(known, baseline) => {}
+            // Shared from here on: the next comparison is one of pointers.
             Some(known)
                 if known.fingerprint == baseline.fingerprint
-                    && known.search_path == baseline.search_path => {}
+                    && known.search_path == baseline.search_path =>
+            {
+                *baseline = Arc::clone(known);
+            }
             Some(_) => {
                 tracing::info!(
                     user = self.user,
