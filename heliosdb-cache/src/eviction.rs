@@ -15,6 +15,22 @@ pub trait EvictionPolicy: Send + Sync {
 
     /// The policy's name, as shown in statistics.
     fn name(&self) -> &str;
+
+    /// The order that the store keeps its entries in for this policy. A policy that does not override this goes by its
+    /// scores.
+    fn order(&self) -> Order {
+        Order::Score
+    }
+}
+
+/// How the store finds the entry to evict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Order {
+    /// The entry used least recently, exactly, without asking for scores.
+    Recency,
+    /// The lowest score of [`SAMPLE`] entries drawn at random.
+    Score,
 }
 
 /// Entries drawn for one eviction.
@@ -32,6 +48,10 @@ impl EvictionPolicy for LruPolicy {
 
     fn name(&self) -> &str {
         "LRU"
+    }
+
+    fn order(&self) -> Order {
+        Order::Recency
     }
 }
 

@@ -51,7 +51,7 @@ pub use cache_manager::{CacheManager, Fill, Flight, Follower, PutOutcome};
 pub use config::CacheConfig;
 pub use error::{CacheError, Result};
 pub use eviction::{
-    EvictionPolicy, HybridPolicy, LFU_HALF_LIFE_SECONDS, LfuPolicy, LruPolicy, SAMPLE,
+    EvictionPolicy, HybridPolicy, LFU_HALF_LIFE_SECONDS, LfuPolicy, LruPolicy, Order, SAMPLE,
 };
 pub use stampede_protection::{ComputeGuard, StampedeProtection};
 pub use stats::CacheStats;

@@ -35,6 +35,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let config = command.config();
     start_logging(config);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads(config.threads))
         .enable_all()
         .build()
     {
@@ -55,6 +56,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
+    }
+}
+
+/// Half of the processors by default: the other half is the kernel's network work and, on many a machine, the server's.
+fn threads(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism()
+            .map_or(1, |processors| (processors.get() / 2).max(1)),
+        threads => threads,
     }
 }
 

@@ -31,6 +31,9 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// Folder of the embedded PostgreSQL's data. Default `./helios-data`.
     pub data: PathBuf,
+    /// Threads that serve clients. Default 0: half of the processors, at least one. More than needed cost more than they
+    /// bring: waking a thread for one request takes longer than the request.
+    pub threads: usize,
     /// How writes reach the cache.
     pub invalidation: Invalidation,
     /// The server behind the gateway.
@@ -176,6 +179,7 @@ impl Default for Config {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 6432))],
             http: Some(SocketAddr::from(([127, 0, 0, 1], 6480))),
+            threads: 0,
             data: PathBuf::from("./helios-data"),
             invalidation: Invalidation::Wire,
             upstream: UpstreamConfig::default(),

@@ -8,7 +8,7 @@ use heliosdb_cache::CacheManager;
 
 use crate::clients::ClientRegistry;
 use crate::config::Config;
-use crate::session::prepared::{Interner, Prepared};
+use crate::session::prepared::{Interner, KnownClass, Prepared};
 use crate::sql::memo::ClassMemo;
 use crate::sql::{Class, NameScope};
 use crate::stats::Stats;
@@ -96,6 +96,32 @@ impl Gateway {
             Some(loaded) => self.memo.classify(text, &loaded.catalog, names, scratch),
             None => Arc::new(crate::sql::classify_without_catalog(text, names)),
         }
+    }
+
+    /// The class of a prepared statement.
+    pub(crate) fn classify_prepared(
+        &self,
+        statement: &Prepared,
+        loaded: &LoadedCatalog,
+        names: &Arc<NameScope>,
+        scratch: &mut Vec<u8>,
+    ) -> Arc<Class> {
+        let epoch = loaded.catalog.epoch();
+        if let Some(known) = &*statement.class.load()
+            && known.epoch == epoch
+            && (Arc::ptr_eq(&known.names, names) || known.names == *names)
+        {
+            return Arc::clone(&known.class);
+        }
+        let class = self
+            .memo
+            .classify(&statement.text, &loaded.catalog, names, scratch);
+        statement.class.store(Some(Arc::new(KnownClass {
+            epoch,
+            names: Arc::clone(names),
+            class: Arc::clone(&class),
+        })));
+        class
     }
 
     /// The statement that a Parse stands for; named ones are shared between the sessions that prepared the same.

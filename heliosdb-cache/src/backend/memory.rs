@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 use crate::backend::{Inserted, Lookup, StorageBackend, Usage};
 use crate::clock;
 use crate::error::Result;
-use crate::eviction::{EvictionPolicy, SAMPLE};
+use crate::eviction::{EvictionPolicy, Order, SAMPLE};
 use crate::stats::Counter;
 use crate::sync::{AtomicUsize, Mutex, Ordering, yield_now};
 use crate::types::{CacheEntry, EntryMetadata, KeyRef, QueryKey};
@@ -48,15 +48,36 @@ const SHARDS_MAX: usize = 64;
 #[repr(align(128))]
 struct Shard(Mutex<State>);
 
-/// Why one lock: table, array and the random state change together. Nothing but moves of values happens under it.
-#[derive(Debug, Default)]
+/// Index into the array of entries.
+type Place = u32;
+/// No place.
+const NOBODY: Place = Place::MAX;
+
+/// Why one lock: table, array, list and the random state change together. Nothing but moves of values happens under it.
+#[derive(Debug)]
 struct State {
     /// Places in `entries`, by hash of the key.
     table: HashTable<u32>,
     /// Dense, so that any place drawn at random holds an entry.
     entries: Vec<Stored>,
+    /// Ends of the list of all entries by last use; [`NOBODY`] if there are none.
+    most_recent: Place,
+    least_recent: Place,
     random: u64,
     next_id: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            table: HashTable::new(),
+            entries: Vec::new(),
+            most_recent: NOBODY,
+            least_recent: NOBODY,
+            random: 0,
+            next_id: 0,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -71,6 +92,9 @@ struct Stored {
     accessed: Duration,
     access_count: u64,
     execution_time_ms: f64,
+    /// Its neighbours in the list by last use.
+    more_recent: Place,
+    less_recent: Place,
 }
 
 impl InMemoryBackend {
@@ -148,6 +172,14 @@ impl InMemoryBackend {
     ) -> usize {
         for n in 0..self.shards.len() {
             let shard = &self.shards[(first + n) & (self.shards.len() - 1)];
+            if policy.order() == Order::Recency {
+                let removed = shard.0.lock().remove_least_recent();
+                if let Some(removed) = removed {
+                    self.evictions.add(1);
+                    return self.release(removed);
+                }
+                continue;
+            }
             // Others may take what was drawn before it is removed: then draw again.
             loop {
                 let drawn = shard.0.lock().draw();
@@ -234,7 +266,36 @@ impl State {
         place.map(|place| *place as usize)
     }
 
+    fn unlink(&mut self, at: usize) {
+        let (more, less) = (self.entries[at].more_recent, self.entries[at].less_recent);
+        match self.entries.get_mut(more as usize) {
+            Some(more) => more.less_recent = less,
+            None => self.most_recent = less,
+        }
+        match self.entries.get_mut(less as usize) {
+            Some(less) => less.more_recent = more,
+            None => self.least_recent = more,
+        }
+    }
+
+    fn link_most_recent(&mut self, at: usize) {
+        let place = Place::try_from(at).expect("places are counted in u32");
+        let was = std::mem::replace(&mut self.most_recent, place);
+        self.entries[at].more_recent = NOBODY;
+        self.entries[at].less_recent = was;
+        match self.entries.get_mut(was as usize) {
+            Some(was) => was.more_recent = place,
+            None => self.least_recent = place,
+        }
+    }
+
+    fn remove_least_recent(&mut self) -> Option<Stored> {
+        let at = self.least_recent as usize;
+        (at < self.entries.len()).then(|| self.remove_at(at))
+    }
+
     fn remove_at(&mut self, at: usize) -> Stored {
+        self.unlink(at);
         let hash = self.entries[at].key.hash_value();
         if let Ok(place) = self.table.find_entry(hash, |place| *place as usize == at) {
             place.remove();
@@ -244,8 +305,18 @@ impl State {
         if let Some(moved) = self.entries.get(at) {
             let was = self.entries.len();
             let hash = moved.key.hash_value();
+            let (more, less) = (moved.more_recent, moved.less_recent);
+            let now = Place::try_from(at).expect("places are counted in u32");
             if let Some(place) = self.table.find_mut(hash, |place| *place as usize == was) {
-                *place = u32::try_from(at).expect("places are counted in u32");
+                *place = now;
+            }
+            match self.entries.get_mut(more as usize) {
+                Some(more) => more.less_recent = now,
+                None => self.most_recent = now,
+            }
+            match self.entries.get_mut(less as usize) {
+                Some(less) => less.more_recent = now,
+                None => self.least_recent = now,
             }
         }
         removed
@@ -265,6 +336,7 @@ impl State {
             entries[*place as usize].key.hash_value()
         });
         entries.push(entry);
+        self.link_most_recent(at as usize);
     }
 
     /// Copies of up to [`SAMPLE`] entries: all, if there are not more; else drawn at random, perhaps some twice.
@@ -326,7 +398,12 @@ impl StorageBackend for InMemoryBackend {
         if is_current(&entry.dependencies) {
             entry.accessed = now;
             entry.access_count += 1;
-            return Lookup::Hit(entry.data.clone());
+            let data = entry.data.clone();
+            if state.most_recent as usize != at {
+                state.unlink(at);
+                state.link_most_recent(at);
+            }
+            return Lookup::Hit(data);
         }
         let removed = state.remove_at(at);
         drop(state);
@@ -366,6 +443,8 @@ impl StorageBackend for InMemoryBackend {
             accessed: now,
             access_count: 0,
             execution_time_ms: entry.metadata.execution_time_ms,
+            more_recent: NOBODY,
+            less_recent: NOBODY,
         };
         state.push(stored);
         drop(state);
@@ -400,11 +479,16 @@ impl StorageBackend for InMemoryBackend {
 
     fn clear(&self) {
         for shard in &self.shards {
-            let (table, entries) = {
+            let State { table, entries, .. } = {
                 let mut state = shard.0.lock();
-                (
-                    std::mem::take(&mut state.table),
-                    std::mem::take(&mut state.entries),
+                let (random, next_id) = (state.random, state.next_id);
+                std::mem::replace(
+                    &mut *state,
+                    State {
+                        random,
+                        next_id,
+                        ..State::default()
+                    },
                 )
             };
             let charge: usize = entries.iter().map(|entry| entry.charge).sum();

@@ -14,6 +14,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_addresses()?;
         self.validate_upstream()?;
+        self.validate_threads()?;
         self.validate_pool()?;
         self.validate_cache()?;
         self.validate_clients()?;
@@ -58,6 +59,14 @@ impl Config {
         longer_than_zero("upstream.connect_timeout", self.upstream.connect_timeout)
     }
 
+    fn validate_threads(&self) -> Result<(), ConfigError> {
+        if self.threads > THREADS_MAX {
+            let reason = format!("must be at most {THREADS_MAX}");
+            return refuse("threads", self.threads, reason);
+        }
+        Ok(())
+    }
+
     fn validate_pool(&self) -> Result<(), ConfigError> {
         let pool = &self.pool;
         at_least_one("pool.size", pool.size)?;
@@ -100,6 +109,9 @@ impl Config {
         longer_than_zero("clients.login_timeout", self.clients.login_timeout)
     }
 }
+
+/// More threads than any machine has processors are a mistake.
+const THREADS_MAX: usize = 1024;
 
 /// A misspelt level would be taken for the name of a module, and nothing would be logged.
 fn validate_level(level: &str) -> Result<(), ConfigError> {
@@ -190,6 +202,7 @@ mod tests {
                 "upstream.url = \"mysql://u:geheim@h/d\"",
                 "upstream.url = mysql://u:***@h/d: ",
             ),
+            ("threads = 2000", "threads = 2000: must be at most"),
             ("pool.size = 0", "pool.size = 0: must be at least 1"),
             (
                 "pool.min_idle = 21",

@@ -104,6 +104,7 @@ impl Config {
             listen,
             http,
             data,
+            threads,
             invalidation,
             upstream,
             pool,
@@ -143,6 +144,7 @@ impl Config {
         let LogConfig { level } = log;
         vec![
             ("listen", addresses(listen)),
+            ("threads", threads.to_string()),
             (
                 "http",
                 http.map_or_else(|| "off".to_owned(), |address| address.to_string()),

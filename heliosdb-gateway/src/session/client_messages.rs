@@ -9,7 +9,8 @@ use crate::error::{ClientError, ErrorKind};
 use crate::sql::Class;
 
 use super::link::{Expect, put_frame};
-use super::unit::{message, split_bind, split_nul, split_parse};
+use super::prepared::Prepared;
+use super::unit::{is_same, message, split_bind, split_nul, split_parse};
 use super::{End, Session};
 
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
@@ -95,8 +96,11 @@ impl Session {
         };
         let database = Arc::clone(&self.pool.database);
         if name.is_empty() {
-            let statement = self.gateway.prepare(name, text, types, &database);
-            self.statements.insert(name.into(), Arc::clone(&statement));
+            let statement = match self.statements.get(name) {
+                Some(known) if is_same(known, text, types) => Arc::clone(known),
+                _ => self.gateway.prepare(name, text, types, &database),
+            };
+            self.statements.insert(name, Arc::clone(&statement));
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
                 link.parse_unnamed(&statement, false);
@@ -118,7 +122,7 @@ impl Session {
             return Ok(());
         }
         let statement = self.gateway.prepare(name, text, types, &database);
-        self.statements.insert(name.into(), Arc::clone(&statement));
+        self.statements.insert(name, Arc::clone(&statement));
         if let Some(link) = &mut self.link {
             link.unit_open = true;
             if link.lease.statements.touch(statement.id) {
@@ -179,13 +183,7 @@ impl Session {
         link.expect(Expect::Bind);
         match self.statements.get(name) {
             Some(statement) => {
-                let statement = Arc::clone(statement);
-                match self.portals.get_mut(portal) {
-                    Some(bound) => *bound = statement,
-                    None => {
-                        self.portals.insert(portal.into(), statement);
-                    }
-                }
+                self.portals.insert(portal, Arc::clone(statement));
             }
             None => {
                 self.portals.remove(portal);
@@ -197,7 +195,7 @@ impl Session {
     fn forward_execute(&mut self, message: &[u8]) -> Result<(), End> {
         let (portal, _) = split_nul(&message[5..]).ok_or_else(|| malformed("Execute"))?;
         let class = match self.portals.get(portal).cloned() {
-            Some(statement) => self.classify_now(statement.text.as_bytes()),
+            Some(statement) => self.classify_prepared_now(&statement),
             // A cursor of DECLARE, or something prepared by SQL.
             None => self.gateway.unknown_class(),
         };
@@ -269,6 +267,25 @@ impl Session {
             &self.pool.database,
             self.gateway.cache.versions(),
         );
+    }
+
+    /// The class of a prepared statement, as far as it can be known without waiting.
+    fn classify_prepared_now(&mut self, statement: &Prepared) -> Arc<Class> {
+        let text = statement.text.as_bytes();
+        if self.class.is_some() {
+            return self.classify_now(text);
+        }
+        let Some(catalog) = self.pool.database.catalog_now() else {
+            return self.classify_now(text);
+        };
+        let class = self.gateway.classify_prepared(
+            statement,
+            &catalog,
+            &self.names,
+            &mut self.text_buffer,
+        );
+        self.unresolved.note(text, &class);
+        class
     }
 
     /// The class of a statement, as far as it can be known without waiting.

@@ -6,6 +6,7 @@ use crate::clients::Counters;
 use crate::sql::{Class, Effect, NameScope, split_identifiers, value_items};
 
 use super::Session;
+use super::link::Link;
 use super::pins::Pin;
 use super::resolve::may_become_known;
 use super::settings::Settings;
@@ -38,6 +39,10 @@ impl Session {
         Counters::add(&self.info().counters.transactions, 1);
         let pins = self.pins.bits();
         self.info().set_pins(pins);
+        if self.link.as_ref().is_none_or(Link::is_quiet) {
+            // The end of the transaction closed them.
+            self.portals.clear();
+        }
         if let Some(link) = &mut self.link {
             // A RESET took the server to its own default, not to what the startup packet asked for: that is set again
             // before the next statement.

@@ -15,7 +15,8 @@ use crate::clients::{Activity, Counters, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::upstream::database::LoadedCatalog;
 
-use super::request::{Decision, Decided, is_taken};
+use super::prepared::Prepared;
+use super::request::{Decided, Decision, is_taken};
 use super::unit::{Front, ReadUnit, first_unit, is_same, message, put_reply, recognise};
 use super::{End, Session};
 
@@ -304,7 +305,7 @@ impl Session {
                 self.count_query();
             }
             if let Some((name, statement)) = self.statement_to_remember(&unit) {
-                self.statements.insert(name, statement);
+                self.statements.insert(&name, statement);
             }
             return Ok(Some(Step::Done(len)));
         }
@@ -398,7 +399,10 @@ impl Session {
     }
 
     /// The statement that a Parse answered here has to leave behind, unless it is there already.
-    pub(super) fn statement_to_remember(&self, unit: &ReadUnit<'_>) -> Option<Remember> {
+    pub(super) fn statement_to_remember(
+        &self,
+        unit: &ReadUnit<'_>,
+    ) -> Option<(Box<[u8]>, Arc<Prepared>)> {
         let (name, types) = unit.parse()?;
         let text = unit.text.as_str();
         if self
@@ -441,14 +445,6 @@ impl Session {
         Err(error)
     }
 }
-
-/// The session's prepared statements.
-pub(super) type Statements = std::collections::HashMap<
-    Box<[u8]>,
-    Arc<super::prepared::Prepared>,
-    rapidhash::fast::RandomState,
->;
-type Remember = (Box<[u8]>, Arc<super::prepared::Prepared>);
 
 fn check_length(bytes: &[u8]) -> Result<(), End> {
     let Some(head) = bytes.first_chunk::<5>() else {

@@ -18,11 +18,12 @@ use crate::gateway::Gateway;
 use crate::upstream::connection::Baseline;
 use crate::upstream::{Parameters, ServerPool};
 
+use super::Session;
 use super::effects::name_scope;
 use super::pins::{Pin, Pins};
+use super::prepared::Named;
 use super::resolve::Unresolved;
 use super::settings::Settings;
-use super::{Session, prepared};
 
 /// A client that has said who it is.
 pub(crate) enum Greeted {
@@ -335,8 +336,8 @@ impl Parts {
             settings,
             scope,
             names,
-            statements: prepared::by_name(),
-            portals: prepared::by_name(),
+            statements: Named::default(),
+            portals: Named::default(),
             status: b'I',
             pins,
             intent: None,

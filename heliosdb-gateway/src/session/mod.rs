@@ -18,12 +18,10 @@ mod server_messages;
 pub(crate) mod settings;
 mod unit;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use heliosdb_cache::{Fill, HashedStr, WriteIntent};
-use rapidhash::fast::RandomState;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
@@ -38,7 +36,7 @@ use crate::upstream::connection::Baseline;
 use io::Event;
 use link::Link;
 use pins::Pins;
-use prepared::Prepared;
+use prepared::Named;
 use resolve::Unresolved;
 use settings::Settings;
 
@@ -65,10 +63,10 @@ pub(crate) struct Session {
     scope: HashedStr,
     /// What the meaning of names depends on.
     names: Arc<NameScope>,
-    /// Prepared statements by the client's names; the unnamed one is under the empty name.
-    statements: HashMap<Box<[u8]>, Arc<Prepared>, RandomState>,
+    /// Prepared statements by the client's names.
+    statements: Named,
     /// Which statement each portal runs.
-    portals: HashMap<Box<[u8]>, Arc<Prepared>, RandomState>,
+    portals: Named,
     /// Transaction status as of the last ReadyForQuery: `I`, `T` or `E`.
     status: u8,
     /// What ties the session to its server connection.

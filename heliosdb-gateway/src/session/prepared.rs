@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use arc_swap::ArcSwapOption;
 use bytes::{BufMut, BytesMut};
 use heliosdb_cache::HashedStr;
 use parking_lot::Mutex;
+
+use crate::sql::{Class, NameScope};
 
 /// A statement's text and parameter types, shared by all sessions that prepared the same.
 #[derive(Debug)]
@@ -16,6 +19,16 @@ pub(crate) struct Prepared {
     pub(crate) text: HashedStr,
     /// The parameter type OIDs of the Parse message, as on the wire: a count and the OIDs, big-endian.
     pub(crate) types: Box<[u8]>,
+    /// What the text meant to the session that asked last.
+    pub(crate) class: ArcSwapOption<KnownClass>,
+}
+
+/// A class, and what it was found under: it holds wherever these are the same.
+#[derive(Debug)]
+pub(crate) struct KnownClass {
+    pub(crate) epoch: u64,
+    pub(crate) names: Arc<NameScope>,
+    pub(crate) class: Arc<Class>,
 }
 
 /// Gives equal statements the same [`Prepared`], so that a server connection prepares each only once.
@@ -77,6 +90,7 @@ impl Interner {
             id,
             text,
             types: types.into(),
+            class: ArcSwapOption::empty(),
         })
     }
 
@@ -88,9 +102,48 @@ impl Interner {
     }
 }
 
-/// An empty map from a client's names.
-pub(crate) fn by_name<V>() -> HashMap<Box<[u8]>, V, rapidhash::fast::RandomState> {
-    HashMap::default()
+/// What a client's names of statements or portals stand for. The empty name, which most requests use, has a place of
+/// its own.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    unnamed: Option<Arc<Prepared>>,
+    named: HashMap<Box<[u8]>, Arc<Prepared>, rapidhash::fast::RandomState>,
+}
+
+impl Named {
+    pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
+        if name.is_empty() {
+            self.unnamed.as_ref()
+        } else {
+            self.named.get(name)
+        }
+    }
+
+    pub(crate) fn contains(&self, name: &[u8]) -> bool {
+        self.get(name).is_some()
+    }
+
+    pub(crate) fn insert(&mut self, name: &[u8], statement: Arc<Prepared>) {
+        if name.is_empty() {
+            self.unnamed = Some(statement);
+        } else if let Some(known) = self.named.get_mut(name) {
+            *known = statement;
+        } else {
+            self.named.insert(name.into(), statement);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, name: &[u8]) -> Option<Arc<Prepared>> {
+        if name.is_empty() {
+            self.unnamed.take()
+        } else {
+            self.named.remove(name)
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// The statements that live on one server connection, the least recently used given up first.

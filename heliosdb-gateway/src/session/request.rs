@@ -15,10 +15,11 @@ use crate::sql::{Class, Effect, Read, is_pure_parameter_type, mentions_now};
 use crate::upstream::ServerLease;
 use crate::upstream::database::LoadedCatalog;
 
-use super::io::{Statements, Step};
+use super::io::Step;
 use super::link::Link;
 use super::pins::Pin;
-use super::unit::{Front, ReadUnit, first_unit, message, put_reply, recognise};
+use super::prepared::Named;
+use super::unit::{Front, ReadUnit, Text, first_unit, message, put_reply, recognise};
 use super::{Capture, End, Session};
 
 /// How far a request has come that has to wait.
@@ -125,7 +126,7 @@ impl Session {
         }
         let len = unit.len;
         if let Some((name, statement)) = self.statement_to_remember(&unit) {
-            self.statements.insert(name, statement);
+            self.statements.insert(&name, statement);
         }
         Some(len)
     }
@@ -154,10 +155,16 @@ impl Session {
         let mut class = None;
         // What a statement means, without running it, is in the catalogs alone.
         if !unit.is_prepare() {
-            let text = unit.text.as_str().as_bytes();
-            let known = self
-                .gateway
-                .classify(text, Some(catalog), &self.names, scratch);
+            let known = match &unit.text {
+                Text::Inline(text) => {
+                    self.gateway
+                        .classify(text.as_bytes(), Some(catalog), &self.names, scratch)
+                }
+                Text::Prepared(statement) => {
+                    self.gateway
+                        .classify_prepared(statement, catalog, &self.names, scratch)
+                }
+            };
             let Some(relations) = known.cacheable() else {
                 return bypass(refusal_label(&known), Some(known));
             };
@@ -366,9 +373,9 @@ fn refusal_label(class: &Class) -> &'static str {
 }
 
 /// A Parse under a name that is in use: the server has to refuse it.
-pub(super) fn is_taken(unit: &ReadUnit<'_>, statements: &Statements) -> bool {
+pub(super) fn is_taken(unit: &ReadUnit<'_>, statements: &Named) -> bool {
     unit.parse()
-        .is_some_and(|(name, _)| !name.is_empty() && statements.contains_key(name))
+        .is_some_and(|(name, _)| !name.is_empty() && statements.contains(name))
 }
 
 fn ends_with_sync(input: &[u8], len: usize) -> bool {

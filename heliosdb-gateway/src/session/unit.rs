@@ -1,13 +1,11 @@
 //! Recognises, at the front of a client's bytes, the request that could be answered from the cache.
 
-use std::collections::HashMap;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use heliosdb_cache::{HashedStr, KeyRef};
 
-use super::prepared::Prepared;
+use super::prepared::{Named, Prepared};
 
 /// What stands at the front of the client's bytes.
 #[derive(Debug)]
@@ -34,7 +32,7 @@ pub(super) struct ReadUnit<'a> {
     pub(super) len: usize,
 }
 
-/// The statement's text: sent along, or prepared before.
+/// The statement's text: sent along, or known from before.
 #[derive(Debug)]
 pub(super) enum Text<'a> {
     Inline(&'a str),
@@ -186,10 +184,7 @@ pub(super) fn message(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
 }
 
 /// Looks at the front of `bytes`. `statements` are the session's prepared statements.
-pub(super) fn recognise<'a, S: BuildHasher>(
-    bytes: &'a [u8],
-    statements: &'a HashMap<Box<[u8]>, Arc<Prepared>, S>,
-) -> Front<'a> {
+pub(super) fn recognise<'a>(bytes: &'a [u8], statements: &'a Named) -> Front<'a> {
     let Some((tag, body, len)) = message(bytes) else {
         return match bytes.first() {
             None | Some(b'Q' | b'P' | b'B' | b'D' | b'E' | b'C' | b'S') => Front::Incomplete,
@@ -216,10 +211,7 @@ pub(super) fn recognise<'a, S: BuildHasher>(
     }
 }
 
-fn recognise_extended<'a, S: BuildHasher>(
-    bytes: &'a [u8],
-    statements: &'a HashMap<Box<[u8]>, Arc<Prepared>, S>,
-) -> Front<'a> {
+fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named) -> Front<'a> {
     let mut at = 0;
     let mut next = || {
         let message = message(bytes.get(at..)?)?;
@@ -234,7 +226,11 @@ fn recognise_extended<'a, S: BuildHasher>(
             return Front::Other;
         };
         parse = Some((name, types));
-        text = Some(Text::Inline(sql));
+        text = Some(match statements.get(name) {
+            // The same once more, as drivers do that never name a statement: its hash and its class are known.
+            Some(known) if is_same(known, sql, types) => Text::Prepared(known),
+            _ => Text::Inline(sql),
+        });
         current = next();
         if !matches!(current, Some((b'B', ..))) {
             let describe = match current {
@@ -383,8 +379,8 @@ mod tests {
         bytes
     }
 
-    fn none() -> HashMap<Box<[u8]>, Arc<Prepared>> {
-        HashMap::new()
+    fn none() -> Named {
+        Named::default()
     }
 
     #[test]
@@ -436,10 +432,7 @@ mod tests {
         let bind: &[u8] = b"\0s1\0\0\0\0\0\0\0";
         let bytes = unit(&[(b'B', bind), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
         assert!(matches!(recognise(&bytes, &statements), Front::Other));
-        statements.insert(
-            b"s1"[..].into(),
-            Interner::new().named("SELECT 1", &[0, 0], 1),
-        );
+        statements.insert(b"s1", Interner::new().named("SELECT 1", &[0, 0], 1));
         let Front::Read(read) = recognise(&bytes, &statements) else {
             panic!("not recognised")
         };
