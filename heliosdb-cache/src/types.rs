@@ -78,7 +78,7 @@ impl fmt::Display for HashedStr {
 pub struct QueryKey {
     /// The query's text.
     pub query: HashedStr,
-    params: Bytes,
+    params: Arc<[u8]>,
     namespace: HashedStr,
     hash: u64,
 }
@@ -192,7 +192,7 @@ impl<'a> KeyRef<'a> {
                 .shared
                 .cloned()
                 .unwrap_or_else(|| HashedStr::new(self.query)),
-            params: Bytes::copy_from_slice(self.params),
+            params: self.params.into(),
             namespace: self.namespace.clone(),
             hash: self.hash,
         }

@@ -1,6 +1,7 @@
 //! What all sessions share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -19,6 +20,8 @@ use crate::upstream::database::{Database, LoadedCatalog};
 #[derive(Debug)]
 pub(crate) struct Gateway {
     config: ArcSwap<Config>,
+    /// As in `config`: asked for each request.
+    cache_enabled: AtomicBool,
     pub(crate) cache: CacheManager,
     pub(crate) upstream: Upstream,
     pub(crate) clients: Arc<ClientRegistry>,
@@ -42,6 +45,7 @@ impl Gateway {
             &NameScope::unknown(),
         ));
         Arc::new(Self {
+            cache_enabled: AtomicBool::new(config.cache.enabled),
             config: ArcSwap::from_pointee(config),
             cache,
             upstream,
@@ -60,11 +64,13 @@ impl Gateway {
     }
 
     pub(crate) fn replace_config(&self, config: Config) {
+        self.cache_enabled
+            .store(config.cache.enabled, Ordering::Relaxed);
         self.config.store(Arc::new(config));
     }
 
     pub(crate) fn cache_enabled(&self) -> bool {
-        self.config.load().cache.enabled
+        self.cache_enabled.load(Ordering::Relaxed)
     }
 
     /// The largest answer that is collected for the cache, in bytes.

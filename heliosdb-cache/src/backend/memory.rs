@@ -389,14 +389,13 @@ impl StorageBackend for InMemoryBackend {
     }
 
     fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(&Dependencies) -> bool) -> Lookup {
-        let now = clock::elapsed();
         let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
         let Some(at) = state.find(key) else {
             return Lookup::Miss;
         };
         let entry = &mut state.entries[at];
         if is_current(&entry.dependencies) {
-            entry.accessed = now;
+            entry.accessed = clock::elapsed();
             entry.access_count += 1;
             let data = entry.data.clone();
             if state.most_recent as usize != at {

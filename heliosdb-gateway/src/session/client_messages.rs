@@ -278,12 +278,9 @@ impl Session {
         let Some(catalog) = self.pool.database.catalog_now() else {
             return self.classify_now(text);
         };
-        let class = self.gateway.classify_prepared(
-            statement,
-            &catalog,
-            &self.names,
-            &mut self.text_buffer,
-        );
+        let class =
+            self.gateway
+                .classify_prepared(statement, &catalog, &self.names, &mut self.text_buffer);
         self.unresolved.note(text, &class);
         class
     }

@@ -92,7 +92,9 @@ pub(crate) struct Session {
 #[derive(Debug)]
 struct Capture {
     fill: Fill,
-    reply: BytesMut,
+    reply: Vec<u8>,
+    /// Longer replies are not collected, in bytes.
+    reply_max: usize,
 }
 
 /// Why a session ends.

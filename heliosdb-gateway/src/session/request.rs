@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::Buf as _;
 use heliosdb_cache::{Flight, Follower, KeyRef, SlotId};
 use heliosdb_network::error::HeliosError;
 use smallvec::SmallVec;
@@ -191,7 +191,8 @@ impl Session {
                     class,
                     capture: Some(Capture {
                         fill,
-                        reply: BytesMut::new(),
+                        reply: Vec::new(),
+                        reply_max: self.gateway.max_entry(),
                     }),
                 }
             }

@@ -28,6 +28,10 @@ impl Session {
             return Ok(());
         };
         let mut bytes = std::mem::take(link.lease.pg.parts().1);
+        if let Some(capture) = &mut self.capture {
+            // Most replies come in one piece.
+            capture.reply.reserve(bytes.len().min(capture.reply_max));
+        }
         let mut at = 0;
         // What lies between `run` and `at` goes to the client as it is.
         let mut run = 0;
@@ -35,11 +39,7 @@ impl Session {
             let Some(link) = &mut self.link else { break };
             if link.skip > 0 {
                 let part = link.skip.min(bytes.len() - at);
-                capture(
-                    &mut self.capture,
-                    &bytes[at..at + part],
-                    self.gateway.max_entry(),
-                );
+                capture(&mut self.capture, &bytes[at..at + part]);
                 link.skip -= part;
                 at += part;
                 continue;
@@ -58,11 +58,7 @@ impl Session {
             if matches!(tag, b'D' | b'd') {
                 let part = len.min(bytes.len() - at);
                 if tag == b'D' {
-                    capture(
-                        &mut self.capture,
-                        &bytes[at..at + part],
-                        self.gateway.max_entry(),
-                    );
+                    capture(&mut self.capture, &bytes[at..at + part]);
                 } else {
                     self.capture = None;
                 }
@@ -83,7 +79,7 @@ impl Session {
                 }
                 b'1' | b'2' | b'3' | b'C' | b'I' | b's' | b'T' | b'n' | b't' | b'G' => {
                     if matches!(tag, b'T' | b'C' | b's' | b't' | b'n') {
-                        capture(&mut self.capture, message, self.gateway.max_entry());
+                        capture(&mut self.capture, message);
                     }
                     let pass = on_reply(link, tag, message);
                     let end = if pass == Pass::Forward { at + len } else { at };
@@ -150,7 +146,12 @@ impl Session {
             && !failed
         {
             let took = capture.fill.elapsed();
-            capture.fill.complete(capture.reply.freeze(), took);
+            let mut reply = capture.reply;
+            if reply.capacity() - reply.len() > reply.len() / 4 {
+                // Memory that nobody is charged for.
+                reply.shrink_to_fit();
+            }
+            capture.fill.complete(reply.into(), took);
         }
         self.on_ready(status, &completed, failed);
         self.put_ready();
@@ -268,9 +269,9 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
 }
 
 /// Adds to the reply that is being collected; gives the collecting up where it grows beyond what may be stored.
-fn capture(capture: &mut Option<Capture>, bytes: &[u8], max: usize) {
+fn capture(capture: &mut Option<Capture>, bytes: &[u8]) {
     if let Some(collecting) = capture {
-        if collecting.reply.len() + bytes.len() > max {
+        if collecting.reply.len() + bytes.len() > collecting.reply_max {
             *capture = None;
         } else {
             collecting.reply.extend_from_slice(bytes);
