@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use heliosdb_cache::CacheManager;
+use heliosdb_cache::{CacheManager, HashedStr};
 
 use crate::clients::ClientRegistry;
 use crate::config::Config;
@@ -136,16 +136,16 @@ impl Gateway {
         name: &[u8],
         text: &str,
         types: &[u8],
+        scope: &HashedStr,
         database: &Database,
     ) -> Arc<Prepared> {
         let epoch = database
             .catalog_now()
             .map_or(0, |loaded| loaded.catalog.epoch());
         if name.is_empty() {
-            self.interner
-                .unnamed(heliosdb_cache::HashedStr::new(text), types)
+            self.interner.unnamed(HashedStr::new(text), types, scope)
         } else {
-            self.interner.named(text, types, epoch)
+            self.interner.named(text, types, scope, epoch)
         }
     }
 }

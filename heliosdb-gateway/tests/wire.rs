@@ -100,7 +100,8 @@ fn shown(messages: &[Vec<u8>]) -> String {
         .collect()
 }
 
-const THINGS: &str = "CREATE TABLE things AS SELECT g AS id, 'thing ' || g AS name FROM generate_series(1, 5) g";
+const THINGS: &str =
+    "CREATE TABLE things AS SELECT g AS id, 'thing ' || g AS name FROM generate_series(1, 5) g";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_limit_is_part_of_the_question() {

@@ -260,6 +260,7 @@ mod tests {
 listen = ["127.0.0.1:1", "[::1]:2"]
 http = "off"
 data = "/elsewhere"
+threads = 3
 invalidation = "wire"
 upstream = { url = "postgres://a@b/c", connect_timeout = "6s" }
 log = { level = "debug" }

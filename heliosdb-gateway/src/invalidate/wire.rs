@@ -14,6 +14,7 @@ use heliosdb_cache::{SlotId, VersionSlots, WriteIntent};
 use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::clients::ClientInfo;
 use crate::session::link::{Expect, Link};
 use crate::sql::{Class, Effect, Write};
 use crate::upstream::ServerPool;
@@ -61,8 +62,20 @@ fn written_slots(class: &Class, database: &Database) -> SmallVec<[SlotId; 4]> {
 
 /// Ends a session's use of a connection on which replies are outstanding: stops the statement, reads what is left, and
 /// gives the connection back clean; where that fails, closes it and settles the write.
-pub(crate) async fn abandon(pool: Arc<ServerPool>, mut link: Link, intent: Option<WriteIntent>) {
+pub(crate) async fn abandon(
+    pool: Arc<ServerPool>,
+    client: Arc<ClientInfo>,
+    mut link: Link,
+    intent: Option<WriteIntent>,
+) {
     let process = link.process();
+    if link.lease.broken {
+        drop(link);
+        if let Some(intent) = intent {
+            settle(pool, process, intent).await;
+        }
+        return;
+    }
     // The embedded server has no second connection for a cancel request, and its only one is worth waiting for.
     let patience = if pool.embedded {
         EMBEDDED_PATIENCE
@@ -75,9 +88,11 @@ pub(crate) async fn abandon(pool: Arc<ServerPool>, mut link: Link, intent: Optio
     }
     match tokio::time::timeout(patience, drain(&mut link)).await {
         Ok(Ok(status)) => {
-            link.lease.pg.set_transaction_status(status);
-            link.lease.dirty = true;
-            link.lease.broken = false;
+            // The next client must not be hit by a cancel request that is on its way.
+            client.cancel_delivered().await;
+            let mut lease = link.into_lease();
+            lease.pg.set_transaction_status(status);
+            lease.dirty = true;
             // What is left open dies in the pool's reset, without a commit.
             drop(intent);
         }
@@ -93,10 +108,10 @@ pub(crate) async fn abandon(pool: Arc<ServerPool>, mut link: Link, intent: Optio
 
 /// Brings the exchange to its end and returns the transaction status.
 async fn drain(link: &mut Link) -> std::io::Result<u8> {
-    if link.copy_in {
+    if link.is_copying_in() {
         link.out.extend_from_slice(b"f\0\0\0\x10client gone\0");
     }
-    if link.unit_open || link.copy_in {
+    if !link.awaits_ready() {
         link.out.extend_from_slice(b"S\0\0\0\x04");
         link.expect(Expect::Sync);
     }
@@ -151,9 +166,9 @@ pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, inten
     );
     // The same process id with another start is another process. Without the right to see it, the id must do.
     let same_start = match &process.started {
-        Some(started) => {
-            format!("AND (backend_start IS NULL OR backend_start::text = '{started}')")
-        }
+        Some(started) => format!(
+            "AND (backend_start IS NULL OR extract(epoch FROM backend_start)::text = '{started}')"
+        ),
         None => String::new(),
     };
     let question = format!(
@@ -164,8 +179,15 @@ pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, inten
     loop {
         if let Ok(mut lease) = pool.acquire(0).await {
             lease.broken = true;
-            if let Ok(results) = lease.pg.simple_query(&question).await {
+            // Whoever had it before may have taken a role that sees less.
+            let asked = async {
+                lease.pg.simple_query("RESET SESSION AUTHORIZATION").await?;
+                lease.pg.simple_query("RESET ROLE").await?;
+                lease.pg.simple_query(&question).await
+            };
+            if let Ok(results) = asked.await {
                 lease.broken = false;
+                lease.dirty = true;
                 if results.iter().all(|result| result.rows.is_empty()) {
                     break;
                 }

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use bytes::BufMut as _;
+use heliosdb_cache::HashedStr;
 
 use crate::error::{ClientError, ErrorKind};
-use crate::sql::Class;
+use crate::sql::{Class, Effect, Write};
 
-use super::link::{Expect, put_frame};
+use super::link::{Expect, Undo, put_frame};
+use super::pins::Pin;
 use super::prepared::Prepared;
 use super::unit::{is_same, message, split_bind, split_nul, split_parse};
 use super::{End, Session};
@@ -31,6 +33,16 @@ impl Session {
     /// Sends one message on. The session has a server connection.
     pub(super) fn forward(&mut self, tag: u8, message: &[u8]) -> Result<(), End> {
         let body = &message[5..];
+        if let Some(link) = &mut self.link {
+            if link.skips_to_sync && tag != b'S' {
+                return Ok(());
+            }
+            if link.is_copying_in() && !matches!(tag, b'c' | b'f') {
+                // Data, or what the server ignores or refuses in the middle of data: none of it has a reply of its own.
+                link.out.extend_from_slice(message);
+                return Ok(());
+            }
+        }
         match tag {
             b'Q' => return self.forward_query(message),
             b'P' => return self.forward_parse(body),
@@ -45,11 +57,10 @@ impl Session {
         match tag {
             b'S' => {
                 link.unit_open = false;
-                if !link.copy_in {
-                    link.expect(Expect::Sync);
-                }
+                link.skips_to_sync = false;
+                link.expect(Expect::Sync);
             }
-            b'c' | b'f' => link.copy_in = false,
+            b'c' | b'f' => link.end_copy_in(),
             b'd' | b'H' => {}
             b'F' => {
                 // A function call by OID can do anything.
@@ -80,10 +91,11 @@ impl Session {
         let class = self.classify_now(text);
         self.mark_writes(&class);
         self.count_query();
+        // A simple query drops the unnamed statement.
+        self.statements.remove(b"");
         let Some(link) = &mut self.link else {
             return Ok(());
         };
-        // A simple query drops the unnamed statement.
         link.lease.statements.unnamed = None;
         link.expect(Expect::Query(Some(class)));
         link.out.extend_from_slice(message);
@@ -95,15 +107,18 @@ impl Session {
             return self.forward_foreign_parse(body);
         };
         let database = Arc::clone(&self.pool.database);
+        let scope = self.parse_scope();
         if name.is_empty() {
-            let statement = match self.statements.get(name) {
-                Some(known) if is_same(known, text, types) => Arc::clone(known),
-                _ => self.gateway.prepare(name, text, types, &database),
+            let was = self.statements.get(name).cloned();
+            let statement = match &was {
+                Some(known) if is_same(known, text, types, &scope) => Arc::clone(known),
+                _ => self.gateway.prepare(name, text, types, &scope, &database),
             };
             self.statements.insert(name, Arc::clone(&statement));
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
-                link.parse_unnamed(&statement, false);
+                let name = Box::default();
+                link.parse_unnamed(&statement, Some(Undo { name, was }));
             }
             return Ok(());
         }
@@ -121,18 +136,20 @@ impl Session {
             }
             return Ok(());
         }
-        let statement = self.gateway.prepare(name, text, types, &database);
+        let statement = self.gateway.prepare(name, text, types, &scope, &database);
         self.statements.insert(name, Arc::clone(&statement));
         if let Some(link) = &mut self.link {
             link.unit_open = true;
+            let undo = Some(Undo {
+                name: name.into(),
+                was: None,
+            });
             if link.lease.statements.touch(statement.id) {
-                link.expect(Expect::Inject {
-                    bytes: PARSE_COMPLETE,
-                    client_name: Some(name.into()),
-                });
+                let bytes = PARSE_COMPLETE;
+                link.expect(Expect::Inject { bytes, undo });
                 link.inject_due(&mut self.out);
             } else {
-                link.parse_named(&statement, Some(name.into()), &self.gateway.interner, max);
+                link.parse_named(&statement, undo, &self.gateway.interner, max);
             }
         }
         Ok(())
@@ -145,7 +162,7 @@ impl Session {
         if name.is_empty() {
             self.statements.remove(name);
         } else {
-            self.pins.add(super::pins::Pin::Prepare);
+            self.pins.add(Pin::Prepare);
         }
         if let Some(link) = &mut self.link {
             link.unit_open = true;
@@ -158,6 +175,7 @@ impl Session {
 
     fn forward_bind(&mut self, message: &[u8]) -> Result<(), End> {
         let (portal, name, rest) = split_bind(&message[5..]).ok_or_else(|| malformed("Bind"))?;
+        self.bring_into_scope(name);
         let max = self.gateway.max_prepared_statements();
         let Some(link) = &mut self.link else {
             return Ok(());
@@ -216,17 +234,27 @@ impl Session {
             .split_first()
             .ok_or_else(|| malformed("Describe"))?;
         let (name, _) = split_nul(rest).ok_or_else(|| malformed("Describe"))?;
+        if tag == b'D' && *kind == b'S' {
+            self.bring_into_scope(name);
+        }
         let max = self.gateway.max_prepared_statements();
         let Some(link) = &mut self.link else {
             return Ok(());
         };
         link.unit_open = true;
         if tag == b'C' {
-            if *kind == b'S' && !name.is_empty() && self.statements.remove(name).is_some() {
+            if *kind == b'S'
+                && !name.is_empty()
+                && let Some(was) = self.statements.remove(name)
+            {
                 // Others may use it under the server's name; it leaves the server when it is least recently used.
+                let undo = Undo {
+                    name: name.into(),
+                    was: Some(was),
+                };
                 link.expect(Expect::Inject {
                     bytes: CLOSE_COMPLETE,
-                    client_name: None,
+                    undo: Some(undo),
                 });
                 link.inject_due(&mut self.out);
                 return Ok(());
@@ -267,12 +295,78 @@ impl Session {
             &self.pool.database,
             self.gateway.cache.versions(),
         );
+        for statement in &class.statements {
+            if statement.effects.contains(&Effect::Temp) {
+                self.pins.add(Pin::Temp);
+            }
+            if self.pins.has(Pin::Temp) {
+                self.pins.note_temp(statement.tag);
+            }
+        }
+        let effects = class
+            .statements
+            .iter()
+            .flat_map(|statement| &statement.effects);
+        for effect in effects {
+            // What follows in the same unit is looked at before it is known what this one did.
+            self.names_in_doubt |= match effect {
+                Effect::DiscardAll
+                | Effect::Reset(_)
+                | Effect::ResetAll
+                | Effect::Set { .. }
+                | Effect::SettingsUnknown(_) => true,
+                Effect::Commit { .. }
+                | Effect::PrepareTransaction(_)
+                | Effect::Rollback { .. }
+                | Effect::RollbackTo(_) => self.settings.has_uncommitted(),
+                _ => false,
+            };
+        }
+    }
+
+    /// True where what a statement writes can't be told by the catalog: names may mean something else in this session,
+    /// or a temporary table with defaults, checks and triggers of its own is written to.
+    fn writes_in_doubt(&self, class: &Class) -> bool {
+        self.pins.hides_names()
+            || self.pins.has(Pin::Temp)
+                && class
+                    .statements
+                    .iter()
+                    .any(|statement| statement.write != Write::None)
+    }
+
+    /// What a statement's meaning depends on besides its text, where it is parsed now.
+    fn parse_scope(&mut self) -> HashedStr {
+        if !self.names_in_doubt {
+            return self.parse_scope.clone();
+        }
+        // Nobody else's.
+        let interner = &self.gateway.interner;
+        self.doubtful_scope
+            .get_or_insert_with(|| interner.unique_scope())
+            .clone()
+    }
+
+    /// A statement that was parsed under other settings is another statement, though the client calls it the same.
+    fn bring_into_scope(&mut self, name: &[u8]) {
+        let Some(known) = self.statements.get(name) else {
+            return;
+        };
+        let known = Arc::clone(known);
+        let scope = self.parse_scope();
+        if known.scope == scope {
+            return;
+        }
+        let statement =
+            self.gateway
+                .prepare(name, &known.text, &known.types, &scope, &self.pool.database);
+        self.statements.insert(name, statement);
     }
 
     /// The class of a prepared statement, as far as it can be known without waiting.
     fn classify_prepared_now(&mut self, statement: &Prepared) -> Arc<Class> {
         let text = statement.text.as_bytes();
-        if self.class.is_some() {
+        if self.class.is_some() || self.names_in_doubt {
             return self.classify_now(text);
         }
         let Some(catalog) = self.pool.database.catalog_now() else {
@@ -282,6 +376,9 @@ impl Session {
             self.gateway
                 .classify_prepared(statement, &catalog, &self.names, &mut self.text_buffer);
         self.unresolved.note(text, &class);
+        if self.writes_in_doubt(&class) {
+            return self.with_unknown_writes(text, &class);
+        }
         class
     }
 
@@ -291,13 +388,40 @@ impl Session {
             self.unresolved.note(text, &class);
             return class;
         }
+        if self.names_in_doubt {
+            let class = self
+                .gateway
+                .classify(text, None, &self.names, &mut self.text_buffer);
+            self.unresolved.note(text, &class);
+            return class;
+        }
         // In a transaction that has written to everything (DDL, for one) the catalog may be about to change.
         let catalog = self.pool.database.catalog_now();
         let class =
             self.gateway
                 .classify(text, catalog.as_deref(), &self.names, &mut self.text_buffer);
         self.unresolved.note(text, &class);
+        if self.writes_in_doubt(&class) {
+            return self.with_unknown_writes(text, &class);
+        }
         class
+    }
+
+    /// The same class, but what it writes is known from its text alone.
+    fn with_unknown_writes(&mut self, text: &[u8], class: &Arc<Class>) -> Arc<Class> {
+        let blind = self
+            .gateway
+            .classify(text, None, &self.names, &mut self.text_buffer);
+        if blind.statements.len() != class.statements.len() {
+            return blind;
+        }
+        let mut merged = Class::clone(class);
+        for (statement, blind) in merged.statements.iter_mut().zip(&blind.statements) {
+            if blind.write != Write::None {
+                statement.write = blind.write.clone();
+            }
+        }
+        Arc::new(merged)
     }
 }
 

@@ -9,13 +9,14 @@ use super::Session;
 use super::link::Link;
 use super::pins::Pin;
 use super::resolve::may_become_known;
-use super::settings::Settings;
+use super::settings::{Effective, Settings};
 use crate::upstream::connection::Baseline;
 
 impl Session {
     /// The server is ready again. `failed`: an error came since it last was.
     pub(super) fn on_ready(&mut self, status: u8, completed: &[Arc<Class>], failed: bool) {
         let was_failed = self.status == b'E';
+        let had_layers = self.settings.has_uncommitted();
         for class in completed {
             for statement in &class.statements {
                 for effect in &statement.effects {
@@ -23,14 +24,28 @@ impl Session {
                 }
             }
         }
+        if failed && changes_settings_and_ends_something(completed) {
+            // How far it came can't be told.
+            self.pins.add(Pin::Unknown);
+        }
+        self.names_in_doubt = false;
+        self.doubtful_scope = None;
         self.status = status;
         if status != b'I' {
+            if had_layers || self.settings.has_uncommitted() {
+                self.names_changed();
+            }
             return;
         }
+        self.to_restore.clear();
+        let has_layers = had_layers || self.settings.has_uncommitted();
         if failed {
             self.settings.roll_back();
         } else {
             self.commit_settings();
+        }
+        if has_layers {
+            self.names_changed();
         }
         // The version goes up and the mark goes down before the client hears that its transaction has ended.
         if let Some(intent) = self.intent.take() {
@@ -44,12 +59,12 @@ impl Session {
             self.portals.clear();
         }
         if let Some(link) = &mut self.link {
-            // A RESET took the server to its own default, not to what the startup packet asked for: that is set again
-            // before the next statement.
-            let was_reset = std::mem::take(&mut self.was_reset) && !failed;
+            // A RESET took the server to its own default, not to what the startup packet asked for, if it was not rolled
+            // back: all is set again before the next statement.
+            let was_reset = std::mem::take(&mut self.was_reset);
             let effective = self.settings.effective();
             if was_reset {
-                link.lease.applied = self.settings.without_startup();
+                link.lease.applied = Effective::unknown();
             } else if !Arc::ptr_eq(&link.lease.applied, effective) {
                 link.lease.applied = Arc::clone(effective);
             }
@@ -70,6 +85,17 @@ impl Session {
                 self.pins.add(Pin::Unresolved);
             }
             Effect::Load | Effect::SettingsUnknown(_) => self.pins.add(Pin::Unknown),
+            Effect::Deallocate(None) if failed => {
+                // Whether the server forgot its statements can't be told: it is made to, before anybody else comes.
+                if let Some(link) = &mut self.link {
+                    link.lease.dirty = true;
+                }
+            }
+            Effect::DiscardAll if failed => self.pins.add(Pin::Unknown),
+            Effect::Reset(_) | Effect::ResetAll if failed => self.was_reset = true,
+            Effect::Set { value, .. } if failed => {
+                self.was_reset |= value.eq_ignore_ascii_case("default");
+            }
             _ if failed => {}
             Effect::AdvisoryUnlockAll => self.pins.remove(Pin::AdvisoryLock),
             Effect::CloseAll => self.pins.remove(Pin::HoldCursor),
@@ -83,30 +109,46 @@ impl Session {
                     link.lease.statements.clear();
                 }
             }
-            Effect::Set {
-                name,
-                value,
-                local: false,
-            } => {
-                self.was_reset |= value.eq_ignore_ascii_case("default");
-                self.settings.set(name, value);
+            Effect::Set { name, value, local } => {
+                if value.eq_ignore_ascii_case("default") {
+                    self.was_reset = true;
+                    self.to_restore
+                        .extend(self.settings.startup_name(name).cloned());
+                } else {
+                    self.to_restore.remove(name.as_str());
+                }
+                if *local {
+                    self.settings.set_local(name, value);
+                } else {
+                    self.settings.set(name, value);
+                }
             }
             Effect::Reset(name) => {
                 self.was_reset = true;
+                self.to_restore
+                    .extend(self.settings.startup_name(name).cloned());
                 self.settings.reset(name);
             }
             Effect::ResetAll => {
                 self.was_reset = true;
+                self.to_restore
+                    .extend(self.settings.startup_names().cloned());
                 self.settings.reset_all();
             }
+            Effect::Savepoint(name) => self.settings.savepoint(name),
+            Effect::Release(name) => self.settings.release(name),
             Effect::Commit { .. } | Effect::PrepareTransaction(_) if !was_failed => {
                 self.commit_settings();
             }
             Effect::Commit { .. } | Effect::PrepareTransaction(_) | Effect::Rollback { .. } => {
                 self.settings.roll_back();
             }
-            // Which of the settings were made behind the savepoint is not tracked.
-            Effect::RollbackTo(_) if self.settings.has_uncommitted() => self.pins.add(Pin::Unknown),
+            Effect::RollbackTo(name) => {
+                self.to_restore.clear();
+                if !self.settings.roll_back_to(name) && self.settings.has_uncommitted() {
+                    self.pins.add(Pin::Unknown);
+                }
+            }
             _ => {}
         }
     }
@@ -135,8 +177,46 @@ impl Session {
         self.scope = self
             .settings
             .scope(&self.pool.key_prefix(&self.baseline), &self.pool.user);
-        self.names = name_scope(&self.settings, &self.baseline, &self.pool.user);
+        self.names_changed();
     }
+
+    /// Recomputes what names and constants mean, in the transaction in progress if there is one.
+    fn names_changed(&mut self) {
+        self.names = name_scope(&self.settings, &self.baseline, &self.pool.user);
+        self.parse_scope = if self.settings.has_uncommitted() {
+            self.settings
+                .parse_scope(&self.pool.key_prefix(&self.baseline), &self.pool.user)
+        } else {
+            self.scope.clone()
+        };
+    }
+}
+
+/// True if a unit holds both a change of settings and something that makes such changes last or undoes them: where it
+/// failed, which of the two came about depends on where.
+fn changes_settings_and_ends_something(completed: &[Arc<Class>]) -> bool {
+    let effects = || {
+        completed
+            .iter()
+            .flat_map(|class| &class.statements)
+            .flat_map(|statement| &statement.effects)
+    };
+    effects().any(|effect| {
+        matches!(
+            effect,
+            Effect::DiscardAll | Effect::Reset(_) | Effect::ResetAll | Effect::Set { .. }
+        )
+    }) && effects().any(|effect| {
+        matches!(
+            effect,
+            Effect::Commit { .. }
+                | Effect::PrepareTransaction(_)
+                | Effect::Release(_)
+                | Effect::Rollback { .. }
+                | Effect::RollbackTo(_)
+                | Effect::Savepoint(_)
+        )
+    })
 }
 
 /// What the meaning of names depends on, in a session with these settings.

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Buf as _;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
@@ -15,6 +16,7 @@ use crate::clients::{Activity, Counters, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::upstream::database::LoadedCatalog;
 
+use super::link::Link;
 use super::prepared::Prepared;
 use super::request::{Decided, Decision, is_taken};
 use super::unit::{Front, ReadUnit, first_unit, is_same, message, put_reply, recognise};
@@ -33,6 +35,8 @@ pub(super) enum Event {
 
 /// What becomes of the bytes at the front of a buffer.
 pub(super) enum Step {
+    /// They have to wait until the server is ready.
+    Hold,
     /// More are needed.
     Incomplete,
     /// That many have been dealt with.
@@ -47,6 +51,8 @@ pub(super) enum Step {
 const READ_MAX: usize = 64 << 10;
 /// No more is read from one side while this much waits for the other.
 pub(super) const HIGH_WATER: usize = 256 << 10;
+/// How long a read goes on for a client whose connection has ended without a Terminate.
+const PATIENCE_WITH_THE_GONE: Duration = Duration::from_secs(1);
 /// A partial message is collected up to here before the server is told of its beginning.
 const FRAME_MAX: usize = (1 << 30) - 1;
 
@@ -73,6 +79,9 @@ impl Session {
                 continue;
             }
             self.check_signals()?;
+            if self.is_ending && (self.has_ended() || self.poll_given_up(cx)) {
+                return Poll::Ready(Ok(Event::Closed));
+            }
             if self.may_resolve() {
                 return Poll::Ready(Ok(Event::Resolve));
             }
@@ -80,7 +89,7 @@ impl Session {
             if self.link.is_some() && self.out.len() < HIGH_WATER {
                 progress |= self.poll_read_server(cx)?;
             }
-            if self.has_room() {
+            if self.has_room() && !self.is_ending && !self.has_enough_input() {
                 match self.poll_read_client(cx)? {
                     Poll::Ready(Some(event)) => return Poll::Ready(Ok(event)),
                     Poll::Ready(None) => progress = true,
@@ -99,6 +108,30 @@ impl Session {
                 .link
                 .as_ref()
                 .is_none_or(|link| link.out.len() < HIGH_WATER)
+    }
+
+    /// Requests that have to wait for the one under way are read ahead, up to a bound.
+    fn has_enough_input(&self) -> bool {
+        self.input_held && self.input.len() >= HIGH_WATER
+    }
+
+    /// True where nothing is left to be done for a client that sends no more.
+    fn has_ended(&self) -> bool {
+        let is_served = self
+            .link
+            .as_ref()
+            .is_none_or(|link| !link.awaits_ready() || link.is_copying_in());
+        is_served && self.out.is_empty() && !self.input_waits
+    }
+
+    /// True where a client that said no goodbye has most likely gone, and what it waited for can be stopped: a read. What
+    /// may write is done to its end, as PostgreSQL would.
+    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(patience) = &mut self.patience else {
+            return false;
+        };
+        let is_over = patience.as_mut().poll(cx).is_ready();
+        is_over && self.intent.is_none() && self.status == b'I'
     }
 
     fn check_signals(&self) -> Result<(), End> {
@@ -201,7 +234,10 @@ impl Session {
             }
             let bytes = read.filled();
             if bytes.is_empty() {
-                return Ok(Poll::Ready(Some(Event::Closed)));
+                // It may still listen for what it has asked for.
+                self.is_ending = true;
+                self.patience = Some(Box::pin(tokio::time::sleep(PATIENCE_WITH_THE_GONE)));
+                return Ok(Poll::Ready(None));
             }
             Counters::add(
                 &self.admitted.info.counters.bytes_received,
@@ -239,12 +275,19 @@ impl Session {
             }
             match self.step(&bytes[done..])? {
                 Step::Done(len) => done += len,
+                Step::Hold => {
+                    self.input_held = true;
+                    break;
+                }
                 Step::Incomplete => {
-                    check_length(&bytes[done..])?;
+                    check_lengths(&bytes[done..])?;
                     break;
                 }
                 Step::Request(decided) => return Ok((done, Some(Event::Request(decided)))),
-                Step::Goodbye => return Ok((bytes.len(), Some(Event::Closed))),
+                Step::Goodbye => {
+                    self.is_ending = true;
+                    return Ok((bytes.len(), None));
+                }
             }
         }
         Ok((done, None))
@@ -257,18 +300,31 @@ impl Session {
         if self.skip_to_sync {
             return self.skip_message(bytes);
         }
-        let quiet = self.link.as_ref().is_none_or(super::link::Link::is_quiet);
-        if quiet && self.status == b'I' {
+        let is_quiet = self.link.as_ref().is_none_or(Link::is_quiet);
+        if is_quiet && self.status == b'I' {
             return self.step_at_rest(bytes);
         }
-        // The server is at work for us, or in our transaction: all goes there in order.
-        match message(bytes) {
-            None => Ok(Step::Incomplete),
-            Some((tag, _, len)) => {
-                self.forward(tag, &bytes[..len])?;
-                Ok(Step::Done(len))
+        let Some((tag, _, len)) = message(bytes) else {
+            return Ok(Step::Incomplete);
+        };
+        if is_quiet && self.status == b'T' {
+            if !self.to_restore.is_empty() {
+                return Ok(Step::Request(Decided::Ask));
+            }
+            if let Some(len) = self.answer_deallocate(bytes) {
+                return Ok(Step::Done(len));
             }
         }
+        // One unit at a time: what a statement means, and whether its answer may come from memory, depends on what
+        // those before it did. The data of a COPY belong to the unit.
+        let must_wait = self.link.as_ref().is_some_and(|link| {
+            link.awaits_ready() && !link.is_copying_in() && !matches!(tag, b'c' | b'd' | b'f')
+        });
+        if must_wait {
+            return Ok(Step::Hold);
+        }
+        self.forward(tag, &bytes[..len])?;
+        Ok(Step::Done(len))
     }
 
     /// A request begins, and nothing is under way.
@@ -290,11 +346,12 @@ impl Session {
         if !self.may_read_cache() {
             return Ok(None);
         }
-        let unit = match recognise(bytes, &self.statements) {
+        let unit = match recognise(bytes, &self.statements, &self.scope) {
             // The name must be free, or the server has to say that it is not.
             Front::Read(unit) if !is_taken(&unit, &self.statements) => unit,
-            Front::Incomplete => return Ok(Some(Step::Incomplete)),
-            Front::Read(_) | Front::Other => return Ok(None),
+            // Beyond that size nothing is collected for a look-up.
+            Front::Incomplete if bytes.len() < HIGH_WATER => return Ok(Some(Step::Incomplete)),
+            Front::Incomplete | Front::Read(_) | Front::Other => return Ok(None),
         };
         let len = unit.len;
         unit.put_params(&mut self.key_buffer);
@@ -381,11 +438,7 @@ impl Session {
         };
         if tag == b'S' {
             self.skip_to_sync = false;
-            if self
-                .link
-                .as_ref()
-                .is_some_and(|link| link.unit_open || !link.expects.is_empty())
-            {
+            if self.link.as_ref().is_some_and(|link| !link.is_quiet()) {
                 self.forward(tag, &bytes[..len])?;
             } else {
                 self.put_ready();
@@ -408,13 +461,14 @@ impl Session {
         if self
             .statements
             .get(name)
-            .is_some_and(|known| is_same(known, text, types))
+            .is_some_and(|known| is_same(known, text, types, &self.scope))
         {
             return None;
         }
         Some((
             name.into(),
-            self.gateway.prepare(name, text, types, &self.pool.database),
+            self.gateway
+                .prepare(name, text, types, &self.scope, &self.pool.database),
         ))
     }
 
@@ -446,18 +500,20 @@ impl Session {
     }
 }
 
-fn check_length(bytes: &[u8]) -> Result<(), End> {
-    let Some(head) = bytes.first_chunk::<5>() else {
-        return Ok(());
-    };
-    let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-    if (4..=FRAME_MAX).contains(&len) {
-        return Ok(());
+/// Checks the lengths that messages claim to have, as far as they have arrived.
+fn check_lengths(bytes: &[u8]) -> Result<(), End> {
+    let mut rest = bytes;
+    while let Some(head) = rest.first_chunk::<5>() {
+        let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        if !(4..=FRAME_MAX).contains(&len) {
+            return Err(End::Error(ClientError::protocol(format!(
+                "invalid message length {len} in a message of type {}",
+                head[0]
+            ))));
+        }
+        rest = rest.get(len + 1..).unwrap_or_default();
     }
-    Err(End::Error(ClientError::protocol(format!(
-        "invalid message length {len} in a message of type {}",
-        head[0]
-    ))))
+    Ok(())
 }
 
 fn shutting_down() -> ClientError {

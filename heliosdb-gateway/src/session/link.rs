@@ -24,8 +24,12 @@ pub(crate) struct Link {
     pub(crate) out: BytesMut,
     /// What is left of a frame whose beginning has been passed on already.
     pub(crate) skip: usize,
-    /// True between a CopyInResponse and the client's CopyDone or CopyFail: the server ignores Sync and Flush then.
-    pub(crate) copy_in: bool,
+    /// CopyInResponses since the last ReadyForQuery.
+    copies_begun: u32,
+    /// CopyDones and CopyFails sent since the last ReadyForQuery, perhaps before the server had asked for data.
+    copies_ended: u32,
+    /// The server reported an error in a unit whose Sync it has not been sent: it skips everything before it.
+    pub(crate) skips_to_sync: bool,
     /// True from an extended-protocol message until its Sync: the server is in the middle of an implicit transaction.
     pub(crate) unit_open: bool,
     /// An ErrorResponse came since the last ReadyForQuery.
@@ -61,22 +65,29 @@ pub(crate) enum Expect {
     Execute(Option<Arc<Class>>),
     /// ParseComplete for a statement that only the server understands.
     ForeignParse,
-    /// Bytes for the client that the server does not send. `client_name` as in `Parse`.
+    /// Bytes for the client that the server does not send.
     Inject {
         bytes: &'static [u8],
-        client_name: Option<Box<[u8]>>,
+        undo: Option<Undo>,
     },
-    /// ParseComplete. `client_name` is what the client calls it, to be forgotten if the server refuses.
+    /// ParseComplete.
     Parse {
         statement: Arc<Prepared>,
         named: bool,
-        client_name: Option<Box<[u8]>>,
+        undo: Option<Undo>,
         swallow: bool,
     },
     /// Everything up to ReadyForQuery.
     Query(Option<Arc<Class>>),
     /// ReadyForQuery.
     Sync,
+}
+
+/// What one of the client's names of statements stood for before a message that the server may refuse or skip.
+#[derive(Debug)]
+pub(crate) struct Undo {
+    pub(crate) name: Box<[u8]>,
+    pub(crate) was: Option<Arc<Prepared>>,
 }
 
 impl Link {
@@ -88,7 +99,9 @@ impl Link {
             expects,
             out,
             skip: 0,
-            copy_in: false,
+            copies_begun: 0,
+            copies_ended: 0,
+            skips_to_sync: false,
             unit_open: false,
             unit_failed: false,
             told_fatal: false,
@@ -123,6 +136,35 @@ impl Link {
         self.expects.is_empty() && !self.unit_open && self.skip == 0
     }
 
+    /// True from a Query or Sync until its ReadyForQuery. What the client sends behind it waits until then, except the
+    /// data of a COPY: what it means may depend on what is being done.
+    pub(crate) fn awaits_ready(&self) -> bool {
+        matches!(self.expects.back(), Some(Expect::Query(_) | Expect::Sync))
+    }
+
+    /// True while the server waits for the data of a COPY: it ignores Sync and Flush then.
+    pub(crate) fn is_copying_in(&self) -> bool {
+        self.copies_begun > self.copies_ended
+    }
+
+    /// The client ends the data of a COPY.
+    pub(crate) fn end_copy_in(&mut self) {
+        self.copies_ended += 1;
+    }
+
+    /// The server reported an error: it takes no more data.
+    pub(crate) fn abort_copies_in(&mut self) {
+        self.copies_ended = self.copies_begun;
+    }
+
+    /// The server is ready: nothing of the unit is left.
+    pub(crate) fn end_unit(&mut self) {
+        self.copies_begun = 0;
+        self.copies_ended = 0;
+        self.skips_to_sync = false;
+        self.unit_open = false;
+    }
+
     /// Notes a message that the server will answer, or bytes to be injected at this place.
     pub(crate) fn expect(&mut self, expect: Expect) {
         self.expects.push_back(expect);
@@ -138,42 +180,61 @@ impl Link {
 
     /// After an error in the extended protocol the server skips to the next Sync, and so do the expectations; what
     /// was noted in advance about statements is taken back.
-    /// Returns the names under which the client believes statements to be prepared that are not.
-    pub(crate) fn skip_to_sync(&mut self) -> Vec<Box<[u8]>> {
-        let mut unprepared = Vec::new();
+    /// Returns what the client's names stood for before, the latest change first.
+    pub(crate) fn skip_to_sync(&mut self) -> Vec<Undo> {
+        let mut undone = Vec::new();
+        self.skips_to_sync = true;
+        if let Some(Expect::Execute(class)) = self.expects.front_mut() {
+            // It failed, but what is not transactional may have happened before.
+            self.completed.extend(class.take());
+        }
+        if let Some(Expect::Parse {
+            named: false,
+            undo: Some(undo),
+            ..
+        }) = self.expects.front_mut()
+        {
+            // The server gives the unnamed statement up before it looks at the new text.
+            undo.was = None;
+        }
         while let Some(expect) = self.expects.pop_front() {
             match expect {
-                Expect::Sync | Expect::Query(_) => {
+                Expect::Sync => {
                     self.expects.push_front(expect);
+                    self.skips_to_sync = false;
                     break;
                 }
                 Expect::Parse {
                     statement,
                     named,
-                    client_name,
+                    undo,
                     ..
                 } => {
-                    unprepared.extend(client_name);
+                    undone.extend(undo);
                     if named {
                         self.lease.statements.remove(statement.id);
                     } else {
                         self.lease.statements.unnamed = None;
                     }
                 }
-                Expect::Inject { client_name, .. } => unprepared.extend(client_name),
+                Expect::Inject { undo, .. } => undone.extend(undo),
                 // Not closed after all: without this note a later Parse would find the name taken.
                 Expect::Close { evicted: Some(id) } => self.lease.statements.restore(id),
                 _ => {}
             }
         }
-        unprepared
+        undone.reverse();
+        undone
     }
 
-    /// The server entered copy-in mode: the Syncs that it was sent behind the Execute are ignored by it.
-    pub(crate) fn enter_copy_in(&mut self) {
-        self.copy_in = true;
-        self.expects
-            .retain(|expect| !matches!(expect, Expect::Sync));
+    /// The server asks for the data of a COPY. Unless the client has ended them already, a Sync that was sent behind the
+    /// Execute is read as part of the data, and ignored.
+    pub(crate) fn begin_copy_in(&mut self) {
+        self.copies_begun += 1;
+        if self.is_copying_in() && matches!(self.expects.back(), Some(Expect::Sync)) {
+            self.expects.pop_back();
+            self.unit_open = true;
+        }
     }
 
     /// Makes sure that the server will know a named statement when it reads what follows: sends a Parse of our own
@@ -193,7 +254,7 @@ impl Link {
     pub(crate) fn parse_named(
         &mut self,
         statement: &Arc<Prepared>,
-        client_name: Option<Box<[u8]>>,
+        undo: Option<Undo>,
         names: &Interner,
         max: usize,
     ) {
@@ -209,11 +270,11 @@ impl Link {
         put_parse(&mut self.out, statement, |out| {
             names.put_server_name(statement.id, out)
         });
-        let swallow = client_name.is_none();
+        let swallow = undo.is_none();
         self.expect(Expect::Parse {
             statement: Arc::clone(statement),
             named: true,
-            client_name,
+            undo,
             swallow,
         });
     }
@@ -221,18 +282,18 @@ impl Link {
     /// Makes sure that the server's unnamed statement is this one when it reads what follows.
     pub(crate) fn ensure_unnamed(&mut self, statement: &Arc<Prepared>) {
         if self.lease.statements.unnamed != Some(statement.id) {
-            self.parse_unnamed(statement, true);
+            self.parse_unnamed(statement, None);
         }
     }
 
     /// Prepares the unnamed statement.
-    pub(crate) fn parse_unnamed(&mut self, statement: &Arc<Prepared>, swallow: bool) {
+    pub(crate) fn parse_unnamed(&mut self, statement: &Arc<Prepared>, undo: Option<Undo>) {
         put_parse(&mut self.out, statement, |out| out.put_u8(0));
         self.expect(Expect::Parse {
             statement: Arc::clone(statement),
             named: false,
-            client_name: None,
-            swallow,
+            swallow: undo.is_none(),
+            undo,
         });
         self.lease.statements.unnamed = Some(statement.id);
     }

@@ -18,12 +18,15 @@ mod server_messages;
 pub(crate) mod settings;
 mod unit;
 
+use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use heliosdb_cache::{Fill, HashedStr, WriteIntent};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
 use crate::clients::{Activity, Admitted, ClientInfo, Counters};
 use crate::error::ClientError;
@@ -56,13 +59,25 @@ pub(crate) struct Session {
     input: BytesMut,
     /// There is more in `input` than the beginning of a message: work on it as soon as there is room.
     input_waits: bool,
+    /// What is in `input` waits until the server is ready.
+    input_held: bool,
     /// Not yet written to the client.
     out: BytesMut,
     settings: Settings,
     /// This session's part of every cache key.
     scope: HashedStr,
-    /// What the meaning of names depends on.
+    /// What the meaning of names depends on, in the transaction in progress if there is one.
     names: Arc<NameScope>,
+    /// What the meaning of a statement depends on that is parsed now: `scope` with the settings of the transaction in
+    /// progress.
+    parse_scope: HashedStr,
+    /// A statement of the unit under way changes settings: what its names mean is known when the server is ready.
+    names_in_doubt: bool,
+    /// Stands for `parse_scope` while names are in doubt.
+    doubtful_scope: Option<HashedStr>,
+    /// Settings of the startup packet that were reset in the transaction in progress: the server went to its own
+    /// defaults, and is told the client's before the next statement.
+    to_restore: BTreeSet<Box<str>>,
     /// Prepared statements by the client's names.
     statements: Named,
     /// Which statement each portal runs.
@@ -86,6 +101,10 @@ pub(crate) struct Session {
     unresolved: Unresolved,
     /// A RESET was part of the transaction in progress.
     was_reset: bool,
+    /// The client sends no more: what it has asked for is done, then the session ends.
+    is_ending: bool,
+    /// How much longer the statement of a client is let run whose connection has ended.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 /// The reply that a leader of a flight collects on its way to the client.
@@ -166,7 +185,9 @@ impl Session {
         let Some(link) = self.link.take() else {
             return;
         };
-        let lease = link.into_lease();
+        let mut lease = link.into_lease();
+        // Back to a state with a name.
+        lease.dirty |= !lease.applied.is_known();
         lease.info.returned();
         let info = self.info();
         info.set_activity(Activity::Idle);
@@ -189,7 +210,7 @@ impl Session {
             drop(intent);
             return;
         };
-        if link.is_quiet() && link.out.is_empty() {
+        if link.is_quiet() && link.out.is_empty() && !link.lease.broken {
             // An open transaction dies in the pool's reset: it can no longer commit.
             link.lease.dirty |= self.status != b'I' || self.pins.any();
             drop(intent);
@@ -199,7 +220,8 @@ impl Session {
         if let Some(link) = self.link.take() {
             self.info().unlink();
             link.lease.info.returned();
-            tokio::spawn(wire::abandon(Arc::clone(&self.pool), link, intent));
+            let (pool, client) = (Arc::clone(&self.pool), Arc::clone(self.info()));
+            tokio::spawn(wire::abandon(pool, client, link, intent));
         }
     }
 

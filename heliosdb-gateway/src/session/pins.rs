@@ -39,6 +39,8 @@ const NAMES: [(Pin, &str); 8] = [
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
     bits: u32,
+    /// Temporary objects other than tables exist: to read one may run any code.
+    has_temp_code: bool,
     taint: Option<&'static str>,
 }
 
@@ -68,9 +70,24 @@ impl Pins {
         }
     }
 
+    /// Notes a statement of a session that has temporary objects, or makes one now: a temporary view, a trigger on a
+    /// temporary table.
+    pub(crate) fn note_temp(&mut self, tag: &str) {
+        let is_plain = matches!(tag, "CREATE TABLE" | "CREATE TABLE AS" | "CREATE SEQUENCE");
+        self.has_temp_code |= tag.starts_with("CREATE") && !is_plain;
+    }
+
+    /// True where a relation's name may stand for something else than the catalog says.
+    pub(crate) fn hides_names(&self) -> bool {
+        self.has(Pin::Unknown) || self.has(Pin::Unresolved) || self.has_temp_code
+    }
+
     /// `DISCARD TEMP` and the like can't show that nothing of the kind is left where the state is unknown.
     pub(crate) fn remove(&mut self, pin: Pin) {
         self.bits &= !(pin as u32);
+        if pin == Pin::Temp {
+            self.has_temp_code = false;
+        }
         if ![Pin::Temp, Pin::Unknown, Pin::Unresolved]
             .into_iter()
             .any(|pin| self.has(pin))
@@ -82,6 +99,7 @@ impl Pins {
     /// `DISCARD ALL`: everything goes but the pool's mode.
     pub(crate) fn discard_all(&mut self) {
         self.bits &= Pin::SessionMode as u32;
+        self.has_temp_code = false;
         self.taint = None;
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Prepared {
     pub(crate) text: HashedStr,
     /// The parameter type OIDs of the Parse message, as on the wire: a count and the OIDs, big-endian.
     pub(crate) types: Box<[u8]>,
+    /// The settings that it is parsed under: constants and names get their meaning then.
+    pub(crate) scope: HashedStr,
     /// What the text meant to the session that asked last.
     pub(crate) class: ArcSwapOption<KnownClass>,
 }
@@ -33,7 +35,7 @@ pub(crate) struct KnownClass {
 
 /// Gives equal statements the same [`Prepared`], so that a server connection prepares each only once.
 ///
-/// Equal means: same text bytes, same parameter types, same schema epoch. The epoch is there because a server that
+/// Equal means: same text bytes, same parameter types, same settings, same schema epoch. The epoch is there because a server that
 /// prepared a text before a table changed insists on the old result type ("cached plan must not change result type"),
 /// which a client that prepares the text afterwards has no reason to meet.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ pub(crate) struct Interner {
 struct Key {
     text: HashedStr,
     types: Box<[u8]>,
+    scope: HashedStr,
     epoch: u64,
 }
 
@@ -65,10 +68,17 @@ impl Interner {
     }
 
     /// The shared statement for a named Parse.
-    pub(crate) fn named(&self, text: &str, types: &[u8], epoch: u64) -> Arc<Prepared> {
+    pub(crate) fn named(
+        &self,
+        text: &str,
+        types: &[u8],
+        scope: &HashedStr,
+        epoch: u64,
+    ) -> Arc<Prepared> {
         let key = Key {
             text: HashedStr::new(text),
             types: types.into(),
+            scope: scope.clone(),
             epoch,
         };
         let mut map = self.map.lock();
@@ -78,20 +88,32 @@ impl Interner {
         if map.len() >= SWEEP_AT && map.len() == map.capacity() {
             map.retain(|_, statement| statement.strong_count() > 0);
         }
-        let fresh = self.unnamed(key.text.clone(), types);
+        let fresh = self.unnamed(key.text.clone(), types, scope);
         map.insert(key, Arc::downgrade(&fresh));
         fresh
     }
 
     /// A statement for an unnamed Parse: nothing to share, since the next one replaces it.
-    pub(crate) fn unnamed(&self, text: HashedStr, types: &[u8]) -> Arc<Prepared> {
+    pub(crate) fn unnamed(
+        &self,
+        text: HashedStr,
+        types: &[u8],
+        scope: &HashedStr,
+    ) -> Arc<Prepared> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         Arc::new(Prepared {
             id,
             text,
             types: types.into(),
+            scope: scope.clone(),
             class: ArcSwapOption::empty(),
         })
+    }
+
+    /// A scope that nobody else has.
+    pub(crate) fn unique_scope(&self) -> HashedStr {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        HashedStr::new(&format!("?{id}"))
     }
 
     /// The statement's name on server connections, zero-terminated for the wire.
@@ -204,20 +226,22 @@ mod tests {
     #[test]
     fn equal_statements_share_and_different_epochs_do_not() {
         let interner = Interner::new();
-        let one = interner.named("SELECT $1", &[0, 0], 1);
-        assert_eq!(one.id, interner.named("SELECT $1", &[0, 0], 1).id);
-        assert_ne!(
-            one.id,
-            interner.named("SELECT $1", &[0, 1, 0, 0, 0, 23], 1).id
-        );
-        assert_ne!(one.id, interner.named("SELECT $1", &[0, 0], 2).id);
+        let (scope, other) = (HashedStr::new("a"), HashedStr::new("b"));
+        let id = |types: &[u8], scope, epoch| interner.named("SELECT $1", types, scope, epoch);
+        let one = id(&[0, 0], &scope, 1);
+        assert_eq!(one.id, id(&[0, 0], &scope, 1).id);
+        assert_ne!(one.id, id(&[0, 1, 0, 0, 0, 23], &scope, 1).id);
+        assert_ne!(one.id, id(&[0, 0], &other, 1).id);
+        assert_ne!(one.id, id(&[0, 0], &scope, 2).id);
+        assert_ne!(interner.unique_scope(), interner.unique_scope());
     }
 
     #[test]
     fn abandoned_statements_leave_the_interner() {
         let interner = Interner::new();
+        let scope = HashedStr::new("a");
         for i in 0..10 * SWEEP_AT {
-            drop(interner.named(&format!("SELECT {i}"), &[0, 0], 1));
+            drop(interner.named(&format!("SELECT {i}"), &[0, 0], &scope, 1));
         }
         assert!(
             interner.map.lock().len() <= 3 * SWEEP_AT,

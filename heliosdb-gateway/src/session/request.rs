@@ -64,6 +64,12 @@ impl Session {
     /// Returns how many bytes of `input` are dealt with.
     async fn request_in(&mut self, input: &[u8], mut decided: Decided) -> Result<usize, End> {
         self.info().clear_signal(Signal::Cancel);
+        // The answers that are ready do not wait for this one. What does not fit is sent later.
+        if !self.out.is_empty()
+            && let Ok(written) = self.stream.try_write(&self.out)
+        {
+            self.out.advance(written);
+        }
         let mut joins = 0;
         loop {
             decided = match decided {
@@ -74,7 +80,7 @@ impl Session {
                     match self.try_cache(input, Some(catalog))? {
                         Some(Step::Request(decided)) => decided,
                         Some(Step::Done(len)) => return Ok(len),
-                        Some(Step::Incomplete | Step::Goodbye) | None => Decided::Ask,
+                        Some(Step::Hold | Step::Incomplete | Step::Goodbye) | None => Decided::Ask,
                     }
                 }
                 Decided::Follow(follower) => {
@@ -107,9 +113,13 @@ impl Session {
             return Ok(len);
         }
         let len = first_unit(input);
-        if let Err(error) = self.link_up().await {
-            self.capture = None;
-            return self.refuse(error, input, len);
+        if self.status == b'I' {
+            if let Err(error) = self.link_up().await {
+                self.capture = None;
+                return self.refuse(error, input, len);
+            }
+        } else {
+            self.restore_startup_settings().await?;
         }
         self.forward_all(&input[..len])?;
         Ok(len)
@@ -117,7 +127,7 @@ impl Session {
 
     /// Answers the request at the front of `input` with another client's reply to the same.
     fn answer_with(&mut self, input: &[u8], reply: &[u8]) -> Option<usize> {
-        let Front::Read(unit) = recognise(input, &self.statements) else {
+        let Front::Read(unit) = recognise(input, &self.statements, &self.scope) else {
             return None;
         };
         put_reply(&mut self.out, &unit.protocol, reply);
@@ -304,6 +314,29 @@ impl Session {
             }
         }
         lease.applied = effective;
+        Ok(())
+    }
+
+    /// Gives settings that were reset in the transaction in progress the client's own defaults.
+    async fn restore_startup_settings(&mut self) -> Result<(), End> {
+        let names = std::mem::take(&mut self.to_restore);
+        let sql = self.settings.restoring(names.iter());
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let lease = &mut link.lease;
+        lease.broken = true;
+        match tokio::time::timeout(SETTINGS_TIMEOUT, lease.pg.simple_query(&sql)).await {
+            Ok(Ok(_)) => lease.broken = false,
+            Ok(Err(error)) => {
+                return Err(End::Error(ClientError::connection_lost(&error.to_string())));
+            }
+            Err(_) => {
+                return Err(End::Error(ClientError::connection_lost(
+                    "it did not take the session's settings in time",
+                )));
+            }
+        }
         Ok(())
     }
 

@@ -82,6 +82,9 @@ impl Session {
                         capture(&mut self.capture, message);
                     }
                     let pass = on_reply(link, tag, message);
+                    if tag == b'G' {
+                        self.input_waits |= std::mem::take(&mut self.input_held);
+                    }
                     let end = if pass == Pass::Forward { at + len } else { at };
                     let due = matches!(link.expects.front(), Some(Expect::Inject { .. }));
                     if due || pass == Pass::Swallow {
@@ -133,11 +136,11 @@ impl Session {
             }
             Some(Expect::Sync) => {}
             other => {
-                let expected = format!("it is ready although {other:?} is still owed");
-                return Err(self.server_misbehaved(&expected));
+                tracing::debug!(?other, "this was owed");
+                return Err(self.server_misbehaved("it is ready before it has answered"));
             }
         }
-        link.copy_in = false;
+        link.end_unit();
         let failed = std::mem::take(&mut link.unit_failed);
         let completed = std::mem::take(&mut link.completed);
         link.lease.pg.set_transaction_status(status);
@@ -155,9 +158,8 @@ impl Session {
         }
         self.on_ready(status, &completed, failed);
         self.put_ready();
-        if let Some(link) = &mut self.link {
-            link.inject_due(&mut self.out);
-        }
+        // What came behind the request that was under way can be looked at.
+        self.input_waits |= std::mem::take(&mut self.input_held);
         Ok(())
     }
 
@@ -165,6 +167,7 @@ impl Session {
         self.capture = None;
         let Some(link) = &mut self.link else { return };
         link.unit_failed = true;
+        link.abort_copies_in();
         let fields = ErrorFields::parse(message.slice(5..));
         link.told_fatal |= matches!(fields.severity(), "FATAL" | "PANIC");
         let duplicate = match link.expects.front() {
@@ -189,17 +192,29 @@ impl Session {
             }
             None => self.out.extend_from_slice(message),
         }
-        if !matches!(link.expects.front(), Some(Expect::Query(_))) {
-            for name in link.skip_to_sync() {
-                self.statements.remove(&name);
+        if matches!(link.expects.front(), Some(Expect::Query(_))) {
+            return;
+        }
+        for undo in link.skip_to_sync() {
+            match undo.was {
+                Some(was) => self.statements.insert(&undo.name, was),
+                None => {
+                    self.statements.remove(&undo.name);
+                }
             }
         }
-        link.copy_in = false;
+        // The Sync that ends it may be among what was held back.
+        self.input_waits |= std::mem::take(&mut self.input_held);
+        // Some of them may not be bound to what the last Bind said: what they run is not known.
+        self.portals.clear();
     }
 
     /// The server broke the protocol: nothing more is believed of it.
     fn server_misbehaved(&mut self, what: &str) -> End {
         self.capture = None;
+        if let Some(link) = &mut self.link {
+            link.lease.broken = true;
+        }
         tracing::error!("the server broke the protocol: {what}");
         End::Error(
             ClientError::new(
@@ -218,7 +233,7 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
         // Within a simple query everything is part of its answer.
         (_, Some(Expect::Query(_))) => {
             if tag == b'G' {
-                link.copy_in = true;
+                link.begin_copy_in();
             }
             Pass::Forward
         }
@@ -247,14 +262,13 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
             Pass::Forward
         }
         (b'C' | b'I' | b's', Some(Expect::Execute(class))) => {
-            if let Some(class) = class.take().filter(|_| tag != b's') {
-                link.completed.push(class);
-            }
+            // A part of the rows is enough for what a statement does to its session.
+            link.completed.extend(class.take());
             link.expects.pop_front();
             Pass::Forward
         }
         (b'G', _) => {
-            link.enter_copy_in();
+            link.begin_copy_in();
             Pass::Forward
         }
         _ => {

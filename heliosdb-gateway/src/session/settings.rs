@@ -22,6 +22,8 @@ pub(crate) type SettingMap = BTreeMap<Box<str>, Box<str>>;
 pub(crate) struct Effective {
     map: SettingMap,
     label: u64,
+    /// False for a server connection whose settings nobody knows.
+    is_known: bool,
 }
 
 impl Effective {
@@ -33,7 +35,24 @@ impl Effective {
             map.hash(&mut hasher);
             hasher.finish()
         };
-        Arc::new(Self { map, label })
+        Arc::new(Self {
+            map,
+            label,
+            is_known: true,
+        })
+    }
+
+    /// The settings of a server connection on which something was reset.
+    pub(crate) fn unknown() -> Arc<Self> {
+        Arc::new(Self {
+            map: SettingMap::new(),
+            label: u64::MAX,
+            is_known: false,
+        })
+    }
+
+    pub(crate) fn is_known(&self) -> bool {
+        self.is_known
     }
 
     /// Equal vectors have equal labels; different ones may, by chance: a label chooses, it never proves.
@@ -44,6 +63,9 @@ impl Effective {
     /// The statements that turn a connection which has `self` into one which has `target`; empty if nothing differs.
     pub(crate) fn transition(&self, target: &Self) -> String {
         let mut sql = String::new();
+        if !self.is_known {
+            sql.push_str("RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;");
+        }
         // Identity first back to the login role, so that the rest is set with its rights; last to the wanted one.
         let identity = |name: &str| name == "role" || name == "session_authorization";
         let identity_differs = ["session_authorization", "role"]
@@ -84,9 +106,25 @@ impl Effective {
 pub(crate) struct Settings {
     startup: SettingMap,
     session: SettingMap,
-    /// Changes of the transaction in progress; `None` as a value is a RESET.
-    transaction: BTreeMap<Box<str>, Option<Box<str>>>,
+    changes: Changes,
+    /// The changes at each savepoint of the transaction in progress.
+    savepoints: Vec<(Box<str>, Changes)>,
     effective: Arc<Effective>,
+}
+
+/// Changes of the transaction in progress; `None` as a value is a RESET.
+#[derive(Debug, Clone, Default)]
+struct Changes {
+    /// They last if the transaction does.
+    session: BTreeMap<Box<str>, Option<Box<str>>>,
+    /// They end with the transaction.
+    local: BTreeMap<Box<str>, Option<Box<str>>>,
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.session.is_empty() && self.local.is_empty()
+    }
 }
 
 impl Settings {
@@ -105,7 +143,8 @@ impl Settings {
         Self {
             startup,
             session: SettingMap::new(),
-            transaction: BTreeMap::new(),
+            changes: Changes::default(),
+            savepoints: Vec::new(),
             effective,
         }
     }
@@ -127,27 +166,82 @@ impl Settings {
         true
     }
 
-    /// What is in force on a server connection whose settings were just reset.
-    pub(crate) fn without_startup(&self) -> Arc<Effective> {
-        Effective::new(self.session.clone())
-    }
-
     /// The value in force, as it stands behind `SET name TO`.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        match self.transaction.get(name) {
+        let changed = self
+            .changes
+            .local
+            .get(name)
+            .or_else(|| self.changes.session.get(name));
+        match changed {
             Some(Some(value)) => Some(value),
             Some(None) => self.startup.get(name).map(|value| &**value),
             None => self.effective.map.get(name).map(|value| &**value),
         }
     }
 
+    /// The name, if the startup packet asked for a value of that setting.
+    pub(crate) fn startup_name(&self, name: &str) -> Option<&Box<str>> {
+        self.startup.get_key_value(name).map(|(name, _)| name)
+    }
+
+    pub(crate) fn startup_names(&self) -> impl Iterator<Item = &Box<str>> {
+        self.startup.keys()
+    }
+
+    /// The statements that give settings back the values that the startup packet asked for.
+    pub(crate) fn restoring<'a>(&self, names: impl Iterator<Item = &'a Box<str>>) -> String {
+        let mut sql = String::new();
+        for name in names {
+            if let Some(value) = self.startup.get(name) {
+                let _ = write!(sql, "SET {} TO {value};", quote_setting_name(name));
+            }
+        }
+        sql
+    }
+
     pub(crate) fn set(&mut self, name: &str, value: &str) {
-        let value = (!value.eq_ignore_ascii_case("default")).then(|| value.into());
-        self.transaction.insert(name.into(), value);
+        self.changes.local.remove(name);
+        self.changes.session.insert(name.into(), changed_to(value));
+    }
+
+    pub(crate) fn set_local(&mut self, name: &str, value: &str) {
+        self.changes.local.insert(name.into(), changed_to(value));
     }
 
     pub(crate) fn reset(&mut self, name: &str) {
-        self.transaction.insert(name.into(), None);
+        self.changes.local.remove(name);
+        self.changes.session.insert(name.into(), None);
+    }
+
+    pub(crate) fn savepoint(&mut self, name: &str) {
+        // Beyond what anybody nests; without this note a rollback to it is not understood, which is safe.
+        if self.savepoints.len() < SAVEPOINTS_MAX {
+            self.savepoints.push((name.into(), self.changes.clone()));
+        }
+    }
+
+    /// RELEASE: it and those made behind it are forgotten.
+    pub(crate) fn release(&mut self, name: &str) {
+        if let Some(at) = self.find_savepoint(name) {
+            self.savepoints.truncate(at);
+        }
+    }
+
+    /// ROLLBACK TO: true if the savepoint is known.
+    pub(crate) fn roll_back_to(&mut self, name: &str) -> bool {
+        let Some(at) = self.find_savepoint(name) else {
+            return false;
+        };
+        self.savepoints.truncate(at + 1);
+        self.changes = self.savepoints[at].1.clone();
+        true
+    }
+
+    fn find_savepoint(&self, name: &str) -> Option<usize> {
+        self.savepoints
+            .iter()
+            .rposition(|(known, _)| **known == *name)
     }
 
     pub(crate) fn reset_all(&mut self) {
@@ -159,15 +253,16 @@ impl Settings {
             .filter(|name| !kept(name))
             .cloned()
             .collect();
-        self.transaction.retain(|name, _| kept(name));
+        self.changes.session.retain(|name, _| kept(name));
+        self.changes.local.retain(|name, _| kept(name));
         for name in names {
-            self.transaction.insert(name, None);
+            self.changes.session.insert(name, None);
         }
     }
 
     /// DISCARD ALL: what RESET ALL does, and the identity too.
     pub(crate) fn discard_all(&mut self) {
-        self.transaction.clear();
+        self.roll_back();
         if !self.session.is_empty() {
             self.session.clear();
             self.effective = Effective::new(self.startup.clone());
@@ -176,15 +271,17 @@ impl Settings {
 
     /// True while the transaction in progress has changed something.
     pub(crate) fn has_uncommitted(&self) -> bool {
-        !self.transaction.is_empty()
+        !self.changes.is_empty()
     }
 
     /// The transaction's changes stay. True if the effective settings changed.
     pub(crate) fn commit(&mut self) -> bool {
-        if self.transaction.is_empty() {
+        self.savepoints.clear();
+        self.changes.local.clear();
+        if self.changes.session.is_empty() {
             return false;
         }
-        for (name, value) in std::mem::take(&mut self.transaction) {
+        for (name, value) in std::mem::take(&mut self.changes.session) {
             match value {
                 Some(value) => {
                     self.session.insert(name, value);
@@ -209,12 +306,29 @@ impl Settings {
 
     /// The transaction's changes are gone.
     pub(crate) fn roll_back(&mut self) {
-        self.transaction.clear();
+        self.savepoints.clear();
+        self.changes = Changes::default();
     }
 
     /// The part of a cache key that this session contributes: database, login role and every setting that is not
     /// proven harmless. Lengths are written before contents, so that no two vectors render alike.
     pub(crate) fn scope(&self, database: &str, user: &str) -> HashedStr {
+        HashedStr::new(&self.render_scope(database, user))
+    }
+
+    /// The same with the changes of the transaction in progress. Never equal to a [`scope`](Self::scope).
+    pub(crate) fn parse_scope(&self, database: &str, user: &str) -> HashedStr {
+        let mut text = self.render_scope(database, user);
+        for (layer, changes) in [("+", &self.changes.session), ("!", &self.changes.local)] {
+            for (name, value) in changes {
+                let value = value.as_deref().unwrap_or_default();
+                let _ = write!(text, "{layer}{}:{name}{}:{value}", name.len(), value.len());
+            }
+        }
+        HashedStr::new(&text)
+    }
+
+    fn render_scope(&self, database: &str, user: &str) -> String {
         let mut text = String::with_capacity(64);
         let mut part = |value: &str| {
             let _ = write!(text, "{}:{value}", value.len());
@@ -230,9 +344,15 @@ impl Settings {
             part(name);
             part(value);
         }
-        HashedStr::new(&text)
+        text
     }
 }
+
+fn changed_to(value: &str) -> Option<Box<str>> {
+    (!value.eq_ignore_ascii_case("default")).then(|| value.into())
+}
+
+const SAVEPOINTS_MAX: usize = 256;
 
 /// Settings which cannot change the bytes of a cacheable answer: who the client says it is, when it gives up, and
 /// what the server logs or tells beside the result (answers that came with a notice are never stored).

@@ -183,8 +183,12 @@ pub(super) fn message(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
     Some((head[0], bytes.get(5..len)?, len))
 }
 
-/// Looks at the front of `bytes`. `statements` are the session's prepared statements.
-pub(super) fn recognise<'a>(bytes: &'a [u8], statements: &'a Named) -> Front<'a> {
+/// Looks at the front of `bytes`. `statements` are the session's prepared statements, `scope` its settings.
+pub(super) fn recognise<'a>(
+    bytes: &'a [u8],
+    statements: &'a Named,
+    scope: &HashedStr,
+) -> Front<'a> {
     let Some((tag, body, len)) = message(bytes) else {
         return match bytes.first() {
             None | Some(b'Q' | b'P' | b'B' | b'D' | b'E' | b'C' | b'S') => Front::Incomplete,
@@ -206,12 +210,12 @@ pub(super) fn recognise<'a>(bytes: &'a [u8], statements: &'a Named) -> Front<'a>
                 _ => Front::Other,
             }
         }
-        b'P' | b'B' => recognise_extended(bytes, statements),
+        b'P' | b'B' => recognise_extended(bytes, statements, scope),
         _ => Front::Other,
     }
 }
 
-fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named) -> Front<'a> {
+fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named, scope: &HashedStr) -> Front<'a> {
     let mut at = 0;
     let mut next = || {
         let message = message(bytes.get(at..)?)?;
@@ -228,7 +232,7 @@ fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named) -> Front<'a> {
         parse = Some((name, types));
         text = Some(match statements.get(name) {
             // The same once more, as drivers do that never name a statement: its hash and its class are known.
-            Some(known) if is_same(known, sql, types) => Text::Prepared(known),
+            Some(known) if is_same(known, sql, types, scope) => Text::Prepared(known),
             _ => Text::Inline(sql),
         });
         current = next();
@@ -268,8 +272,11 @@ fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named) -> Front<'a> {
                 // A Parse of one statement and a Bind of another.
                 Some(_) => return Front::Other,
                 None => match statements.get(statement) {
-                    Some(statement) => text = Some(Text::Prepared(statement)),
-                    None => return Front::Other,
+                    Some(statement) if statement.scope == *scope => {
+                        text = Some(Text::Prepared(statement));
+                    }
+                    // Unknown, or parsed under other settings than those that the key speaks of.
+                    _ => return Front::Other,
                 },
             }
             suffix
@@ -354,8 +361,8 @@ pub(super) fn split_nul(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// True if the statement is already what the client's name stands for: nothing to store.
-pub(super) fn is_same(known: &Prepared, text: &str, types: &[u8]) -> bool {
-    *known.types == *types && *known.text == *text
+pub(super) fn is_same(known: &Prepared, text: &str, types: &[u8], scope: &HashedStr) -> bool {
+    *known.types == *types && *known.text == *text && known.scope == *scope
 }
 
 #[cfg(test)]
@@ -377,6 +384,10 @@ mod tests {
             put(&mut bytes, *tag, body);
         }
         bytes
+    }
+
+    fn scope() -> HashedStr {
+        HashedStr::new("settings")
     }
 
     fn none() -> Named {
@@ -414,12 +425,15 @@ mod tests {
         for unit in units {
             for cut in 1..unit.len() {
                 assert!(
-                    matches!(recognise(&unit[..cut], &none()), Front::Incomplete),
+                    matches!(
+                        recognise(&unit[..cut], &none(), &scope()),
+                        Front::Incomplete
+                    ),
                     "cut at {cut}"
                 );
             }
             let statements = none();
-            let Front::Read(read) = recognise(&unit, &statements) else {
+            let Front::Read(read) = recognise(&unit, &statements, &scope()) else {
                 panic!("not recognised: {unit:?}")
             };
             assert_eq!(read.len, unit.len());
@@ -431,12 +445,23 @@ mod tests {
         let mut statements = none();
         let bind: &[u8] = b"\0s1\0\0\0\0\0\0\0";
         let bytes = unit(&[(b'B', bind), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
-        assert!(matches!(recognise(&bytes, &statements), Front::Other));
-        statements.insert(b"s1", Interner::new().named("SELECT 1", &[0, 0], 1));
-        let Front::Read(read) = recognise(&bytes, &statements) else {
+        assert!(matches!(
+            recognise(&bytes, &statements, &scope()),
+            Front::Other
+        ));
+        statements.insert(
+            b"s1",
+            Interner::new().named("SELECT 1", &[0, 0], &scope(), 1),
+        );
+        let Front::Read(read) = recognise(&bytes, &statements, &scope()) else {
             panic!("not recognised")
         };
         assert_eq!(read.text.as_str(), "SELECT 1");
+        let other = HashedStr::new("other settings");
+        assert!(matches!(
+            recognise(&bytes, &statements, &other),
+            Front::Other
+        ));
     }
 
     #[test]
@@ -465,7 +490,7 @@ mod tests {
             vec![(b'P', parse), (b'D', b"Sother\0"), (b'S', b"")],
         ] {
             assert!(
-                matches!(recognise(&unit(&messages), &none()), Front::Other),
+                matches!(recognise(&unit(&messages), &none(), &scope()), Front::Other),
                 "{messages:?}"
             );
         }
@@ -476,7 +501,7 @@ mod tests {
         let params = |messages: &[(u8, &[u8])]| {
             let bytes = unit(messages);
             let statements = none();
-            let Front::Read(read) = recognise(&bytes, &statements) else {
+            let Front::Read(read) = recognise(&bytes, &statements, &scope()) else {
                 panic!("not recognised")
             };
             let mut params = Vec::new();

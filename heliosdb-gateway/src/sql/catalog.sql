@@ -7,6 +7,8 @@ BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET LOCAL search_path = '';
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL lock_timeout = '2s';
+SET LOCAL statement_timeout = 0;
+SET LOCAL client_encoding = 'UTF8';
 -- 0: the database
 SELECT pg_catalog.getdatabaseencoding(),
        (SELECT pg_catalog.count(*) FROM pg_catalog.pg_event_trigger);

@@ -41,7 +41,7 @@ impl Baseline {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackendProcess {
     pub(crate) pid: i32,
-    /// As the server prints it; absent where the server does not say.
+    /// Seconds since 1970, as the server prints them; absent where the server does not say.
     pub(crate) started: Option<String>,
 }
 
@@ -91,7 +91,7 @@ impl ServerConnector {
 /// Everything that a client may set, except what [`settings`](crate::session::settings) holds harmless.
 const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
      pg_catalog.md5(pg_catalog.string_agg(name || '=' || coalesce(setting, ''), ',' ORDER BY name)), \
-     (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) \
+     (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) \
      FROM pg_catalog.pg_settings WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
      AND name NOT IN ('application_name', 'client_min_messages')";
 

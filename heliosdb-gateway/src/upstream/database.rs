@@ -100,7 +100,13 @@ impl Database {
                     .map(|result| result.rows);
                 Catalog::from_results(epoch, rows.collect()).map_err(|error| error.to_string())
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => {
+                // The transaction that the load began must not be the next client's.
+                if connection.simple_query("ROLLBACK").await.is_err() {
+                    connection.set_transaction_status(b'E');
+                }
+                Err(error.to_string())
+            }
         };
         match loaded {
             Ok(catalog) => {
