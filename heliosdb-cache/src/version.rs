@@ -25,8 +25,14 @@ pub struct SlotId(u32);
 const GLOBAL: SlotId = SlotId(0);
 
 /// Slots and the versions they had when they were read.
+///
+/// Of the versions only the sum is kept. Each of them only ever grows, so a later sum is the same if and only if every
+/// one of them is (short of 2^64 writes).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Dependencies(SmallVec<[(SlotId, u64); 4]>);
+pub struct Dependencies {
+    slots: SmallVec<[SlotId; 4]>,
+    sum: u64,
+}
 
 /// The array of versions.
 pub struct VersionSlots {
@@ -83,31 +89,35 @@ impl VersionSlots {
     /// them: what the database would answer can't be dated.
     #[must_use]
     pub fn observe(&self, slots: &[SlotId]) -> Option<Dependencies> {
-        let mut seen: SmallVec<[(SlotId, u64); 4]> = SmallVec::with_capacity(slots.len() + 1);
+        let mut seen: SmallVec<[SlotId; 4]> = SmallVec::with_capacity(slots.len() + 1);
+        let mut sum = 0_u64;
         for slot in std::iter::once(&GLOBAL).chain(slots) {
-            if !seen.iter().any(|(known, _)| known == slot) {
-                seen.push((
-                    *slot,
-                    self.slots[slot.0 as usize].version.load(Ordering::SeqCst),
-                ));
+            if !seen.contains(slot) {
+                seen.push(*slot);
+                let version = self.slots[slot.0 as usize].version.load(Ordering::SeqCst);
+                sum = sum.wrapping_add(version);
             }
         }
         // After all versions: a writer that ends in between has raised a version that was read before.
         let quiet = seen
             .iter()
-            .all(|(slot, _)| self.slots[slot.0 as usize].pending.load(Ordering::SeqCst) == 0);
-        quiet.then_some(Dependencies(seen))
+            .all(|slot| self.slots[slot.0 as usize].pending.load(Ordering::SeqCst) == 0);
+        quiet.then_some(Dependencies { slots: seen, sum })
     }
 
     /// True while nothing the dependencies name has changed, and nothing is about to.
     #[must_use]
     pub fn is_current(&self, dependencies: &Dependencies) -> bool {
-        dependencies.0.iter().all(|(slot, version)| {
+        let mut sum = 0_u64;
+        for slot in &dependencies.slots {
             let slot = &self.slots[slot.0 as usize];
             // The mark first: a writer raises the version before it takes the mark away.
-            slot.pending.load(Ordering::SeqCst) == 0
-                && slot.version.load(Ordering::SeqCst) == *version
-        })
+            if slot.pending.load(Ordering::SeqCst) != 0 {
+                return false;
+            }
+            sum = sum.wrapping_add(slot.version.load(Ordering::SeqCst));
+        }
+        sum == dependencies.sum
     }
 
     /// Raises the versions of the slots, for changes that are complete when they become known.

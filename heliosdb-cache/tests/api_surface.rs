@@ -125,7 +125,7 @@ async fn every_policy_can_be_configured() {
 async fn a_user_policy_decides() {
     let mut config = CacheConfig::default();
     config.eviction_policy = Arc::new(SmallestLast);
-    let manager = CacheManager::new(Arc::new(InMemoryBackend::new(4000)), config);
+    let manager = CacheManager::new(Arc::new(InMemoryBackend::new(3500)), config);
     let key = |i: usize| QueryKey::new(&format!("SELECT {i}"), &[], "test");
     manager
         .put(key(1), vec![0; 1500], vec![], 1.0)

@@ -1,12 +1,10 @@
 //! The store in this process's memory.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use hashbrown::HashTable;
 
 use crate::backend::{Inserted, Lookup, StorageBackend, Usage};
-use crate::clock;
+use crate::clock::{self, Tick};
 use crate::error::Result;
 use crate::eviction::{EvictionPolicy, Order, SAMPLE};
 use crate::stats::Counter;
@@ -34,7 +32,7 @@ pub struct InMemoryBackend {
 /// Bytes charged for an entry beside its key and value: its place in the array and in the table.
 ///
 /// Not charged: what the allocator adds, the room that array and table keep for growth (at most as much again as this),
-/// and the dependencies past the third, 16 bytes each.
+/// and the dependencies past the third, 4 bytes each.
 pub const ENTRY_OVERHEAD: usize = size_of::<Stored>() + 8;
 
 /// An entry may take at most the capacity divided by this.
@@ -85,13 +83,12 @@ struct Stored {
     key: QueryKey,
     data: Bytes,
     dependencies: Dependencies,
-    charge: usize,
     /// Tells this entry from a later one under the same key.
     id: u64,
-    created: Duration,
-    accessed: Duration,
-    access_count: u64,
-    execution_time_ms: f64,
+    created: Tick,
+    accessed: Tick,
+    access_count: u32,
+    execution_time_ms: f32,
     /// Its neighbours in the list by last use.
     more_recent: Place,
     less_recent: Place,
@@ -135,7 +132,7 @@ impl InMemoryBackend {
 
     /// Drops an entry and gives its charge back, in this order: what is not free yet is not counted as free.
     fn release(&self, removed: Stored) -> usize {
-        let charge = removed.charge;
+        let charge = removed.charge();
         drop(removed);
         self.used.fetch_sub(charge, Ordering::AcqRel);
         charge
@@ -222,10 +219,10 @@ impl InMemoryBackend {
             dependencies,
             metadata: EntryMetadata {
                 size_bytes: charge,
-                created_at: clock::date(created),
-                last_accessed: clock::date(accessed),
-                access_count,
-                execution_time_ms,
+                created_at: clock::date(created.elapsed()),
+                last_accessed: clock::date(accessed.elapsed()),
+                access_count: access_count.into(),
+                execution_time_ms: execution_time_ms.into(),
             },
         }
     }
@@ -237,19 +234,23 @@ struct Drawn {
     data: Bytes,
     dependencies: Dependencies,
     charge: usize,
-    created: Duration,
-    accessed: Duration,
-    access_count: u64,
-    execution_time_ms: f64,
+    created: Tick,
+    accessed: Tick,
+    access_count: u32,
+    execution_time_ms: f32,
 }
 
 impl Stored {
+    fn charge(&self) -> usize {
+        self.key.weight() + self.data.len() + ENTRY_OVERHEAD
+    }
+
     fn copy(&self) -> Drawn {
         Drawn {
             key: self.key.clone(),
             data: self.data.clone(),
             dependencies: self.dependencies.clone(),
-            charge: self.charge,
+            charge: self.charge(),
             created: self.created,
             accessed: self.accessed,
             access_count: self.access_count,
@@ -354,6 +355,15 @@ impl State {
     }
 }
 
+/// Seven digits of a time are more than its measurement has.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "what is too large becomes infinite, and compares as it should"
+)]
+fn narrow(milliseconds: f64) -> f32 {
+    milliseconds as f32
+}
+
 /// xorshift64*, by Marsaglia and Vigna: any entry must be about as likely to be drawn as any other, nothing more.
 fn next_random(state: &mut u64, below: usize) -> usize {
     if *state == 0 {
@@ -395,8 +405,8 @@ impl StorageBackend for InMemoryBackend {
         };
         let entry = &mut state.entries[at];
         if is_current(&entry.dependencies) {
-            entry.accessed = clock::elapsed();
-            entry.access_count += 1;
+            entry.accessed = Tick::now();
+            entry.access_count = entry.access_count.saturating_add(1);
             let data = entry.data.clone();
             if state.most_recent as usize != at {
                 state.unlink(at);
@@ -420,7 +430,7 @@ impl StorageBackend for InMemoryBackend {
         if charge > self.capacity() / LARGEST_SHARE {
             return Inserted::TooLarge;
         }
-        let now = clock::elapsed();
+        let now = Tick::now();
         let index = self.shard_index(entry.key.hash_value());
         if !self.reserve(charge) {
             // What this entry takes the place of goes first, before any other has to.
@@ -436,12 +446,11 @@ impl StorageBackend for InMemoryBackend {
             key: entry.key,
             data: entry.data,
             dependencies: entry.dependencies,
-            charge,
             id: state.next_id,
             created: now,
             accessed: now,
             access_count: 0,
-            execution_time_ms: entry.metadata.execution_time_ms,
+            execution_time_ms: narrow(entry.metadata.execution_time_ms),
             more_recent: NOBODY,
             less_recent: NOBODY,
         };
@@ -490,7 +499,7 @@ impl StorageBackend for InMemoryBackend {
                     },
                 )
             };
-            let charge: usize = entries.iter().map(|entry| entry.charge).sum();
+            let charge: usize = entries.iter().map(Stored::charge).sum();
             drop((table, entries));
             self.used.fetch_sub(charge, Ordering::AcqRel);
         }
