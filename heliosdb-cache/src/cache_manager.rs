@@ -10,14 +10,13 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::backend::{InMemoryBackend, Inserted, Lookup, StorageBackend};
-use crate::clock;
+use crate::backend::{InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend};
 use crate::config::CacheConfig;
 use crate::error::Result;
 use crate::eviction::EvictionPolicy;
 use crate::stats::{CacheStats, Counter, StripedCounter};
 use crate::sync::{AtomicUsize, Mutex, Ordering};
-use crate::types::{CacheEntry, EntryMetadata, HashedStr, KeyRef, QueryKey};
+use crate::types::{HashedStr, KeyRef, Packed, QueryKey};
 use crate::version::{Dependencies, SlotId, VersionSlots};
 
 /// A cache of query results.
@@ -69,7 +68,7 @@ const FLIGHT_SHARDS: usize = 16;
 struct FlightShard(Mutex<HashTable<Arc<FlightState>>>);
 
 struct FlightState {
-    key: QueryKey,
+    key: Packed<Box<[u8]>>,
     /// What the computation depends on, as of before it began.
     observed: Dependencies,
     began: Instant,
@@ -178,7 +177,7 @@ impl<B: StorageBackend> CacheManager<B> {
         let Some(observed) = shared.versions.observe(slots) else {
             return Flight::Uncached;
         };
-        let registered = shard.find_mut(hash, |flight| key.matches(&flight.key));
+        let registered = shard.find_mut(hash, |flight| flight.key.matches(key));
         // The same versions are not enough: if a write ended while they were being read, they were those of before it,
         // which is harmless to one who asks the database now, and not to one who takes an answer from before.
         if let Some(flight) = &registered
@@ -242,7 +241,9 @@ impl<B: StorageBackend> CacheManager<B> {
             shared.rejected.add(1);
             return Ok(PutOutcome::Rejected);
         };
-        Ok(shared.store(key, data.into(), observed, execution_time_ms))
+        let data = data.into();
+        let packed = Packed::entry(&Packed::key(&key.as_ref()), &data);
+        Ok(shared.store(packed, data.len(), observed, execution_time_ms))
     }
 
     /// The answer from the cache, from another caller's computation, or from `compute`.
@@ -375,13 +376,13 @@ impl<B: StorageBackend> Shared<B> {
     /// Stores an answer if it is worth it and still true.
     fn store(
         &self,
-        key: QueryKey,
-        data: Bytes,
+        packed: Packed<Bytes>,
+        data_len: usize,
         observed: Dependencies,
         execution_time_ms: f64,
     ) -> PutOutcome {
         let config = &self.config;
-        let admitted = (config.min_result_size..=config.max_result_size).contains(&data.len())
+        let admitted = (config.min_result_size..=config.max_result_size).contains(&data_len)
             // Written so that NaN, a time that nobody measured, is not admitted where a minimum is asked for.
             && (config.min_execution_time_ms <= 0.0 || execution_time_ms >= config.min_execution_time_ms)
             && self.versions.is_current(&observed);
@@ -389,22 +390,16 @@ impl<B: StorageBackend> Shared<B> {
             self.rejected.add(1);
             return PutOutcome::Rejected;
         }
-        let now = clock::now();
-        let metadata = EntryMetadata {
-            size_bytes: 0,
-            created_at: now,
-            last_accessed: now,
-            access_count: 0,
+        let answer = PackedAnswer {
+            packed,
+            dependencies: observed,
             execution_time_ms,
         };
-        let entry = CacheEntry {
-            key,
-            data,
-            metadata,
-            dependencies: observed,
-        };
         let is_current = |dependencies: &Dependencies| self.versions.is_current(dependencies);
-        match self.storage.insert(entry, &*self.policy, is_current) {
+        match self
+            .storage
+            .insert_packed(answer, &*self.policy, is_current)
+        {
             Inserted::Stored => {
                 self.fills.add(1);
                 PutOutcome::Stored
@@ -450,7 +445,7 @@ impl FlightState {
 
     fn new(key: &KeyRef<'_>, observed: Dependencies) -> Arc<Self> {
         Arc::new(Self {
-            key: key.to_key(),
+            key: Packed::key(key),
             observed,
             began: Instant::now(),
             outcome: OnceLock::new(),
@@ -475,18 +470,24 @@ impl<B: StorageBackend> Fill<B> {
     }
 
     /// Stores the answer, if it is worth it and still true, and hands it to the followers in any case.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers have the answer in this form; `complete_with` takes it borrowed"
+    )]
     pub fn complete(self, value: Bytes, execution_time: Duration) {
+        self.complete_with(&value, execution_time);
+    }
+
+    /// As [`complete`](Self::complete), with an answer that is copied.
+    pub fn complete_with(self, value: &[u8], execution_time: Duration) {
         let flight = &self.flight;
+        let packed = Packed::entry(&flight.key, value);
         // The followers first: storing may evict, and a policy of the user's may be slow or panic. The flight stays
         // registered until the answer is stored, so that nobody in between computes it again.
-        flight.end(Some(value.clone()));
+        flight.end(Some(packed.data()));
         let milliseconds = execution_time.as_secs_f64() * 1000.0;
-        self.shared.store(
-            flight.key.clone(),
-            value,
-            flight.observed.clone(),
-            milliseconds,
-        );
+        self.shared
+            .store(packed, value.len(), flight.observed.clone(), milliseconds);
     }
 }
 

@@ -46,7 +46,9 @@ mod sync;
 mod types;
 pub mod version;
 
-pub use backend::{ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, StorageBackend, Usage};
+pub use backend::{
+    ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend, Usage,
+};
 pub use cache_manager::{CacheManager, Fill, Flight, Follower, PutOutcome};
 pub use config::CacheConfig;
 pub use error::{CacheError, Result};

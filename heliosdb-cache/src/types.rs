@@ -119,15 +119,6 @@ impl QueryKey {
             hash: self.hash,
         }
     }
-
-    pub(crate) fn hash_value(&self) -> u64 {
-        self.hash
-    }
-
-    /// Bytes of the query's text and the parameters. A text that several keys share counts with each.
-    pub(crate) fn weight(&self) -> usize {
-        self.query.len() + self.params.len()
-    }
 }
 
 impl Hash for QueryKey {
@@ -202,16 +193,126 @@ impl<'a> KeyRef<'a> {
         self.hash
     }
 
-    pub(crate) fn matches(&self, key: &QueryKey) -> bool {
+    /// Bytes of the query's text and the parameters. A text that several keys share counts with each.
+    pub(crate) fn weight(&self) -> usize {
+        self.query.len() + self.params.len()
+    }
+}
+
+/// A key as the cache keeps it: its bytes in one allocation, which may hold an answer behind them.
+#[derive(Debug, Clone)]
+pub(crate) struct Packed<B> {
+    /// Parameters, text, and whatever follows.
+    bytes: B,
+    params_len: u32,
+    text_len: u32,
+    /// The text in its shared form, if the key came with it; it is in `bytes` all the same.
+    shared: Option<HashedStr>,
+    namespace: HashedStr,
+    hash: u64,
+}
+
+impl Packed<Box<[u8]>> {
+    pub(crate) fn key(key: &KeyRef<'_>) -> Self {
+        let mut bytes = Vec::with_capacity(key.weight());
+        put_key(key, &mut bytes);
+        Self::of(key, bytes.into())
+    }
+}
+
+impl Packed<Bytes> {
+    /// A key with its answer.
+    pub(crate) fn entry<B: AsRef<[u8]>>(key: &Packed<B>, data: &[u8]) -> Self {
+        let head = &key.bytes.as_ref()[..key.head_len()];
+        // One byte more than needed: a buffer that is full would be given its count of references by the first hit.
+        let mut bytes = Vec::with_capacity(head.len() + data.len() + 1);
+        bytes.extend_from_slice(head);
+        bytes.extend_from_slice(data);
+        Self {
+            bytes: bytes.into(),
+            params_len: key.params_len,
+            text_len: key.text_len,
+            shared: key.shared.clone(),
+            namespace: key.namespace.clone(),
+            hash: key.hash,
+        }
+    }
+
+    /// The answer behind the key.
+    pub(crate) fn data(&self) -> Bytes {
+        self.bytes.slice(self.head_len()..)
+    }
+}
+
+impl<B: AsRef<[u8]>> Packed<B> {
+    fn of(key: &KeyRef<'_>, bytes: B) -> Self {
+        let len = |part: usize| u32::try_from(part).expect("no text has four gigabytes");
+        Self {
+            params_len: len(key.params.len()),
+            text_len: len(key.query.len()),
+            bytes,
+            shared: key.shared.cloned(),
+            namespace: key.namespace.clone(),
+            hash: key.hash,
+        }
+    }
+
+    fn head_len(&self) -> usize {
+        self.params_len as usize + self.text_len as usize
+    }
+
+    fn params(&self) -> &[u8] {
+        &self.bytes.as_ref()[..self.params_len as usize]
+    }
+
+    fn text(&self) -> &[u8] {
+        &self.bytes.as_ref()[self.params_len as usize..self.head_len()]
+    }
+
+    pub(crate) fn hash_value(&self) -> u64 {
+        self.hash
+    }
+
+    /// Bytes of key and answer.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.as_ref().len()
+    }
+
+    pub(crate) fn matches(&self, key: &KeyRef<'_>) -> bool {
         self.hash == key.hash
-            && *self.params == *key.params
-            && *self.namespace == key.namespace
-            && match self.shared {
+            && *key.params == *self.params()
+            && *key.namespace == self.namespace
+            && match (key.shared, &self.shared) {
                 // Most often the same allocation: then not a byte is compared.
-                Some(query) => *query == key.query,
-                None => *self.query == *key.query,
+                (Some(asked), Some(kept)) => asked == kept,
+                _ => key.query.as_bytes() == self.text(),
             }
     }
+
+    pub(crate) fn has_same_key(&self, other: &Self) -> bool {
+        self.hash == other.hash
+            && self.params() == other.params()
+            && self.namespace == other.namespace
+            && self.text() == other.text()
+    }
+
+    pub(crate) fn to_key(&self) -> QueryKey {
+        let query = self.shared.clone().unwrap_or_else(|| {
+            let text = std::str::from_utf8(self.text());
+            HashedStr::new(text.expect("it was a str"))
+        });
+        QueryKey {
+            query,
+            params: self.params().into(),
+            namespace: self.namespace.clone(),
+            hash: self.hash,
+        }
+    }
+}
+
+fn put_key(key: &KeyRef<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(key.params);
+    out.extend_from_slice(key.query.as_bytes());
 }
 
 /// Seeded anew in each process: keys come from clients, who must not be able to choose collisions.
@@ -309,7 +410,12 @@ mod tests {
         let inline = KeyRef::new("SELECT 1", b"p", &namespace);
         let prepared = KeyRef::prepared(&text, b"p", &namespace);
         assert_eq!(inline.hash_value(), prepared.hash_value());
-        assert!(prepared.matches(&inline.to_key()));
+        assert!(Packed::key(&inline).matches(&prepared));
+        assert!(Packed::key(&prepared).matches(&inline));
+        let entry = Packed::entry(&Packed::key(&inline), b"answer");
+        assert!(entry.matches(&prepared));
+        assert_eq!(entry.data(), "answer");
+        assert_eq!(entry.to_key(), inline.to_key());
         assert_eq!(inline.to_key(), prepared.to_key());
     }
 
@@ -326,6 +432,7 @@ mod tests {
         for (i, a) in keys.iter().enumerate() {
             for b in &keys[..i] {
                 assert_ne!(a, b);
+                assert!(!Packed::key(&a.as_ref()).matches(&b.as_ref()));
             }
         }
     }

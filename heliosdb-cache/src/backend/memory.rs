@@ -3,13 +3,13 @@
 use bytes::Bytes;
 use hashbrown::HashTable;
 
-use crate::backend::{Inserted, Lookup, StorageBackend, Usage};
+use crate::backend::{Inserted, Lookup, PackedAnswer, StorageBackend, Usage};
 use crate::clock::{self, Tick};
 use crate::error::Result;
 use crate::eviction::{EvictionPolicy, Order, SAMPLE};
 use crate::stats::Counter;
 use crate::sync::{AtomicUsize, Mutex, Ordering, yield_now};
-use crate::types::{CacheEntry, EntryMetadata, KeyRef, QueryKey};
+use crate::types::{CacheEntry, EntryMetadata, KeyRef, Packed, QueryKey};
 use crate::version::Dependencies;
 
 /// A sharded map with a byte bound that holds at every instant.
@@ -29,11 +29,12 @@ pub struct InMemoryBackend {
     evictions: Counter,
 }
 
-/// Bytes charged for an entry beside its key and value: its place in the array and in the table.
+/// Bytes charged for an entry beside its key and value: its place in the array and in the table, and the count of
+/// references to its bytes.
 ///
 /// Not charged: what the allocator adds, the room that array and table keep for growth (at most as much again as this),
 /// and the dependencies past the third, 4 bytes each.
-pub const ENTRY_OVERHEAD: usize = size_of::<Stored>() + 8;
+pub const ENTRY_OVERHEAD: usize = size_of::<Stored>() + 8 + 32;
 
 /// An entry may take at most the capacity divided by this.
 const LARGEST_SHARE: usize = 2;
@@ -80,8 +81,7 @@ impl Default for State {
 
 #[derive(Debug)]
 struct Stored {
-    key: QueryKey,
-    data: Bytes,
+    packed: Packed<Bytes>,
     dependencies: Dependencies,
     /// Tells this entry from a later one under the same key.
     id: u64,
@@ -139,8 +139,9 @@ impl InMemoryBackend {
     }
 
     fn remove_now(&self, key: &QueryKey) -> bool {
+        let key = key.as_ref();
         let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
-        let removed = state.find(&key.as_ref()).map(|at| state.remove_at(at));
+        let removed = state.find(&key).map(|at| state.remove_at(at));
         drop(state);
         removed.map(|removed| self.release(removed)).is_some()
     }
@@ -204,8 +205,7 @@ impl InMemoryBackend {
 
     fn snapshot(drawn: Drawn) -> CacheEntry {
         let Drawn {
-            key,
-            data,
+            packed,
             dependencies,
             charge,
             created,
@@ -214,8 +214,8 @@ impl InMemoryBackend {
             execution_time_ms,
         } = drawn;
         CacheEntry {
-            key,
-            data,
+            key: packed.to_key(),
+            data: packed.data(),
             dependencies,
             metadata: EntryMetadata {
                 size_bytes: charge,
@@ -230,8 +230,7 @@ impl InMemoryBackend {
 
 /// A copy of an entry, made under the lock from pointers and numbers.
 struct Drawn {
-    key: QueryKey,
-    data: Bytes,
+    packed: Packed<Bytes>,
     dependencies: Dependencies,
     charge: usize,
     created: Tick,
@@ -242,13 +241,12 @@ struct Drawn {
 
 impl Stored {
     fn charge(&self) -> usize {
-        self.key.weight() + self.data.len() + ENTRY_OVERHEAD
+        self.packed.len() + ENTRY_OVERHEAD
     }
 
     fn copy(&self) -> Drawn {
         Drawn {
-            key: self.key.clone(),
-            data: self.data.clone(),
+            packed: self.packed.clone(),
             dependencies: self.dependencies.clone(),
             charge: self.charge(),
             created: self.created,
@@ -262,7 +260,7 @@ impl Stored {
 impl State {
     fn find(&self, key: &KeyRef<'_>) -> Option<usize> {
         let place = self.table.find(key.hash_value(), |place| {
-            key.matches(&self.entries[*place as usize].key)
+            self.entries[*place as usize].packed.matches(key)
         });
         place.map(|place| *place as usize)
     }
@@ -295,9 +293,17 @@ impl State {
         (at < self.entries.len()).then(|| self.remove_at(at))
     }
 
+    /// The entry with the same key.
+    fn find_same(&self, packed: &Packed<Bytes>) -> Option<usize> {
+        let place = self.table.find(packed.hash_value(), |place| {
+            self.entries[*place as usize].packed.has_same_key(packed)
+        });
+        place.map(|place| *place as usize)
+    }
+
     fn remove_at(&mut self, at: usize) -> Stored {
         self.unlink(at);
-        let hash = self.entries[at].key.hash_value();
+        let hash = self.entries[at].packed.hash_value();
         if let Ok(place) = self.table.find_entry(hash, |place| *place as usize == at) {
             place.remove();
         }
@@ -305,7 +311,7 @@ impl State {
         // The last entry now stands where the removed one did.
         if let Some(moved) = self.entries.get(at) {
             let was = self.entries.len();
-            let hash = moved.key.hash_value();
+            let hash = moved.packed.hash_value();
             let (more, less) = (moved.more_recent, moved.less_recent);
             let now = Place::try_from(at).expect("places are counted in u32");
             if let Some(place) = self.table.find_mut(hash, |place| *place as usize == was) {
@@ -333,8 +339,8 @@ impl State {
     fn push(&mut self, entry: Stored) {
         let at = u32::try_from(self.entries.len()).expect("places are counted in u32");
         let Self { table, entries, .. } = self;
-        table.insert_unique(entry.key.hash_value(), at, |place| {
-            entries[*place as usize].key.hash_value()
+        table.insert_unique(entry.packed.hash_value(), at, |place| {
+            entries[*place as usize].packed.hash_value()
         });
         entries.push(entry);
         self.link_most_recent(at as usize);
@@ -382,14 +388,16 @@ impl StorageBackend for InMemoryBackend {
     async fn keys(&self) -> Result<Vec<QueryKey>> {
         let mut keys = Vec::new();
         for shard in &self.shards {
-            keys.extend(shard.0.lock().entries.iter().map(|entry| entry.key.clone()));
+            let state = shard.0.lock();
+            keys.extend(state.entries.iter().map(|entry| entry.packed.to_key()));
         }
         Ok(keys)
     }
 
     async fn get(&self, key: &QueryKey) -> Result<Option<CacheEntry>> {
+        let key = key.as_ref();
         let state = self.shards[self.shard_index(key.hash_value())].0.lock();
-        let found = state.find(&key.as_ref()).map(|at| state.entries[at].copy());
+        let found = state.find(&key).map(|at| state.entries[at].copy());
         drop(state);
         Ok(found.map(Self::snapshot))
     }
@@ -407,7 +415,7 @@ impl StorageBackend for InMemoryBackend {
         if is_current(&entry.dependencies) {
             entry.accessed = Tick::now();
             entry.access_count = entry.access_count.saturating_add(1);
-            let data = entry.data.clone();
+            let data = entry.packed.data();
             if state.most_recent as usize != at {
                 state.unlink(at);
                 state.link_most_recent(at);
@@ -426,31 +434,55 @@ impl StorageBackend for InMemoryBackend {
         policy: &dyn EvictionPolicy,
         is_current: impl Fn(&Dependencies) -> bool,
     ) -> Inserted {
-        let charge = entry.key.weight() + entry.data.len() + ENTRY_OVERHEAD;
+        let key = Packed::key(&entry.key.as_ref());
+        let answer = PackedAnswer {
+            packed: Packed::entry(&key, &entry.data),
+            dependencies: entry.dependencies,
+            execution_time_ms: entry.metadata.execution_time_ms,
+        };
+        self.insert_packed(answer, policy, is_current)
+    }
+
+    fn insert_packed(
+        &self,
+        answer: PackedAnswer,
+        policy: &dyn EvictionPolicy,
+        is_current: impl Fn(&Dependencies) -> bool,
+    ) -> Inserted {
+        let PackedAnswer {
+            packed,
+            dependencies,
+            execution_time_ms,
+        } = answer;
+        let charge = packed.len() + ENTRY_OVERHEAD;
         if charge > self.capacity() / LARGEST_SHARE {
             return Inserted::TooLarge;
         }
         let now = Tick::now();
-        let index = self.shard_index(entry.key.hash_value());
+        let hash = packed.hash_value();
+        let index = self.shard_index(hash);
         if !self.reserve(charge) {
             // What this entry takes the place of goes first, before any other has to.
-            self.remove_now(&entry.key);
+            let replaced = {
+                let mut state = self.shards[index].0.lock();
+                state.find_same(&packed).map(|at| state.remove_at(at))
+            };
+            if let Some(replaced) = replaced {
+                self.release(replaced);
+            }
             self.reserve_by_evicting(charge, index, policy, &is_current);
         }
         let mut state = self.shards[index].0.lock();
-        let replaced = state
-            .find(&entry.key.as_ref())
-            .map(|at| state.remove_at(at));
+        let replaced = state.find_same(&packed).map(|at| state.remove_at(at));
         state.next_id += 1;
         let stored = Stored {
-            key: entry.key,
-            data: entry.data,
-            dependencies: entry.dependencies,
+            packed,
+            dependencies,
             id: state.next_id,
             created: now,
             accessed: now,
             access_count: 0,
-            execution_time_ms: narrow(entry.metadata.execution_time_ms),
+            execution_time_ms: narrow(execution_time_ms),
             more_recent: NOBODY,
             less_recent: NOBODY,
         };

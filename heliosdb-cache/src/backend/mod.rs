@@ -4,9 +4,10 @@ mod memory;
 
 use bytes::Bytes;
 
+use crate::clock;
 use crate::error::Result;
 use crate::eviction::EvictionPolicy;
-use crate::types::{CacheEntry, KeyRef, QueryKey};
+use crate::types::{CacheEntry, EntryMetadata, KeyRef, Packed, QueryKey};
 use crate::version::Dependencies;
 
 pub use memory::{ENTRY_OVERHEAD, InMemoryBackend};
@@ -45,6 +46,17 @@ pub trait StorageBackend: Send + Sync + 'static {
         is_current: impl Fn(&Dependencies) -> bool,
     ) -> Inserted;
 
+    /// As [`insert`](Self::insert), for an answer that is packed with its key already. Stores that keep something else
+    /// than that need not implement it.
+    fn insert_packed(
+        &self,
+        answer: PackedAnswer,
+        policy: &dyn EvictionPolicy,
+        is_current: impl Fn(&Dependencies) -> bool,
+    ) -> Inserted {
+        self.insert(answer.into_entry(), policy, is_current)
+    }
+
     /// Evicts until `needed_bytes` have been freed or nothing is left. Returns how many bytes were.
     fn evict(
         &self,
@@ -61,6 +73,34 @@ pub trait StorageBackend: Send + Sync + 'static {
 
     /// What is held.
     fn usage(&self) -> Usage;
+}
+
+/// An answer with its key in one allocation.
+#[derive(Debug)]
+pub struct PackedAnswer {
+    pub(crate) packed: Packed<Bytes>,
+    pub(crate) dependencies: Dependencies,
+    pub(crate) execution_time_ms: f64,
+}
+
+impl PackedAnswer {
+    /// The same as an entry that was stored just now.
+    #[must_use]
+    pub fn into_entry(self) -> CacheEntry {
+        let now = clock::now();
+        CacheEntry {
+            key: self.packed.to_key(),
+            data: self.packed.data(),
+            metadata: EntryMetadata {
+                size_bytes: 0,
+                created_at: now,
+                last_accessed: now,
+                access_count: 0,
+                execution_time_ms: self.execution_time_ms,
+            },
+            dependencies: self.dependencies,
+        }
+    }
 }
 
 /// What came of a look-up.

@@ -376,7 +376,10 @@ impl Session {
         let decision = self.decide(&unit, &key, catalog.as_ref(), &mut scratch);
         self.text_buffer = scratch;
         match decision {
-            Decision::Ask { class, capture } => {
+            Decision::Ask { class, mut capture } => {
+                if let Some(capture) = &mut capture {
+                    capture.reply = std::mem::take(&mut self.reply_buffer);
+                }
                 self.capture = capture;
                 self.class = class;
             }

@@ -351,6 +351,7 @@ impl Parts {
             capture: None,
             class: None,
             skip_to_sync: false,
+            reply_buffer: Vec::new(),
             key_buffer: Vec::new(),
             text_buffer: Vec::new(),
             unresolved: Unresolved::default(),

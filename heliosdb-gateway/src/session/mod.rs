@@ -93,6 +93,8 @@ pub(crate) struct Session {
     class: Option<Arc<Class>>,
     /// An error was answered here: everything up to the next Sync is dropped.
     skip_to_sync: bool,
+    /// Empty, with room for the next reply that is collected.
+    reply_buffer: Vec<u8>,
     /// Scratch for the parameter part of cache keys.
     key_buffer: Vec<u8>,
     /// Scratch for normalised statement text.

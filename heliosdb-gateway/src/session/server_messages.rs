@@ -18,6 +18,8 @@ enum Pass {
     Swallow,
 }
 
+/// A larger buffer is not kept for the next reply: an idle client keeps little.
+const REPLY_KEPT_MAX: usize = 4 << 10;
 /// A message other than rows is held until it is complete; none is honestly larger than this.
 const MESSAGE_MAX: usize = 64 << 20;
 
@@ -28,10 +30,6 @@ impl Session {
             return Ok(());
         };
         let mut bytes = std::mem::take(link.lease.pg.parts().1);
-        if let Some(capture) = &mut self.capture {
-            // Most replies come in one piece.
-            capture.reply.reserve(bytes.len().min(capture.reply_max));
-        }
         let mut at = 0;
         // What lies between `run` and `at` goes to the client as it is.
         let mut run = 0;
@@ -150,11 +148,11 @@ impl Session {
         {
             let took = capture.fill.elapsed();
             let mut reply = capture.reply;
-            if reply.capacity() - reply.len() > reply.len() / 4 {
-                // Memory that nobody is charged for.
-                reply.shrink_to_fit();
+            capture.fill.complete_with(&reply, took);
+            if reply.capacity() <= REPLY_KEPT_MAX {
+                reply.clear();
+                self.reply_buffer = reply;
             }
-            capture.fill.complete(reply.into(), took);
         }
         self.on_ready(status, &completed, failed);
         self.put_ready();
