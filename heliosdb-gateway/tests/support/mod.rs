@@ -6,6 +6,8 @@
     reason = "each test uses a part of it"
 )]
 
+pub(crate) mod raw;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
