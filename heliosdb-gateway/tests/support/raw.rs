@@ -6,25 +6,32 @@ use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
 
-use super::Stack;
+use super::{Helios, Stack};
 
 /// A copy of the database behind helios that only PostgreSQL itself serves: what is written there never makes an
 /// answer of helios wrong.
 const TWIN: &str = "twin";
 
 impl Stack {
-    /// A stack whose database has been made by `sql`, and its twin.
-    pub(crate) fn start_twice(config: &str, sql: &str) -> Self {
-        let stack = Self::start_prepared(config, sql);
-        stack.psql(&format!("CREATE DATABASE {TWIN} TEMPLATE postgres"));
-        stack
+    /// A stack whose database was made by `sql` before helios came.
+    pub(crate) fn start_prepared(config: &str, sql: &str) -> Self {
+        Self::start_behind(config, &[sql])
     }
 
-    /// A stack whose database has been made by `sql`.
-    pub(crate) fn start_prepared(config: &str, sql: &str) -> Self {
-        let stack = Self::start_with(PostgresCluster::builder(), config);
-        stack.psql(sql);
-        stack
+    /// The same with a twin of the database.
+    pub(crate) fn start_twice(config: &str, sql: &str) -> Self {
+        let twin = format!("CREATE DATABASE {TWIN} TEMPLATE postgres");
+        Self::start_behind(config, &[sql, &twin])
+    }
+
+    fn start_behind(config: &str, setup: &[&str]) -> Self {
+        let cluster = PostgresCluster::start().expect("PostgreSQL starts");
+        for sql in setup {
+            cluster.psql("postgres", sql).expect("made");
+        }
+        let upstream = cluster.url("postgres", "postgres");
+        let helios = Helios::start(&["--upstream", &upstream], config);
+        Self { helios, cluster }
     }
 
     /// Runs statements past helios, in the database behind it.
@@ -142,8 +149,13 @@ impl Wire {
 
     /// All messages up to the end of the connection. Panics where it does not end.
     pub(crate) fn rest(&mut self) -> String {
+        self.rest_or("no such line")
+    }
+
+    /// All messages up to the end of the connection, or to the one that is shown as this line.
+    pub(crate) fn rest_or(&mut self, last: &str) -> String {
         let mut shown = String::new();
-        loop {
+        while shown.lines().next_back() != Some(last) {
             match self.try_message() {
                 Ok(message) => show(&message, &mut shown),
                 Err(error)
@@ -153,11 +165,12 @@ impl Wire {
                     ) =>
                 {
                     shown.push_str("the end\n");
-                    return shown;
+                    break;
                 }
                 Err(error) => panic!("waits for the end: {error}, after\n{shown}"),
             }
         }
+        shown
     }
 
     /// Sends messages that are answered by one ReadyForQuery.
@@ -281,6 +294,7 @@ fn show(message: &[u8], shown: &mut String) {
         b'E' => [b'S', b'C', b'M']
             .map(|wanted| field(body, wanted))
             .join(" "),
+        b'T' => columns(body).join("|"),
         b'C' | b'Z' => String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body)).into(),
         _ => body.escape_ascii().to_string(),
     };
@@ -301,6 +315,20 @@ fn row(body: &[u8]) -> Vec<String> {
         rest = &tail[len.unwrap_or(0)..];
     }
     values
+}
+
+/// The name and type of each column. Which table it is of is left out: a twin's has another number.
+fn columns(body: &[u8]) -> Vec<String> {
+    let mut rest = &body[2..];
+    let mut columns = Vec::new();
+    while let Some(len) = rest.iter().position(|byte| *byte == 0) {
+        let (name, tail) = rest.split_at(len);
+        let (fixed, after) = tail[1..].split_at(18);
+        let oid = u32::from_be_bytes([fixed[6], fixed[7], fixed[8], fixed[9]]);
+        columns.push(format!("{} of type {oid}", String::from_utf8_lossy(name)));
+        rest = after;
+    }
+    columns
 }
 
 fn field(body: &[u8], wanted: u8) -> String {
