@@ -205,8 +205,8 @@ impl Wire {
 pub(crate) fn first_row(shown: &str) -> Option<String> {
     shown
         .lines()
-        .find_map(|line| line.strip_prefix("D "))
-        .map(str::to_owned)
+        .find_map(|line| line.strip_prefix('D'))
+        .map(|fields| fields.trim_start().to_owned())
 }
 
 pub(crate) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
