@@ -118,7 +118,12 @@ async fn drain(link: &mut Link) -> std::io::Result<u8> {
     let mut owed = link
         .expects
         .iter()
-        .filter(|expect| matches!(expect, Expect::Sync | Expect::Query(_)))
+        .filter(|expect| {
+            matches!(
+                expect,
+                Expect::Sync | Expect::Query(_) | Expect::QueryWithOwn { .. }
+            )
+        })
         .count();
     let (stream, buffer) = link.lease.pg.parts();
     stream.write_all(&link.out).await?;

@@ -12,6 +12,7 @@ use crate::sql::{Class, Effect, Write};
 use super::link::{Expect, Undo, put_frame};
 use super::pins::Pin;
 use super::prepared::Prepared;
+use super::settings::Settings;
 use super::unit::{is_same, message, split_bind, split_nul, split_parse};
 use super::{End, Session};
 
@@ -56,9 +57,7 @@ impl Session {
         };
         match tag {
             b'S' => {
-                link.unit_open = false;
-                link.skips_to_sync = false;
-                link.expect(Expect::Sync);
+                link.sync();
             }
             b'c' | b'f' => link.end_copy_in(),
             b'd' | b'H' => {}
@@ -97,8 +96,23 @@ impl Session {
             return Ok(());
         };
         link.lease.statements.unnamed = None;
-        link.expect(Expect::Query(Some(class)));
-        link.out.extend_from_slice(message);
+        match with_restored(text, &class, &self.settings) {
+            Some((text, own)) => {
+                put_frame(&mut link.out, b'Q', |out| {
+                    out.put_slice(text.as_bytes());
+                    out.put_u8(0);
+                });
+                link.expect(Expect::QueryWithOwn {
+                    class,
+                    own,
+                    complete: 0,
+                });
+            }
+            None => {
+                link.expect(Expect::Query(Some(class)));
+                link.out.extend_from_slice(message);
+            }
+        }
         Ok(())
     }
 
@@ -223,8 +237,15 @@ impl Session {
             return Ok(());
         };
         link.unit_open = true;
+        let restored: Vec<String> = class
+            .statements
+            .iter()
+            .flat_map(|statement| resets(&statement.effects, &self.settings))
+            .collect();
         link.expect(Expect::Execute(Some(class)));
         link.out.extend_from_slice(message);
+        // What follows in the same unit finds the client's own defaults.
+        link.run_within(restored.into_iter());
         Ok(())
     }
 
@@ -423,6 +444,57 @@ impl Session {
         }
         Arc::new(merged)
     }
+}
+
+/// A text of several statements with others of our own behind those that reset settings, and the places of these, the last
+/// first. `None` where none are needed: behind the last statement there is time.
+fn with_restored(text: &[u8], class: &Class, settings: &Settings) -> Option<(String, Vec<usize>)> {
+    let (_, firsts) = class.statements.split_last()?;
+    if firsts
+        .iter()
+        .all(|statement| resets(&statement.effects, settings).is_empty())
+    {
+        return None;
+    }
+    let parts = pg_query::split_with_parser(std::str::from_utf8(text).ok()?).ok()?;
+    if parts.len() != class.statements.len() {
+        return None;
+    }
+    let (mut text, mut own, mut place) = (String::new(), Vec::new(), 0);
+    for (part, statement) in parts.iter().zip(&class.statements) {
+        text.push_str(part);
+        // On a line of its own, in case the part ends with a comment.
+        text.push_str("\n;");
+        place += 1;
+        for sql in resets(&statement.effects, settings) {
+            text.push_str(&sql);
+            text.push(';');
+            own.push(place);
+            place += 1;
+        }
+    }
+    own.reverse();
+    Some((text, own))
+}
+
+/// The statements that bring settings to what the startup packet asked for, after one that resets them to the server's
+/// defaults.
+fn resets(effects: &[Effect], settings: &Settings) -> Vec<String> {
+    let mut restored = Vec::new();
+    for effect in effects {
+        match effect {
+            Effect::Reset(name) => restored.extend(settings.restoring(name, false)),
+            Effect::Set { name, value, local } if value.eq_ignore_ascii_case("default") => {
+                restored.extend(settings.restoring(name, *local));
+            }
+            Effect::DiscardAll | Effect::ResetAll => {
+                let names = settings.startup_names();
+                restored.extend(names.filter_map(|name| settings.restoring(name, false)));
+            }
+            _ => {}
+        }
+    }
+    restored
 }
 
 fn malformed(what: &str) -> End {

@@ -24,7 +24,7 @@ impl Session {
                 }
             }
         }
-        if failed && changes_settings_and_ends_something(completed) {
+        if failed && ends_something(completed) && (had_layers || changes_settings(completed)) {
             // How far it came can't be told.
             self.pins.add(Pin::Unknown);
         }
@@ -63,7 +63,7 @@ impl Session {
             // back: all is set again before the next statement.
             let was_reset = std::mem::take(&mut self.was_reset);
             let effective = self.settings.effective();
-            if was_reset {
+            if was_reset && !self.pins.has(Pin::Unknown) {
                 link.lease.applied = Effective::unknown();
             } else if !Arc::ptr_eq(&link.lease.applied, effective) {
                 link.lease.applied = Arc::clone(effective);
@@ -192,21 +192,26 @@ impl Session {
     }
 }
 
-/// True if a unit holds both a change of settings and something that makes such changes last or undoes them: where it
-/// failed, which of the two came about depends on where.
-fn changes_settings_and_ends_something(completed: &[Arc<Class>]) -> bool {
-    let effects = || {
-        completed
-            .iter()
-            .flat_map(|class| &class.statements)
-            .flat_map(|statement| &statement.effects)
-    };
-    effects().any(|effect| {
+fn effects(completed: &[Arc<Class>]) -> impl Iterator<Item = &Effect> {
+    completed
+        .iter()
+        .flat_map(|class| &class.statements)
+        .flat_map(|statement| &statement.effects)
+}
+
+fn changes_settings(completed: &[Arc<Class>]) -> bool {
+    effects(completed).any(|effect| {
         matches!(
             effect,
             Effect::DiscardAll | Effect::Reset(_) | Effect::ResetAll | Effect::Set { .. }
         )
-    }) && effects().any(|effect| {
+    })
+}
+
+/// True if a unit holds something that makes changes of settings last or undoes them: where it failed, which of the two
+/// came about depends on where.
+fn ends_something(completed: &[Arc<Class>]) -> bool {
+    effects(completed).any(|effect| {
         matches!(
             effect,
             Effect::Commit { .. }

@@ -28,6 +28,8 @@ pub(crate) struct Link {
     copies_begun: u32,
     /// CopyDones and CopyFails sent since the last ReadyForQuery, perhaps before the server had asked for data.
     copies_ended: u32,
+    /// How many of them were sent before the Sync that is owed.
+    ended_before_sync: u32,
     /// The server reported an error in a unit whose Sync it has not been sent: it skips everything before it.
     pub(crate) skips_to_sync: bool,
     /// True from an extended-protocol message until its Sync: the server is in the middle of an implicit transaction.
@@ -77,8 +79,17 @@ pub(crate) enum Expect {
         undo: Option<Undo>,
         swallow: bool,
     },
+    /// The reply to a message of the gateway's own, by its tag.
+    Own(u8),
     /// Everything up to ReadyForQuery.
     Query(Option<Arc<Class>>),
+    /// The same, of a query among whose statements are some of the gateway's own: their places, the last first, and how
+    /// many statements are complete.
+    QueryWithOwn {
+        class: Arc<Class>,
+        own: Vec<usize>,
+        complete: usize,
+    },
     /// ReadyForQuery.
     Sync,
 }
@@ -101,6 +112,7 @@ impl Link {
             skip: 0,
             copies_begun: 0,
             copies_ended: 0,
+            ended_before_sync: 0,
             skips_to_sync: false,
             unit_open: false,
             unit_failed: false,
@@ -139,12 +151,23 @@ impl Link {
     /// True from a Query or Sync until its ReadyForQuery. What the client sends behind it waits until then, except the
     /// data of a COPY: what it means may depend on what is being done.
     pub(crate) fn awaits_ready(&self) -> bool {
-        matches!(self.expects.back(), Some(Expect::Query(_) | Expect::Sync))
+        matches!(
+            self.expects.back(),
+            Some(Expect::Query(_) | Expect::QueryWithOwn { .. } | Expect::Sync)
+        )
     }
 
     /// True while the server waits for the data of a COPY: it ignores Sync and Flush then.
     pub(crate) fn is_copying_in(&self) -> bool {
         self.copies_begun > self.copies_ended
+    }
+
+    /// The client ends a unit.
+    pub(crate) fn sync(&mut self) {
+        self.unit_open = false;
+        self.skips_to_sync = false;
+        self.ended_before_sync = self.copies_ended;
+        self.expect(Expect::Sync);
     }
 
     /// The client ends the data of a COPY.
@@ -161,6 +184,7 @@ impl Link {
     pub(crate) fn end_unit(&mut self) {
         self.copies_begun = 0;
         self.copies_ended = 0;
+        self.ended_before_sync = 0;
         self.skips_to_sync = false;
         self.unit_open = false;
     }
@@ -227,11 +251,12 @@ impl Link {
         undone
     }
 
-    /// The server asks for the data of a COPY. Unless the client has ended them already, a Sync that was sent behind the
-    /// Execute is read as part of the data, and ignored.
+    /// The server asks for the data of a COPY. A Sync that was sent before their end is read as part of them, and ignored.
     pub(crate) fn begin_copy_in(&mut self) {
         self.copies_begun += 1;
-        if self.is_copying_in() && matches!(self.expects.back(), Some(Expect::Sync)) {
+        if self.copies_begun > self.ended_before_sync
+            && matches!(self.expects.back(), Some(Expect::Sync))
+        {
             self.expects.pop_back();
             self.unit_open = true;
         }
@@ -279,6 +304,34 @@ impl Link {
         });
     }
 
+    /// Runs statements of the gateway's own in the middle of the client's unit.
+    pub(crate) fn run_within(&mut self, statements: impl Iterator<Item = String>) {
+        for sql in statements {
+            put_frame(&mut self.out, b'P', |out| {
+                out.put_slice(OWN_NAME);
+                out.put_slice(sql.as_bytes());
+                out.put_slice(b"\0\0\0");
+            });
+            put_frame(&mut self.out, b'B', |out| {
+                out.put_slice(OWN_NAME);
+                out.put_slice(OWN_NAME);
+                out.put_slice(&[0; 6]);
+            });
+            put_frame(&mut self.out, b'E', |out| {
+                out.put_slice(OWN_NAME);
+                out.put_slice(&[0; 4]);
+            });
+            for kind in *b"PS" {
+                put_frame(&mut self.out, b'C', |out| {
+                    out.put_u8(kind);
+                    out.put_slice(OWN_NAME);
+                });
+            }
+            self.expects
+                .extend([b'1', b'2', b'C', b'3', b'3'].map(Expect::Own));
+        }
+    }
+
     /// Makes sure that the server's unnamed statement is this one when it reads what follows.
     pub(crate) fn ensure_unnamed(&mut self, statement: &Arc<Prepared>) {
         if self.lease.statements.unnamed != Some(statement.id) {
@@ -298,6 +351,9 @@ impl Link {
         self.lease.statements.unnamed = Some(statement.id);
     }
 }
+
+/// A statement and portal that no client uses, zero-terminated.
+const OWN_NAME: &[u8] = b"helios_own\0";
 
 fn put_parse(out: &mut BytesMut, statement: &Prepared, name: impl FnOnce(&mut BytesMut)) {
     put_frame(out, b'P', |out| {

@@ -320,7 +320,11 @@ impl Session {
     /// Gives settings that were reset in the transaction in progress the client's own defaults.
     async fn restore_startup_settings(&mut self) -> Result<(), End> {
         let names = std::mem::take(&mut self.to_restore);
-        let sql = self.settings.restoring(names.iter());
+        let statements: Vec<String> = names
+            .iter()
+            .filter_map(|name| self.settings.restoring(name, false))
+            .collect();
+        let sql = statements.join(";");
         let Some(link) = &mut self.link else {
             return Ok(());
         };

@@ -132,6 +132,7 @@ impl Session {
                     link.completed.push(class);
                 }
             }
+            Some(Expect::QueryWithOwn { class, .. }) => link.completed.push(class),
             Some(Expect::Sync) => {}
             other => {
                 tracing::debug!(?other, "this was owed");
@@ -190,7 +191,10 @@ impl Session {
             }
             None => self.out.extend_from_slice(message),
         }
-        if matches!(link.expects.front(), Some(Expect::Query(_))) {
+        if matches!(
+            link.expects.front(),
+            Some(Expect::Query(_) | Expect::QueryWithOwn { .. })
+        ) {
             return;
         }
         for undo in link.skip_to_sync() {
@@ -235,6 +239,22 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
             }
             Pass::Forward
         }
+        (_, Some(Expect::QueryWithOwn { own, complete, .. })) => {
+            if tag == b'G' {
+                link.begin_copy_in();
+                return Pass::Forward;
+            }
+            if tag != b'C' {
+                return Pass::Forward;
+            }
+            *complete += 1;
+            if own.last() == Some(&(*complete - 1)) {
+                own.pop();
+                Pass::Swallow
+            } else {
+                Pass::Forward
+            }
+        }
         (b'1', Some(Expect::Parse { swallow, .. })) => {
             let pass = if *swallow {
                 Pass::Swallow
@@ -258,6 +278,10 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
         | (b'T' | b'n', Some(Expect::Describe)) => {
             link.expects.pop_front();
             Pass::Forward
+        }
+        (_, Some(Expect::Own(own))) if *own == tag => {
+            link.expects.pop_front();
+            Pass::Swallow
         }
         (b'C' | b'I' | b's', Some(Expect::Execute(class))) => {
             // A part of the rows is enough for what a statement does to its session.

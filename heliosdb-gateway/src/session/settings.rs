@@ -189,15 +189,14 @@ impl Settings {
         self.startup.keys()
     }
 
-    /// The statements that give settings back the values that the startup packet asked for.
-    pub(crate) fn restoring<'a>(&self, names: impl Iterator<Item = &'a Box<str>>) -> String {
-        let mut sql = String::new();
-        for name in names {
-            if let Some(value) = self.startup.get(name) {
-                let _ = write!(sql, "SET {} TO {value};", quote_setting_name(name));
-            }
-        }
-        sql
+    /// The statement that gives a setting back the value that the startup packet asked for, if it did.
+    pub(crate) fn restoring(&self, name: &str, local: bool) -> Option<String> {
+        let value = self.startup.get(name)?;
+        let scope = if local { "LOCAL " } else { "" };
+        Some(format!(
+            "SET {scope}{} TO {value}",
+            quote_setting_name(name)
+        ))
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) {
