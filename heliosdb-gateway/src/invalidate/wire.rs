@@ -118,12 +118,7 @@ async fn drain(link: &mut Link) -> std::io::Result<u8> {
     let mut owed = link
         .expects
         .iter()
-        .filter(|expect| {
-            matches!(
-                expect,
-                Expect::Sync | Expect::Query(_) | Expect::QueryWithOwn { .. }
-            )
-        })
+        .filter(|expect| matches!(expect, Expect::Sync | Expect::Query { .. }))
         .count();
     let (stream, buffer) = link.lease.pg.parts();
     stream.write_all(&link.out).await?;

@@ -69,7 +69,7 @@ impl Session {
                 let Some(link) = &mut self.link else {
                     return Ok(());
                 };
-                link.expect(Expect::Query(Some(class)));
+                link.expect_query(class, Vec::new());
                 link.out.extend_from_slice(message);
                 return Ok(());
             }
@@ -102,14 +102,10 @@ impl Session {
                     out.put_slice(text.as_bytes());
                     out.put_u8(0);
                 });
-                link.expect(Expect::QueryWithOwn {
-                    class,
-                    own,
-                    complete: 0,
-                });
+                link.expect_query(class, own);
             }
             None => {
-                link.expect(Expect::Query(Some(class)));
+                link.expect_query(class, Vec::new());
                 link.out.extend_from_slice(message);
             }
         }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::clients::Counters;
-use crate::sql::{Class, Effect, NameScope, split_identifiers, value_items};
+use crate::sql::{Effect, NameScope, split_identifiers, value_items};
 
 use super::Session;
-use super::link::Link;
+use super::link::{Completed, Link};
 use super::pins::Pin;
 use super::resolve::may_become_known;
 use super::settings::{Effective, Settings};
@@ -14,19 +14,19 @@ use crate::upstream::connection::Baseline;
 
 impl Session {
     /// The server is ready again. `failed`: an error came since it last was.
-    pub(super) fn on_ready(&mut self, status: u8, completed: &[Arc<Class>], failed: bool) {
+    pub(super) fn on_ready(&mut self, status: u8, completed: &[Completed], failed: bool) {
         let was_failed = self.status == b'E';
         let had_layers = self.settings.has_uncommitted();
-        for class in completed {
-            for statement in &class.statements {
-                for effect in &statement.effects {
-                    self.apply(effect, was_failed, failed);
-                }
+        for Completed { class, done } in completed {
+            let done = (*done).min(class.statements.len());
+            let (done, rest) = class.statements.split_at(done);
+            for effect in done.iter().flat_map(|statement| &statement.effects) {
+                self.apply(effect, was_failed, false);
             }
-        }
-        if failed && ends_something(completed) && (had_layers || changes_settings(completed)) {
-            // How far it came can't be told.
-            self.pins.add(Pin::Unknown);
+            // Behind the one that failed nothing was run.
+            for effect in rest.iter().take(1).flat_map(|statement| &statement.effects) {
+                self.apply(effect, was_failed, true);
+            }
         }
         self.names_in_doubt = false;
         self.doubtful_scope = None;
@@ -74,8 +74,8 @@ impl Session {
 
     fn apply(&mut self, effect: &Effect, was_failed: bool, failed: bool) {
         match effect {
-            // A failed unit rolls its settings back, but what is not transactional may have happened before the
-            // error: ties are kept, and ties are not loosened.
+            // What failed changed no settings, but what is not transactional may have happened before the error: ties are
+            // kept, and ties are not loosened.
             Effect::AdvisoryLock => self.pins.add(Pin::AdvisoryLock),
             Effect::HoldCursor => self.pins.add(Pin::HoldCursor),
             Effect::Listen => self.pins.add(Pin::Listen),
@@ -85,17 +85,7 @@ impl Session {
                 self.pins.add(Pin::Unresolved);
             }
             Effect::Load | Effect::SettingsUnknown(_) => self.pins.add(Pin::Unknown),
-            Effect::Deallocate(None) if failed => {
-                // Whether the server forgot its statements can't be told: it is made to, before anybody else comes.
-                if let Some(link) = &mut self.link {
-                    link.lease.dirty = true;
-                }
-            }
             Effect::DiscardAll if failed => self.pins.add(Pin::Unknown),
-            Effect::Reset(_) | Effect::ResetAll if failed => self.was_reset = true,
-            Effect::Set { value, .. } if failed => {
-                self.was_reset |= value.eq_ignore_ascii_case("default");
-            }
             _ if failed => {}
             Effect::AdvisoryUnlockAll => self.pins.remove(Pin::AdvisoryLock),
             Effect::CloseAll => self.pins.remove(Pin::HoldCursor),
@@ -190,38 +180,6 @@ impl Session {
             self.scope.clone()
         };
     }
-}
-
-fn effects(completed: &[Arc<Class>]) -> impl Iterator<Item = &Effect> {
-    completed
-        .iter()
-        .flat_map(|class| &class.statements)
-        .flat_map(|statement| &statement.effects)
-}
-
-fn changes_settings(completed: &[Arc<Class>]) -> bool {
-    effects(completed).any(|effect| {
-        matches!(
-            effect,
-            Effect::DiscardAll | Effect::Reset(_) | Effect::ResetAll | Effect::Set { .. }
-        )
-    })
-}
-
-/// True if a unit holds something that makes changes of settings last or undoes them: where it failed, which of the two
-/// came about depends on where.
-fn ends_something(completed: &[Arc<Class>]) -> bool {
-    effects(completed).any(|effect| {
-        matches!(
-            effect,
-            Effect::Commit { .. }
-                | Effect::PrepareTransaction(_)
-                | Effect::Release(_)
-                | Effect::Rollback { .. }
-                | Effect::RollbackTo(_)
-                | Effect::Savepoint(_)
-        )
-    })
 }
 
 /// What the meaning of names depends on, in a session with these settings.

@@ -38,8 +38,23 @@ pub(crate) struct Link {
     pub(crate) unit_failed: bool,
     /// The server has said why it ends the session.
     pub(crate) told_fatal: bool,
-    /// Classes of the statements completed since the last ReadyForQuery.
-    pub(crate) completed: SmallVec<[Arc<Class>; 2]>,
+    /// What was run since the last ReadyForQuery.
+    pub(crate) completed: SmallVec<[Completed; 2]>,
+}
+
+/// A text that was run, to its end or to where it failed.
+#[derive(Debug)]
+pub(crate) struct Completed {
+    pub(crate) class: Arc<Class>,
+    /// How many of its statements are complete; the next one is the one that failed, if one did.
+    pub(crate) done: usize,
+}
+
+impl Completed {
+    pub(crate) fn whole(class: Arc<Class>) -> Self {
+        let done = class.statements.len();
+        Self { class, done }
+    }
 }
 
 /// Room for what a [`Link`] holds: kept with the server connection, so that lending it allocates nothing.
@@ -82,13 +97,14 @@ pub(crate) enum Expect {
     /// The reply to a message of the gateway's own, by its tag.
     Own(u8),
     /// Everything up to ReadyForQuery.
-    Query(Option<Arc<Class>>),
-    /// The same, of a query among whose statements are some of the gateway's own: their places, the last first, and how
-    /// many statements are complete.
-    QueryWithOwn {
+    Query {
         class: Arc<Class>,
+        /// Places of the gateway's own among the statements, the last first.
         own: Vec<usize>,
-        complete: usize,
+        /// How many statements are complete, the gateway's own included.
+        place: usize,
+        /// How many of the client's are complete.
+        done: usize,
     },
     /// ReadyForQuery.
     Sync,
@@ -153,7 +169,7 @@ impl Link {
     pub(crate) fn awaits_ready(&self) -> bool {
         matches!(
             self.expects.back(),
-            Some(Expect::Query(_) | Expect::QueryWithOwn { .. } | Expect::Sync)
+            Some(Expect::Query { .. } | Expect::Sync)
         )
     }
 
@@ -194,6 +210,16 @@ impl Link {
         self.expects.push_back(expect);
     }
 
+    /// Notes a simple query, with the places of the gateway's own statements in it, the last first.
+    pub(crate) fn expect_query(&mut self, class: Arc<Class>, own: Vec<usize>) {
+        self.expect(Expect::Query {
+            class,
+            own,
+            place: 0,
+            done: 0,
+        });
+    }
+
     /// Moves the injected replies that are now first to the client's buffer.
     pub(crate) fn inject_due(&mut self, client: &mut BytesMut) {
         while let Some(Expect::Inject { bytes, .. }) = self.expects.front() {
@@ -205,12 +231,17 @@ impl Link {
     /// After an error in the extended protocol the server skips to the next Sync, and so do the expectations; what
     /// was noted in advance about statements is taken back.
     /// Returns what the client's names stood for before, the latest change first.
-    pub(crate) fn skip_to_sync(&mut self) -> Vec<Undo> {
+    pub(crate) fn skip_to_sync(&mut self, sqlstate: &str) -> Vec<Undo> {
         let mut undone = Vec::new();
         self.skips_to_sync = true;
         if let Some(Expect::Execute(class)) = self.expects.front_mut() {
             // It failed, but what is not transactional may have happened before.
-            self.completed.extend(class.take());
+            // Of a portal that there is not, nothing was run.
+            let failed = class
+                .take()
+                .filter(|class| class.parsed || sqlstate != "34000");
+            self.completed
+                .extend(failed.map(|class| Completed { class, done: 0 }));
         }
         if let Some(Expect::Parse {
             named: false,

@@ -8,7 +8,7 @@ use heliosdb_network::postgres::ErrorFields;
 
 use crate::error::{ClientError, ErrorKind};
 
-use super::link::{Expect, Link};
+use super::link::{Completed, Expect, Link};
 use super::{Capture, End, Session};
 
 /// Whether a message goes on to the client.
@@ -127,12 +127,9 @@ impl Session {
             return Ok(());
         };
         match link.expects.pop_front() {
-            Some(Expect::Query(class)) => {
-                if let Some(class) = class {
-                    link.completed.push(class);
-                }
+            Some(Expect::Query { class, done, .. }) => {
+                link.completed.push(Completed { class, done });
             }
-            Some(Expect::QueryWithOwn { class, .. }) => link.completed.push(class),
             Some(Expect::Sync) => {}
             other => {
                 tracing::debug!(?other, "this was owed");
@@ -191,13 +188,10 @@ impl Session {
             }
             None => self.out.extend_from_slice(message),
         }
-        if matches!(
-            link.expects.front(),
-            Some(Expect::Query(_) | Expect::QueryWithOwn { .. })
-        ) {
+        if matches!(link.expects.front(), Some(Expect::Query { .. })) {
             return;
         }
-        for undo in link.skip_to_sync() {
+        for undo in link.skip_to_sync(fields.sqlstate()) {
             match undo.was {
                 Some(was) => self.statements.insert(&undo.name, was),
                 None => {
@@ -233,27 +227,25 @@ impl Session {
 fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
     match (tag, link.expects.front_mut()) {
         // Within a simple query everything is part of its answer.
-        (_, Some(Expect::Query(_))) => {
-            if tag == b'G' {
+        (
+            _,
+            Some(Expect::Query {
+                own, place, done, ..
+            }),
+        ) => {
+            let mut pass = Pass::Forward;
+            if tag == b'C' {
+                if own.last() == Some(place) {
+                    own.pop();
+                    pass = Pass::Swallow;
+                } else {
+                    *done += 1;
+                }
+                *place += 1;
+            } else if tag == b'G' {
                 link.begin_copy_in();
             }
-            Pass::Forward
-        }
-        (_, Some(Expect::QueryWithOwn { own, complete, .. })) => {
-            if tag == b'G' {
-                link.begin_copy_in();
-                return Pass::Forward;
-            }
-            if tag != b'C' {
-                return Pass::Forward;
-            }
-            *complete += 1;
-            if own.last() == Some(&(*complete - 1)) {
-                own.pop();
-                Pass::Swallow
-            } else {
-                Pass::Forward
-            }
+            pass
         }
         (b'1', Some(Expect::Parse { swallow, .. })) => {
             let pass = if *swallow {
@@ -285,7 +277,7 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
         }
         (b'C' | b'I' | b's', Some(Expect::Execute(class))) => {
             // A part of the rows is enough for what a statement does to its session.
-            link.completed.extend(class.take());
+            link.completed.extend(class.take().map(Completed::whole));
             link.expects.pop_front();
             Pass::Forward
         }
