@@ -269,16 +269,18 @@ fn behind_an_error_all_is_skipped_up_to_the_sync_and_nothing_beyond() {
 
 #[test]
 fn an_error_leaves_the_statements_as_they_are_on_every_connection() {
-    let stack = Stack::start_twice("[pool]\nsize = 2\n", TABLES);
-    // One of two connections is always taken, and each request finds the other one free.
-    let mut holder = stack.wire();
-    let mut next = stack.wire();
-    holder.run("BEGIN; SELECT random()");
-    compare(&stack, |_| {
-        next.run("BEGIN; SELECT random()");
-        holder.run("COMMIT");
-        std::mem::swap(&mut holder, &mut next);
-    });
+    for kept in ["", "max_prepared_statements = 1\n"] {
+        let stack = Stack::start_twice(&format!("[pool]\nsize = 2\n{kept}"), TABLES);
+        // One of two connections is always taken, and each request finds the other one free.
+        let mut holder = stack.wire();
+        let mut next = stack.wire();
+        holder.run("BEGIN; SELECT random()");
+        compare(&stack, |_| {
+            next.run("BEGIN; SELECT random()");
+            holder.run("COMMIT");
+            std::mem::swap(&mut holder, &mut next);
+        });
+    }
 }
 
 #[test]
