@@ -276,14 +276,21 @@ impl Session {
                 link.inject_due(&mut self.out);
                 return Ok(());
             }
+            let mut undo = None;
             if *kind == b'S' && name.is_empty() {
-                self.statements.remove(name);
+                undo = self.statements.remove(name).map(|was| Undo {
+                    name: Box::default(),
+                    was: Some(was),
+                });
                 link.lease.statements.unnamed = None;
             } else if *kind == b'P' {
                 self.portals.remove(name);
             }
             link.out.extend_from_slice(message);
-            link.expect(Expect::Close { evicted: None });
+            link.expect(Expect::Close {
+                evicted: None,
+                undo,
+            });
             return Ok(());
         }
         match self.statements.get(name).filter(|_| *kind == b'S') {
@@ -364,7 +371,8 @@ impl Session {
             .clone()
     }
 
-    /// A statement that was parsed under other settings is another statement, though the client calls it the same.
+    /// A statement that was parsed under other settings is another statement, though the client calls it the same. Where
+    /// the connection has it as it was parsed, it keeps its meaning; elsewhere it is parsed anew.
     fn bring_into_scope(&mut self, name: &[u8]) {
         let Some(known) = self.statements.get(name) else {
             return;
@@ -372,6 +380,13 @@ impl Session {
         let known = Arc::clone(known);
         let scope = self.parse_scope();
         if known.scope == scope {
+            return;
+        }
+        let is_there = self.link.as_mut().is_some_and(|link| {
+            let statements = &mut link.lease.statements;
+            statements.unnamed == Some(known.id) || statements.touch(known.id)
+        });
+        if is_there {
             return;
         }
         let statement =

@@ -413,9 +413,6 @@ impl Session {
                 if database.catalog_now().is_none() && database.can_load() {
                     return Ok(Step::Request(Decided::No));
                 }
-                if let Some(len) = self.answer_deallocate(bytes) {
-                    return Ok(Step::Done(len));
-                }
                 self.ask_now(bytes, first_unit(bytes))
             }
             _ => Err(End::Error(ClientError::protocol(format!(
@@ -427,6 +424,9 @@ impl Session {
     /// Sends a request to the server, if a connection is at hand that has this session's settings.
     fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
         self.info().clear_signal(Signal::Cancel);
+        if let Some(len) = self.answer_deallocate(bytes) {
+            return Ok(Step::Done(len));
+        }
         if !self.link_now() {
             return Ok(Step::Request(Decided::Ask));
         }

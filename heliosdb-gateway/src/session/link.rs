@@ -73,7 +73,10 @@ pub(crate) enum Expect {
     /// BindComplete.
     Bind,
     /// CloseComplete; of no interest to the client where the gateway closed a statement to make room.
-    Close { evicted: Option<u64> },
+    Close {
+        evicted: Option<u64>,
+        undo: Option<Undo>,
+    },
     /// RowDescription or NoData, behind a ParameterDescription where a statement was described.
     Describe,
     /// The error for a statement name that the client has used already.
@@ -274,7 +277,12 @@ impl Link {
                 }
                 Expect::Inject { undo, .. } => undone.extend(undo),
                 // Not closed after all: without this note a later Parse would find the name taken.
-                Expect::Close { evicted: Some(id) } => self.lease.statements.restore(id),
+                Expect::Close { evicted, undo } => {
+                    undone.extend(undo);
+                    if let Some(id) = evicted {
+                        self.lease.statements.restore(id);
+                    }
+                }
                 _ => {}
             }
         }
@@ -321,6 +329,7 @@ impl Link {
             });
             self.expect(Expect::Close {
                 evicted: Some(oldest),
+                undo: None,
             });
         }
         put_parse(&mut self.out, statement, |out| {

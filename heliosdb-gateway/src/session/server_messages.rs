@@ -256,7 +256,7 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
             link.expects.pop_front();
             pass
         }
-        (b'3', Some(Expect::Close { evicted })) => {
+        (b'3', Some(Expect::Close { evicted, .. })) => {
             let pass = if evicted.is_some() {
                 Pass::Swallow
             } else {
