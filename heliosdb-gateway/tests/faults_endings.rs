@@ -124,10 +124,6 @@ fn what_was_asked_for_before_a_goodbye_is_done_and_answered() {
                 query(insert),
             ],
         ),
-        (
-            "a copy without its end",
-            vec![query("COPY u FROM STDIN"), copy_data("5\t0\n")],
-        ),
     ];
     stack.wire().run("SELECT 1");
     let mut wrong = String::new();

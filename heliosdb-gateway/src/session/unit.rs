@@ -332,6 +332,10 @@ fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named, scope: &Hashed
 pub(super) fn first_unit(input: &[u8]) -> usize {
     let mut at = 0;
     while let Some((tag, _, len)) = message(&input[at..]) {
+        // A goodbye is not the server's.
+        if tag == b'X' {
+            break;
+        }
         at += len;
         if matches!(tag, b'Q' | b'F' | b'S') {
             break;
