@@ -103,7 +103,7 @@ impl Session {
                 if value.eq_ignore_ascii_case("default") {
                     self.was_reset = true;
                     self.to_restore
-                        .extend(self.settings.startup_name(name).cloned());
+                        .extend(self.settings.startup_name(name).map(Box::from));
                 } else {
                     self.to_restore.remove(name.as_str());
                 }
@@ -116,13 +116,13 @@ impl Session {
             Effect::Reset(name) => {
                 self.was_reset = true;
                 self.to_restore
-                    .extend(self.settings.startup_name(name).cloned());
+                    .extend(self.settings.startup_name(name).map(Box::from));
                 self.settings.reset(name);
             }
             Effect::ResetAll => {
                 self.was_reset = true;
                 self.to_restore
-                    .extend(self.settings.startup_names().cloned());
+                    .extend(self.settings.startup_names().map(Box::from));
                 self.settings.reset_all();
             }
             Effect::Savepoint(name) => self.settings.savepoint(name),

@@ -181,12 +181,13 @@ impl Settings {
     }
 
     /// The name, if the startup packet asked for a value of that setting.
-    pub(crate) fn startup_name(&self, name: &str) -> Option<&Box<str>> {
-        self.startup.get_key_value(name).map(|(name, _)| name)
+    pub(crate) fn startup_name(&self, name: &str) -> Option<&str> {
+        self.startup.get_key_value(name).map(|(name, _)| &**name)
     }
 
-    pub(crate) fn startup_names(&self) -> impl Iterator<Item = &Box<str>> {
-        self.startup.keys()
+    /// The names of the settings that the startup packet asked for.
+    pub(crate) fn startup_names(&self) -> impl Iterator<Item = &str> {
+        self.startup.keys().map(|name| &**name)
     }
 
     /// The statement that gives a setting back the value that the startup packet asked for, if it did.
