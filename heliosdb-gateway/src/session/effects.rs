@@ -18,7 +18,8 @@ impl Session {
         let was_failed = self.status == b'E';
         let had_layers = self.settings.has_uncommitted();
         for Completed { class, done } in completed {
-            let done = (*done).min(class.statements.len());
+            let all = class.statements.len();
+            let done = if failed { all.min(*done) } else { all };
             let (done, rest) = class.statements.split_at(done);
             for effect in done.iter().flat_map(|statement| &statement.effects) {
                 self.apply(effect, was_failed, false);
