@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use heliosdb_testkit::PostgresCluster;
 use support::raw::{
-    Wire, bind, copy_data, copy_done, execute, parse, query, step, sync, terminate,
+    Wire, bind, copy_data, copy_done, execute, first_row, flush, parse, query, step, sync,
+    terminate,
 };
 use support::{Helios, Stack};
 
@@ -25,7 +26,7 @@ const PROCESS: &str = "SELECT pg_backend_pid(), random() < 2";
 fn until_there(direct: &mut Wire, sql: &str) -> String {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        if let Some(row) = support::raw::first_row(&direct.query(sql)) {
+        if let Some(row) = first_row(&direct.query(sql)) {
             return row;
         }
         assert!(Instant::now() < deadline, "never: {sql}");
@@ -45,7 +46,7 @@ fn a_client_that_leaves_in_a_statement_leaves_the_connection_to_others() {
     ] {
         let mut leaver = stack.wire();
         leaver.send(&request);
-        leaver.send(&[support::raw::flush()]);
+        leaver.send(&[flush()]);
         until_there(
             &mut direct,
             "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'",
@@ -138,6 +139,11 @@ fn what_was_asked_for_before_a_goodbye_is_done_and_answered() {
                 }
                 client.rest()
             });
+            // When both connections can be had, nothing of what was asked for is under way any more.
+            let mut holders = [stack.wire(), stack.wire()];
+            for holder in &mut holders {
+                holder.run("BEGIN; SELECT random()");
+            }
             let counts = [stack.wire_twin(), stack.wire_direct()]
                 .map(|mut direct| direct.value("SELECT count(*) FROM u"));
             if said[0] != said[1] || counts[0] != counts[1] {
@@ -152,6 +158,32 @@ fn what_was_asked_for_before_a_goodbye_is_done_and_answered() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn a_unit_whose_client_left_before_its_sync_is_not_committed() {
+    let stack = Stack::start_prepared(ONE_CONNECTION, TABLES);
+    let unit = [step("INSERT INTO u VALUES (6, 0)"), flush()];
+    for farewell in [vec![], vec![terminate()]] {
+        let mut leaver = stack.wire();
+        leaver.send(&unit);
+        leaver.until(b'C');
+        leaver.send(&farewell);
+        drop(leaver);
+        // The connection is free when that client's affairs are over.
+        assert_eq!(stack.wire().value("SELECT count(*) FROM u"), "1");
+    }
+    let mut leaver = stack.wire();
+    leaver.send(&[
+        step("COPY u FROM STDIN"),
+        copy_data("7\t0\n"),
+        flush(),
+        copy_done(),
+        flush(),
+    ]);
+    leaver.until(b'C');
+    drop(leaver);
+    assert_eq!(stack.wire().value("SELECT count(*) FROM u"), "1");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use support::Stack;
 use support::raw::{
     Wire, bind, close, describe, execute, flush, parse, query, step, step_named, sync,
@@ -416,17 +418,20 @@ fn every_transaction_of_a_pipeline_is_seen() {
     read_beside(&texts.map(query));
 }
 
-/// A function that says it could not be stopped, and writes.
+/// A function that can't be stopped: it writes when it gets a lock, or is told not to wait for it any longer.
 const STUBBORN: &str = "
     CREATE FUNCTION stubborn() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
         LOCK TABLE t IN ROW EXCLUSIVE MODE;
-        BEGIN PERFORM pg_sleep(30); EXCEPTION WHEN query_canceled THEN NULL; END;
+        BEGIN PERFORM pg_advisory_xact_lock(9); EXCEPTION WHEN query_canceled THEN NULL; END;
         UPDATE t SET v = 77;
     END $$";
 
-fn wait_until_asleep(direct: &mut Wire) {
-    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    while direct.value(asleep) == "0" {}
+fn wait_until_it_waits(direct: &mut Wire) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'";
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while direct.value(waiting) == "0" {
+        assert!(Instant::now() < deadline, "nothing waits");
+    }
 }
 
 #[test]
@@ -434,14 +439,14 @@ fn the_last_write_of_a_pipeline_is_seen_though_its_client_left() {
     let stack = Stack::start_prepared("[pool]\nsize = 4\n", &format!("{TABLES};{STUBBORN}"));
     let (mut writer, mut reader) = (stack.wire(), stack.wire());
     let mut direct = stack.wire_direct();
+    direct.run("SELECT pg_advisory_lock(9)");
     writer.send(&[query("UPDATE u SET v = 1"), query("SELECT stubborn()")]);
     writer.replies(1);
-    wait_until_asleep(&mut direct);
+    wait_until_it_waits(&mut direct);
     assert_eq!(reader.value("SELECT v FROM t"), "0");
     drop(writer);
-    // What may write goes on without its client, as on the server itself.
-    direct.run("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
-    // The lock is free when the write is committed.
+    direct.run("SELECT pg_advisory_unlock(9)");
+    // The table can be locked when the write is committed.
     direct.run("BEGIN; LOCK TABLE t IN EXCLUSIVE MODE; COMMIT");
     assert_eq!(direct.value("SELECT v FROM t"), "77");
     assert_eq!(reader.value("SELECT v FROM t"), "77");

@@ -112,6 +112,10 @@ async fn drain(link: &mut Link) -> std::io::Result<u8> {
         link.out.extend_from_slice(b"f\0\0\0\x10client gone\0");
     }
     if !link.awaits_ready() {
+        if link.unit_open {
+            // What the client did not finish is not committed: a text that no grammar accepts fails the unit.
+            link.out.extend_from_slice(b"P\0\0\0\x11\0abandoned\0\0\0");
+        }
         link.out.extend_from_slice(b"S\0\0\0\x04");
         link.expect(Expect::Sync);
     }

@@ -140,7 +140,9 @@ impl Session {
                 link.ensure_prepared(&known, &self.gateway.interner, max);
                 put_frame(&mut link.out, b'P', |out| {
                     self.gateway.interner.put_server_name(known.id, out);
-                    out.put_slice(b"SELECT 1\0\0\0");
+                    out.put_slice(text.as_bytes());
+                    out.put_u8(0);
+                    out.put_slice(types);
                 });
                 link.expect(Expect::DuplicateParse { name: name.into() });
             }

@@ -38,7 +38,10 @@ impl Session {
             }
             return;
         }
-        self.to_restore.clear();
+        if failed || !self.pins.has(Pin::Unknown) {
+            // Everything is set again before the next statement, or nothing was reset.
+            self.to_restore.clear();
+        }
         let has_layers = had_layers || self.settings.has_uncommitted();
         if failed {
             self.settings.roll_back();
@@ -132,6 +135,7 @@ impl Session {
                 self.commit_settings();
             }
             Effect::Commit { .. } | Effect::PrepareTransaction(_) | Effect::Rollback { .. } => {
+                self.to_restore.clear();
                 self.settings.roll_back();
             }
             Effect::RollbackTo(name) => {

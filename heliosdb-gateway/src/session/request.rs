@@ -118,7 +118,8 @@ impl Session {
                 self.capture = None;
                 return self.refuse(error, input, len);
             }
-        } else {
+        }
+        if !self.to_restore.is_empty() {
             self.restore_startup_settings().await?;
         }
         self.forward_all(&input[..len])?;
@@ -224,7 +225,7 @@ impl Session {
         let Some(link) = &mut self.link else {
             return false;
         };
-        if !self.settings.adopt(&link.lease.applied) {
+        if !self.to_restore.is_empty() || !self.settings.adopt(&link.lease.applied) {
             return false;
         }
         self.info().set_activity(Activity::Active);
