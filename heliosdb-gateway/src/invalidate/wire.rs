@@ -185,9 +185,9 @@ pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, inten
             lease.broken = true;
             // Whoever had it before may have taken a role that sees less.
             let asked = async {
-                lease.pg.simple_query("RESET SESSION AUTHORIZATION").await?;
-                lease.pg.simple_query("RESET ROLE").await?;
-                lease.pg.simple_query(&question).await
+                lease.simple_query("RESET SESSION AUTHORIZATION").await?;
+                lease.simple_query("RESET ROLE").await?;
+                lease.simple_query(&question).await
             };
             if let Ok(results) = asked.await {
                 lease.broken = false;

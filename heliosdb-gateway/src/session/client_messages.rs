@@ -133,17 +133,11 @@ impl Session {
             return Ok(());
         }
         let max = self.gateway.max_prepared_statements();
-        if let Some(known) = self.statements.get(name).cloned() {
-            // PostgreSQL's own answer, with its effect on a transaction: prepare the name that is taken once more.
+        if self.statements.contains(name) {
+            // PostgreSQL's own answer, with its effect on a transaction: a name that is taken for certain.
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
-                link.ensure_prepared(&known, &self.gateway.interner, max);
-                put_frame(&mut link.out, b'P', |out| {
-                    self.gateway.interner.put_server_name(known.id, out);
-                    out.put_slice(text.as_bytes());
-                    out.put_u8(0);
-                    out.put_slice(types);
-                });
+                link.parse_under_taken_name(text, types);
                 link.expect(Expect::DuplicateParse { name: name.into() });
             }
             return Ok(());

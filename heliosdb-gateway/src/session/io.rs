@@ -358,11 +358,16 @@ impl Session {
         let key = unit.key(&self.key_buffer, &self.scope);
         if let Some(reply) = self.gateway.cache.lookup(&key) {
             put_reply(&mut self.out, &unit.protocol, &reply);
+            let is_simple = unit.is_simple();
             if !unit.is_prepare() {
                 self.count_query();
             }
             if let Some((name, statement)) = self.statement_to_remember(&unit) {
                 self.statements.insert(&name, statement);
+            }
+            if is_simple {
+                // As by any simple query.
+                self.statements.remove(b"");
             }
             return Ok(Some(Step::Done(len)));
         }

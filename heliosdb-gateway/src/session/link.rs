@@ -344,9 +344,32 @@ impl Link {
         });
     }
 
+    /// Sends a Parse that the server refuses because of its name, if it doesn't refuse it because of its text.
+    pub(crate) fn parse_under_taken_name(&mut self, text: &str, types: &[u8]) {
+        put_frame(&mut self.out, b'C', |out| {
+            out.put_u8(b'S');
+            out.put_slice(OWN_NAME);
+        });
+        put_frame(&mut self.out, b'P', |out| {
+            out.put_slice(OWN_NAME);
+            out.put_slice(b"\0\0\0");
+        });
+        put_frame(&mut self.out, b'P', |out| {
+            out.put_slice(OWN_NAME);
+            out.put_slice(text.as_bytes());
+            out.put_u8(0);
+            out.put_slice(types);
+        });
+        self.expects.extend([b'3', b'1'].map(Expect::Own));
+    }
+
     /// Runs statements of the gateway's own in the middle of the client's unit.
     pub(crate) fn run_within(&mut self, statements: impl Iterator<Item = String>) {
         for sql in statements {
+            put_frame(&mut self.out, b'C', |out| {
+                out.put_u8(b'S');
+                out.put_slice(OWN_NAME);
+            });
             put_frame(&mut self.out, b'P', |out| {
                 out.put_slice(OWN_NAME);
                 out.put_slice(sql.as_bytes());
@@ -368,7 +391,7 @@ impl Link {
                 });
             }
             self.expects
-                .extend([b'1', b'2', b'C', b'3', b'3'].map(Expect::Own));
+                .extend([b'3', b'1', b'2', b'C', b'3', b'3'].map(Expect::Own));
         }
     }
 

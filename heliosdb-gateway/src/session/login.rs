@@ -236,7 +236,7 @@ async fn server_parameters(
     let sql = lease.applied.transition(effective);
     if !sql.is_empty() {
         lease.broken = true;
-        match lease.pg.simple_query(&sql).await {
+        match lease.simple_query(&sql).await {
             Ok(_) => lease.broken = false,
             Err(heliosdb_network::error::HeliosError::Server(fields)) => {
                 lease.broken = false;

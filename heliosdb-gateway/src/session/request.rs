@@ -135,9 +135,12 @@ impl Session {
         if !unit.is_prepare() {
             self.count_query();
         }
-        let len = unit.len;
+        let (len, is_simple) = (unit.len, unit.is_simple());
         if let Some((name, statement)) = self.statement_to_remember(&unit) {
             self.statements.insert(&name, statement);
+        }
+        if is_simple {
+            self.statements.remove(b"");
         }
         Some(len)
     }
@@ -299,7 +302,7 @@ impl Session {
         if !sql.is_empty() {
             // Cut short, it leaves replies behind that nobody reads.
             lease.broken = true;
-            match tokio::time::timeout(SETTINGS_TIMEOUT, lease.pg.simple_query(&sql)).await {
+            match tokio::time::timeout(SETTINGS_TIMEOUT, lease.simple_query(&sql)).await {
                 Ok(Ok(_)) => lease.broken = false,
                 Ok(Err(HeliosError::Server(fields))) => {
                     lease.broken = false;
@@ -331,7 +334,7 @@ impl Session {
         };
         let lease = &mut link.lease;
         lease.broken = true;
-        match tokio::time::timeout(SETTINGS_TIMEOUT, lease.pg.simple_query(&sql)).await {
+        match tokio::time::timeout(SETTINGS_TIMEOUT, lease.simple_query(&sql)).await {
             Ok(Ok(_)) => lease.broken = false,
             Ok(Err(error)) => {
                 return Err(End::Error(ClientError::connection_lost(&error.to_string())));

@@ -167,7 +167,7 @@ impl Session {
         let fields = ErrorFields::parse(message.slice(5..));
         link.told_fatal |= matches!(fields.severity(), "FATAL" | "PANIC");
         let duplicate = match link.expects.front() {
-            Some(Expect::DuplicateParse { name }) => {
+            Some(Expect::DuplicateParse { name }) if fields.sqlstate() == "42P05" => {
                 Some(String::from_utf8_lossy(name).into_owned())
             }
             // The statement's result changed under the name it has on the server: the next use prepares it anew.

@@ -110,6 +110,11 @@ impl ReadUnit<'_> {
         }
     }
 
+    /// True for a simple query.
+    pub(super) fn is_simple(&self) -> bool {
+        matches!(self.protocol, Protocol::Simple)
+    }
+
     /// True if only the statement's meaning is asked for, not its rows.
     pub(super) fn is_prepare(&self) -> bool {
         matches!(self.protocol, Protocol::Prepare { .. })

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use heliosdb_network::connection_pool::{Connector, Disposition};
 use heliosdb_network::error::{HeliosError, Result};
-use heliosdb_network::postgres::{PgConnection, PgTarget};
+use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
 
 use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
@@ -75,6 +75,14 @@ pub(crate) struct ServerConnector {
     registry: Arc<ServerRegistry>,
     next_id: AtomicU64,
     no_settings: Arc<Effective>,
+}
+
+impl ServerConnection {
+    /// Runs statements of the gateway's own. A simple query makes the server forget the unnamed statement.
+    pub(crate) async fn simple_query(&mut self, sql: &str) -> Result<Vec<QueryResult>> {
+        self.statements.unnamed = None;
+        self.pg.simple_query(sql).await
+    }
 }
 
 impl ServerConnector {
@@ -149,6 +157,7 @@ impl Connector for ServerConnector {
     }
 
     async fn check(&self, connection: &mut Box<ServerConnection>) -> Result<()> {
+        connection.statements.unnamed = None;
         connection.pg.check().await
     }
 

@@ -287,7 +287,10 @@ impl ServerPool {
             return None;
         }
         match own {
-            Some(own) => self.database.load(&mut own.pg).await,
+            Some(own) => {
+                own.statements.unnamed = None;
+                self.database.load(&mut own.pg).await
+            }
             None => {
                 let _only_one = self.database.lock_loading().await;
                 if let Some(loaded) = self.database.catalog_now() {
@@ -296,6 +299,7 @@ impl ServerPool {
                 let mut lease = self.acquire(0).await.ok()?;
                 // A load that is cut short leaves unread replies behind.
                 lease.broken = true;
+                lease.statements.unnamed = None;
                 let loaded = self.database.load(&mut lease.pg).await;
                 lease.broken = loaded.is_none();
                 loaded
