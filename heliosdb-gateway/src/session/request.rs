@@ -113,11 +113,11 @@ impl Session {
             return Ok(len);
         }
         let len = first_unit(input);
-        if self.status == b'I' {
-            if let Err(error) = self.link_up().await {
-                self.capture = None;
-                return self.refuse(error, input, len);
-            }
+        if self.status == b'I'
+            && let Err(error) = self.link_up().await
+        {
+            self.capture = None;
+            return self.refuse(error, input, len);
         }
         if !self.to_restore.is_empty() {
             self.restore_startup_settings().await?;
