@@ -175,6 +175,33 @@ async fn a_parse_alone_is_answered_from_memory_until_the_schema_changes() {
     }
 }
 
+#[test]
+fn a_statement_without_a_name_is_its_clients_alone() {
+    let stack = Stack::start_with(
+        heliosdb_testkit::PostgresCluster::builder(),
+        "[pool]\nsize = 1\n",
+    );
+    let mut one = Wire::connect(stack.helios.port);
+    let secret = [
+        parse("", "SELECT 'secret', random() < 2"),
+        bind_execute("", 0),
+        sync(),
+    ]
+    .concat();
+    assert!(shown(&one.ask(&secret)).contains("secret"));
+    let mut two = Wire::connect(stack.helios.port);
+    let mut direct = Wire::connect(stack.cluster.port());
+    for unit in [
+        [bind_execute("", 0), sync()].concat(),
+        [describe_statement(""), sync()].concat(),
+    ] {
+        assert_eq!(shown(&two.ask(&unit)), shown(&direct.ask(&unit)));
+    }
+    // Its own client still has it.
+    let again = [bind_execute("", 0), sync()].concat();
+    assert!(shown(&one.ask(&again)).contains("secret"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pipelines_are_answered_in_order_wherever_they_are_cut() {
     let stack = Stack::start();

@@ -173,6 +173,7 @@ impl Session {
         if let Some(link) = &mut self.link {
             link.unit_open = true;
             link.lease.statements.unnamed = None;
+            link.foreign_unnamed |= name.is_empty();
             put_frame(&mut link.out, b'P', |out| out.put_slice(body));
             link.expect(Expect::ForeignParse);
         }
@@ -202,7 +203,12 @@ impl Session {
                 });
             }
             // Prepared by SQL, or unknown: the server says which.
-            None => link.out.extend_from_slice(message),
+            None => {
+                if name.is_empty() {
+                    link.ensure_no_unnamed();
+                }
+                link.out.extend_from_slice(message);
+            }
         }
         link.expect(Expect::Bind);
         match self.statements.get(name) {
@@ -301,7 +307,12 @@ impl Session {
                     self.gateway.interner.put_server_name(statement.id, out);
                 });
             }
-            None => link.out.extend_from_slice(message),
+            None => {
+                if *kind == b'S' && name.is_empty() {
+                    link.ensure_no_unnamed();
+                }
+                link.out.extend_from_slice(message);
+            }
         }
         link.expect(Expect::Describe);
         Ok(())

@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) skips_to_sync: bool,
     /// True from an extended-protocol message until its Sync: the server is in the middle of an implicit transaction.
     pub(crate) unit_open: bool,
+    /// The unnamed statement is one that only the server understands, of this client.
+    pub(crate) foreign_unnamed: bool,
     /// An ErrorResponse came since the last ReadyForQuery.
     pub(crate) unit_failed: bool,
     /// The server has said why it ends the session.
@@ -134,6 +136,7 @@ impl Link {
             ended_before_sync: 0,
             skips_to_sync: false,
             unit_open: false,
+            foreign_unnamed: false,
             unit_failed: false,
             told_fatal: false,
             completed: SmallVec::new(),
@@ -395,6 +398,16 @@ impl Link {
         }
     }
 
+    /// Makes sure that the server has no unnamed statement of another client's when it reads what follows.
+    pub(crate) fn ensure_no_unnamed(&mut self) {
+        if self.foreign_unnamed {
+            return;
+        }
+        self.lease.statements.unnamed = None;
+        put_frame(&mut self.out, b'C', |out| out.put_slice(b"S\0"));
+        self.expect(Expect::Own(b'3'));
+    }
+
     /// Makes sure that the server's unnamed statement is this one when it reads what follows.
     pub(crate) fn ensure_unnamed(&mut self, statement: &Arc<Prepared>) {
         if self.lease.statements.unnamed != Some(statement.id) {
@@ -404,6 +417,7 @@ impl Link {
 
     /// Prepares the unnamed statement.
     pub(crate) fn parse_unnamed(&mut self, statement: &Arc<Prepared>, undo: Option<Undo>) {
+        self.foreign_unnamed = false;
         put_parse(&mut self.out, statement, |out| out.put_u8(0));
         self.expect(Expect::Parse {
             statement: Arc::clone(statement),
