@@ -3,7 +3,7 @@
 use super::Order;
 use super::duel::{Duel, FIRST_RULE, RULES};
 use super::history::{Ghosts, Sketch};
-use super::segments::{HASH_MASK, Segments};
+use super::segments::{Segments, short};
 
 #[derive(Debug)]
 pub struct Adaptive {
@@ -86,7 +86,7 @@ impl Order for Adaptive {
     }
 
     fn evict(&mut self) -> Option<u32> {
-        let place = self.segments.evict(&self.sketch)?;
+        let place = self.segments.evict(self.now, &self.sketch)?;
         let (hash, used) = (self.segments.hash(place), self.segments.used(place));
         self.ghosts.insert(hash, used, self.now);
         self.is_full = true;
@@ -139,9 +139,4 @@ impl Adaptive {
             self.duel.resize(entries);
         }
     }
-}
-
-/// What an order keeps of a hash.
-fn short(hash: u64) -> u32 {
-    (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & HASH_MASK
 }

@@ -168,7 +168,7 @@ impl Miniature {
             table_hash(segments.hash(u32::from(place)))
         });
         while self.segments.len() > self.segments.capacity() {
-            let Some(place) = self.segments.evict(sketch) else {
+            let Some(place) = self.segments.evict(now, sketch) else {
                 return;
             };
             self.forget(place);

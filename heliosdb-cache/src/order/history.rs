@@ -22,7 +22,7 @@ impl Sketch {
     /// Makes room for what is needed beside `entries` entries.
     pub(super) fn resize(&mut self, entries: usize) {
         self.period = (entries * PERIOD).max(PERIOD_MIN);
-        let words = (entries / WORD_ENTRIES).next_power_of_two().max(64);
+        let words = (entries / WORD_ENTRIES).next_power_of_two().max(256);
         while self.words.len() < words {
             // An index gets one more bit at its upper end, so that each half begins with the counts there were.
             let half = self.words.clone();
@@ -76,7 +76,7 @@ impl Sketch {
 }
 
 /// Entries that one word of counters serves: 8 counters an entry.
-const WORD_ENTRIES: usize = 2;
+const WORD_ENTRIES: usize = 1;
 
 /// When entries that left were last used: sets of four, of which the oldest makes room.
 #[derive(Debug, Default)]

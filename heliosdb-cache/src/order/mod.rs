@@ -1,6 +1,7 @@
 //! In which order the entries of one shard leave.
 
 mod adaptive;
+mod cost_aware;
 mod duel;
 mod history;
 mod lists;
@@ -8,6 +9,7 @@ mod lru;
 mod segments;
 
 pub use adaptive::Adaptive;
+pub use cost_aware::CostAware;
 pub use lru::Lru;
 
 /// In which order the entries of one shard leave.
@@ -37,6 +39,7 @@ pub trait Order: Send + std::fmt::Debug {
 #[derive(Debug)]
 pub enum AnyOrder {
     Adaptive(Box<Adaptive>),
+    CostAware(CostAware),
     Lru(Lru),
 }
 
@@ -45,6 +48,7 @@ impl AnyOrder {
     pub fn by_name(name: &str) -> Option<Self> {
         Some(match name {
             "adaptive" => Self::Adaptive(Box::default()),
+            "cost-aware" => Self::CostAware(CostAware::default()),
             "lru" => Self::Lru(Lru::default()),
             _ => return None,
         })
@@ -55,6 +59,7 @@ macro_rules! each {
     ($order:expr, $inner:ident => $body:expr) => {
         match $order {
             AnyOrder::Adaptive($inner) => $body,
+            AnyOrder::CostAware($inner) => $body,
             AnyOrder::Lru($inner) => $body,
         }
     };

@@ -33,6 +33,8 @@ pub(super) struct Segments {
     protected: usize,
     is_lru: bool,
     admission: Option<Admission>,
+    /// Frequent candidates refused lately.
+    refused: u8,
 }
 
 /// 8 bytes, beside the 8 of the links.
@@ -49,8 +51,10 @@ const PROBATION: usize = 1;
 const PROTECTED: usize = 2;
 /// Of the main part.
 const PROTECTED_SHARE: f32 = 0.8;
+/// Uses of a candidate that make it worth a try even where what it would replace was used as often.
+const WARM: u8 = 6;
 /// Bits of a hash that an entry keeps.
-pub(super) const HASH_MASK: u32 = !3;
+const HASH_MASK: u32 = !3;
 /// How far the lists move towards their shares with each operation. More than one comes in with each, so 2 suffices.
 const STEPS: usize = 2;
 
@@ -146,19 +150,25 @@ impl Segments {
         self.lists[self.list_of(place)].remove(&mut self.links, place);
     }
 
-    pub(super) fn evict(&mut self, sketch: &Sketch) -> Option<u32> {
-        let place = self.choose(sketch)?;
+    pub(super) fn evict(&mut self, now: u32, sketch: &Sketch) -> Option<u32> {
+        let place = self.choose(now, sketch)?;
         self.remove(place);
         Some(place)
     }
 
-    fn choose(&mut self, sketch: &Sketch) -> Option<u32> {
+    fn choose(&mut self, now: u32, sketch: &Sketch) -> Option<u32> {
         let oldest = |order: [usize; 3]| {
             let tails = order.map(|list| self.lists[list].tail);
             tails.into_iter().find(|&tail| tail != NONE)
         };
         if self.admission == Some(Admission::Reused) {
             return oldest([WINDOW, PROBATION, PROTECTED]);
+        }
+        if self.is_lru {
+            // What other rules put elsewhere leaves in its turn.
+            let tails = self.lists.map(|list| list.tail);
+            let tails = tails.into_iter().filter(|&tail| tail != NONE);
+            return tails.max_by_key(|&tail| now.wrapping_sub(self.used(tail)));
         }
         if self.lists[WINDOW].len <= self.window {
             return oldest([PROBATION, PROTECTED, WINDOW]);
@@ -169,13 +179,22 @@ impl Segments {
         if victim == candidate {
             return Some(candidate);
         }
-        let uses = |place| sketch.count(self.hash(place));
+        let (candidate_uses, victim_uses) = (sketch.count(self.hash(candidate)), sketch.count(self.hash(victim)));
         let is_admitted = match self.admission {
-            Some(Admission::Repeated { uses: least }) => uses(candidate) >= least,
-            Some(Admission::Compared { margin }) => uses(candidate) > uses(victim) + margin,
+            Some(Admission::Repeated { uses: least }) => candidate_uses >= least,
+            Some(Admission::Compared { margin }) => {
+                candidate_uses > victim_uses + margin
+                    || margin == 0 && candidate_uses >= WARM && self.is_turn()
+            }
             _ => true,
         };
         Some(if is_admitted { victim } else { candidate })
+    }
+
+    /// Lets one in 128 in, so that favourites of the past that nobody asks for any more don't stay for ever.
+    fn is_turn(&mut self) -> bool {
+        self.refused = (self.refused + 1) % 128;
+        self.refused == 0
     }
 
     /// Was an entry used sooner than the oldest of the main part?
@@ -226,4 +245,9 @@ impl Segments {
     fn list_of(&self, place: u32) -> usize {
         (self.entries[place as usize].hash_and_list & !HASH_MASK) as usize
     }
+}
+
+/// What an order keeps of a hash.
+pub(super) fn short(hash: u64) -> u32 {
+    (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & HASH_MASK
 }
