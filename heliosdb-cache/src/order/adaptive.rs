@@ -1,46 +1,42 @@
-//! The default: the order among several that has had the most hits lately.
+//! The default: the rule that has saved the most lately.
 
 use super::Order;
 use super::duel::{Duel, FIRST_RULE, RULES};
 use super::history::{Ghosts, Sketch};
-use super::segments::{Segments, short};
+use super::ranking::{Arrival, Log, Ranking, Rule, short};
 
+/// One ranking under a rule that may change, and what it takes to choose the rule.
 #[derive(Debug)]
 pub struct Adaptive {
-    segments: Segments,
+    ranking: Ranking,
     sketch: Sketch,
     ghosts: Ghosts,
-    duel: Duel,
+    /// None if the rule is fixed.
+    duel: Option<Box<Duel>>,
     rule: usize,
     /// Insertions until now.
     now: u32,
     bytes: usize,
-    /// Of an entry, in bytes.
+    /// Of the entries, in bytes and in microseconds.
     mean_weight: f32,
+    mean_cost: f32,
     /// The number of entries that fit was seen, and need not be guessed from their weight.
     is_full: bool,
+    /// What sketch, ghosts and miniatures were last made for.
+    sized_for: usize,
 }
 
 impl Default for Adaptive {
     fn default() -> Self {
-        let mut segments = Segments::default();
-        segments.set_rule(RULES[FIRST_RULE]);
         Self {
-            segments,
-            sketch: Sketch::default(),
-            ghosts: Ghosts::default(),
-            duel: Duel::default(),
-            rule: FIRST_RULE,
-            now: 0,
-            bytes: 0,
-            mean_weight: 0.0,
-            is_full: false,
+            duel: Some(Box::default()),
+            ..Self::fixed(RULES[FIRST_RULE])
         }
     }
 }
 
 impl Order for Adaptive {
-    fn insert(&mut self, place: u32, hash: u64, weight: u32, _cost: f32) {
+    fn insert(&mut self, place: u32, hash: u64, weight: u32, cost: f32) {
         let hash = short(hash);
         self.now = self.now.wrapping_add(1);
         if !self.is_full {
@@ -50,67 +46,124 @@ impl Order for Adaptive {
         if age.is_some() {
             self.ghosts.remove(hash);
         }
-        self.segments.insert(place, hash, age, self.now);
-        if self.duel.is_sampled(hash) {
-            self.duel.insert(hash, age, self.now, &self.sketch);
-        }
+        let arrival = Arrival {
+            hash,
+            weight: Log::of(weight.max(1) as f32),
+            value: Log::of(self.known_cost(cost) / weight.max(1) as f32),
+            age,
+            now: self.now,
+        };
+        self.ranking.insert(place, arrival, &self.sketch);
+        self.insert_in_miniatures(arrival);
     }
 
     fn hit(&mut self, place: u32) {
-        let hash = self.segments.hash(place);
-        let age = self.now.wrapping_sub(self.segments.used(place));
-        self.sketch.add(hash);
-        self.segments.hit(place, self.now);
-        if self.duel.is_sampled(hash) {
-            self.request(hash, true, Some(age));
-            // A miniature that has not found the entry would have fetched it.
-            self.duel.insert(hash, Some(age), self.now, &self.sketch);
-        }
+        let arrival = Arrival {
+            hash: self.ranking.hash(place),
+            weight: self.ranking.weight(place),
+            value: self.ranking.value(place),
+            age: Some(self.now.wrapping_sub(self.ranking.used(place))),
+            now: self.now,
+        };
+        self.sketch.add(arrival.hash);
+        self.ranking.hit(place, self.now);
+        self.request(arrival.hash, true);
+        // A miniature that doesn't have the entry would have fetched it.
+        self.insert_in_miniatures(arrival);
     }
 
     fn miss(&mut self, hash: u64) {
         let hash = short(hash);
         self.sketch.add(hash);
-        if self.duel.is_sampled(hash) {
-            let age = self.ghosts.age(hash, self.now);
-            self.request(hash, false, age);
-        }
+        self.request(hash, false);
     }
 
     fn remove(&mut self, place: u32) {
-        let hash = self.segments.hash(place);
-        self.segments.remove(place);
-        if self.duel.is_sampled(hash) {
-            self.duel.remove(hash);
+        let hash = self.ranking.hash(place);
+        self.ranking.remove(place);
+        if let Some(duel) = &mut self.duel {
+            duel.remove(hash);
         }
     }
 
     fn evict(&mut self) -> Option<u32> {
-        let place = self.segments.evict(self.now, &self.sketch)?;
-        let (hash, used) = (self.segments.hash(place), self.segments.used(place));
+        let place = self.ranking.evict(self.now, &self.sketch)?;
+        let (hash, used) = (self.ranking.hash(place), self.ranking.used(place));
         self.ghosts.insert(hash, used, self.now);
         self.is_full = true;
-        self.resize(self.segments.len());
+        self.resize(self.ranking.len());
         Some(place)
     }
 
     fn set_capacity(&mut self, bytes: usize) {
-        self.bytes = bytes;
-        self.is_full = false;
+        if bytes != self.bytes {
+            self.bytes = bytes;
+            self.is_full = false;
+        }
     }
 
     fn len(&self) -> usize {
-        self.segments.len()
+        self.ranking.len()
     }
 }
 
 impl Adaptive {
-    fn request(&mut self, hash: u32, is_hit: bool, age: Option<u32>) {
-        let rule = self.duel.request(hash, is_hit, age, self.now);
-        if rule != self.rule {
-            self.rule = rule;
-            self.segments.set_rule(RULES[rule]);
+    /// Under the same rule always.
+    fn fixed(rule: Rule) -> Self {
+        Self {
+            ranking: Ranking::new(rule),
+            sketch: Sketch::default(),
+            ghosts: Ghosts::default(),
+            duel: None,
+            rule: FIRST_RULE,
+            now: 0,
+            bytes: 0,
+            mean_weight: 0.0,
+            mean_cost: 0.0,
+            is_full: false,
+            sized_for: 0,
         }
+    }
+
+    /// The most cost saved for each byte, whatever the load.
+    #[must_use]
+    pub fn cost_aware() -> Self {
+        Self::fixed(Rule::Valued)
+    }
+
+    fn request(&mut self, hash: u32, is_hit: bool) {
+        let Some(duel) = &mut self.duel else {
+            return;
+        };
+        if duel.is_sampled(hash) {
+            let rule = duel.request(hash, is_hit, self.now);
+            if rule != self.rule {
+                self.rule = rule;
+                self.ranking.set_rule(RULES[rule]);
+            }
+        }
+    }
+
+    fn insert_in_miniatures(&mut self, arrival: Arrival) {
+        if let Some(duel) = &mut self.duel
+            && duel.is_sampled(arrival.hash)
+        {
+            duel.insert(arrival, &self.sketch);
+        }
+    }
+
+    /// `cost`, or the mean of the others if it is not known.
+    fn known_cost(&mut self, cost: f32) -> f32 {
+        /// The mean is of about so many entries.
+        const ENTRIES: f32 = 256.0;
+        let is_known = cost.is_finite() && cost > 0.0;
+        match (is_known, self.mean_cost > 0.0) {
+            (true, true) => self.mean_cost += (cost - self.mean_cost) / ENTRIES,
+            (true, false) => self.mean_cost = cost,
+            (false, true) => return self.mean_cost,
+            (false, false) => return 1.0,
+        }
+        cost
     }
 
     fn guess_capacity(&mut self, weight: u32) {
@@ -132,11 +185,15 @@ impl Adaptive {
     /// `entries` fit.
     fn resize(&mut self, entries: usize) {
         let entries = entries.max(1);
-        if entries != self.segments.capacity() {
-            self.segments.resize(entries, RULES[self.rule].window);
+        self.ranking.resize(entries);
+        // Not for every entry more or less, where they differ in weight.
+        if entries.abs_diff(self.sized_for) > self.sized_for / 64 {
+            self.sized_for = entries;
             self.sketch.resize(entries);
-            self.ghosts.resize(entries);
-            self.duel.resize(entries);
+            if let Some(duel) = &mut self.duel {
+                self.ghosts.resize(entries);
+                duel.resize(entries, self.bytes);
+            }
         }
     }
 }

@@ -3,24 +3,33 @@
 use hashbrown::HashTable;
 
 use super::history::Sketch;
-use super::segments::{Admission, Rule, Segments};
+use super::ranking::{Arrival, Ranking, Rule};
 
-/// Each is the best of all for some kind of load: loops, fixed favourites, favourites that change, reuse at a distance,
-/// favourites among scans, recency.
-pub(super) const RULES: [Rule; 6] = [
-    rule(0.0, Admission::Compared { margin: 2 }),
-    rule(0.01, Admission::Compared { margin: 0 }),
-    rule(0.1, Admission::Repeated { uses: 3 }),
-    rule(0.3, Admission::Repeated { uses: 2 }),
-    rule(1.0, Admission::Compared { margin: 0 }),
-    rule(0.05, Admission::Reused),
+/// Each is the best of all for some kind of load: loops, fixed favourites, favourites that change slowly or fast, recency,
+/// reuse at a distance, entries that differ in value.
+pub(super) const RULES: [Rule; 7] = [
+    Rule::Compared {
+        window: 0.0,
+        margin: 2,
+    },
+    Rule::Compared {
+        window: 0.01,
+        margin: 0,
+    },
+    Rule::Repeated {
+        window: 0.1,
+        uses: 3,
+    },
+    Rule::Repeated {
+        window: 0.3,
+        uses: 2,
+    },
+    Rule::Recency,
+    Rule::Reused { window: 0.05 },
+    Rule::Valued,
 ];
 /// In force until something is known.
 pub(super) const FIRST_RULE: usize = 5;
-
-const fn rule(window: f32, admission: Admission) -> Rule {
-    Rule { window, admission }
-}
 
 /// A miniature of the cache for each rule, on one in 2^`shift` of the keys.
 #[derive(Debug)]
@@ -28,10 +37,12 @@ pub(super) struct Duel {
     miniatures: [Miniature; RULES.len()],
     shift: u32,
     capacity: usize,
-    /// Hits of each rule, of the cache itself, and requests: sums that fade.
+    bytes: usize,
+    /// What each rule's hits, the cache's own, and all requests have cost to compute: sums that fade.
     hits: [f32; RULES.len()],
     own_hits: f32,
     requests: f32,
+    mean_cost: f32,
     leader: usize,
 }
 
@@ -53,6 +64,8 @@ impl Default for Duel {
             miniatures: std::array::from_fn(|at| Miniature::new(RULES[at])),
             shift: 0,
             capacity: 0,
+            bytes: 0,
+            mean_cost: 1.0,
             hits: [0.0; RULES.len()],
             own_hits: 0.0,
             requests: 0.0,
@@ -62,19 +75,23 @@ impl Default for Duel {
 }
 
 impl Duel {
-    pub(super) fn resize(&mut self, capacity: usize) {
-        let sample = capacity >> self.shift;
+    /// `entries` fit, of `bytes` together.
+    pub(super) fn resize(&mut self, entries: usize, bytes: usize) {
+        let sample = entries >> self.shift;
         if sample >= 4 * SAMPLE || self.shift > 0 && sample < SAMPLE * 3 / 4 {
             // What a miniature holds is of another sample: all begin anew, and so with the same chances.
             *self = Self {
-                shift: (capacity / SAMPLE).max(1).ilog2(),
+                shift: (entries / SAMPLE).max(1).ilog2(),
                 leader: self.leader,
                 ..Self::default()
             };
         }
-        self.capacity = (capacity >> self.shift).max(1);
-        for (miniature, rule) in self.miniatures.iter_mut().zip(RULES) {
-            miniature.segments.resize(self.capacity, rule.window);
+        self.capacity = (entries >> self.shift).max(1);
+        self.bytes = (bytes >> self.shift).max(1);
+        for miniature in &mut self.miniatures {
+            if !miniature.is_full {
+                miniature.ranking.resize(self.capacity);
+            }
         }
     }
 
@@ -84,22 +101,25 @@ impl Duel {
     }
 
     /// A look-up. Returns the rule in force from now on.
-    pub(super) fn request(&mut self, hash: u32, is_hit: bool, age: Option<u32>, now: u32) -> usize {
+    pub(super) fn request(&mut self, hash: u32, is_hit: bool, now: u32) -> usize {
         let keep = 1.0 - 1.0 / (HORIZON * self.capacity as f32).max(HORIZON_MIN);
-        self.requests = self.requests * keep + 1.0;
-        self.own_hits = self.own_hits * keep + f32::from(u8::from(is_hit));
-        for (miniature, hits) in self.miniatures.iter_mut().zip(&mut self.hits) {
-            *hits = *hits * keep + f32::from(u8::from(miniature.hit(hash, now)));
+        let found = self.miniatures.each_mut().map(|one| one.hit(hash, now));
+        let known = found.iter().flatten().next().copied();
+        let cost = known.unwrap_or(self.mean_cost);
+        self.requests = self.requests * keep + cost;
+        self.own_hits = self.own_hits * keep + if is_hit { cost } else { 0.0 };
+        for (hits, found) in self.hits.iter_mut().zip(found) {
+            *hits = *hits * keep + found.map_or(0.0, |_| cost);
         }
-        let _ = age;
         self.choose();
         self.leader
     }
 
-    /// The entry that was looked up, and not found by the cache or by a miniature, has come.
-    pub(super) fn insert(&mut self, hash: u32, age: Option<u32>, now: u32, sketch: &Sketch) {
+    /// An entry that was looked up is there now.
+    pub(super) fn insert(&mut self, arrival: Arrival, sketch: &Sketch) {
+        self.mean_cost += (arrival.value.number() * arrival.weight.number() - self.mean_cost) / 64.0;
         for miniature in &mut self.miniatures {
-            miniature.insert(hash, age, now, sketch);
+            miniature.insert(arrival, self.bytes, sketch);
         }
     }
 
@@ -119,7 +139,7 @@ impl Duel {
         let hits = self.hits[self.leader];
         let fewer = hits.min(self.requests - hits).max(0.0);
         let lost = (self.hits[best] - self.own_hits).max(0.0);
-        if self.hits[best] - hits > MARGIN * fewer + REGRET * lost + HITS_MIN {
+        if self.hits[best] - hits > MARGIN * fewer + REGRET * lost + HITS_MIN * self.mean_cost {
             self.leader = best;
         }
     }
@@ -127,64 +147,81 @@ impl Duel {
 
 #[derive(Debug)]
 struct Miniature {
-    segments: Segments,
+    ranking: Ranking,
     /// Places, by hash.
     table: HashTable<u16>,
     free: Vec<u16>,
-    places: u16,
+    places: usize,
+    /// As many as the rounded weights say.
+    bytes: f32,
+    is_full: bool,
 }
 
 impl Miniature {
     fn new(rule: Rule) -> Self {
-        let mut segments = Segments::default();
-        segments.set_rule(rule);
         Self {
-            segments,
+            ranking: Ranking::new(rule),
             table: HashTable::new(),
             free: Vec::new(),
             places: 0,
+            bytes: 0.0,
+            is_full: false,
         }
     }
 
-    fn hit(&mut self, hash: u32, now: u32) -> bool {
-        let place = self.place(hash);
-        if let Some(place) = place {
-            self.segments.hit(place, now);
-        }
-        place.is_some()
+    /// Returns what the entry cost to compute, if it is there.
+    fn hit(&mut self, hash: u32, now: u32) -> Option<f32> {
+        let place = self.place(hash)?;
+        self.ranking.hit(place, now);
+        Some(self.ranking.value(place).number() * self.ranking.weight(place).number())
     }
 
-    fn insert(&mut self, hash: u32, age: Option<u32>, now: u32, sketch: &Sketch) {
-        if self.place(hash).is_some() {
+    fn insert(&mut self, arrival: Arrival, capacity: usize, sketch: &Sketch) {
+        let (weight, capacity) = (arrival.weight.number(), capacity as f32);
+        if self.place(arrival.hash).is_some() || weight > capacity {
             return;
         }
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places += 1;
-            self.places - 1
-        });
-        self.segments.insert(u32::from(place), hash, age, now);
-        let segments = &self.segments;
-        self.table.insert_unique(table_hash(hash), place, |&place| {
-            table_hash(segments.hash(u32::from(place)))
-        });
-        while self.segments.len() > self.segments.capacity() {
-            let Some(place) = self.segments.evict(now, sketch) else {
+        let Some(place) = self.free_place() else {
+            return;
+        };
+        self.bytes += weight;
+        self.ranking.insert(u32::from(place), arrival, sketch);
+        let ranking = &self.ranking;
+        self.table
+            .insert_unique(table_hash(arrival.hash), place, |&place| {
+                table_hash(ranking.hash(u32::from(place)))
+            });
+        while self.bytes > capacity {
+            let Some(place) = self.ranking.evict(arrival.now, sketch) else {
                 return;
             };
             self.forget(place);
+            self.is_full = true;
+            self.ranking.resize(self.ranking.len());
         }
     }
 
     fn remove(&mut self, hash: u32) {
         if let Some(place) = self.place(hash) {
-            self.segments.remove(place);
+            self.ranking.remove(place);
             self.forget(place);
         }
     }
 
+    /// None if there are as many entries as 16 bits count, which takes a sample of very uneven weights.
+    fn free_place(&mut self) -> Option<u16> {
+        if let Some(place) = self.free.pop() {
+            return Some(place);
+        }
+        let place = u16::try_from(self.places).ok()?;
+        self.places += 1;
+        Some(place)
+    }
+
     /// The entry's links are gone, its hash is still there.
     fn forget(&mut self, place: u32) {
-        let hash = table_hash(self.segments.hash(place));
+        let hash = table_hash(self.ranking.hash(place));
+        self.bytes -= self.ranking.weight(place).number();
         #[expect(clippy::cast_possible_truncation, reason = "it was made from 16 bits")]
         let place = place as u16;
         if let Ok(found) = self.table.find_entry(hash, |&other| other == place) {
@@ -194,7 +231,7 @@ impl Miniature {
     }
 
     fn place(&self, hash: u32) -> Option<u32> {
-        let is_same = |&place: &u16| self.segments.hash(u32::from(place)) == hash;
+        let is_same = |&place: &u16| self.ranking.hash(u32::from(place)) == hash;
         let place = self.table.find(table_hash(hash), is_same)?;
         Some(u32::from(*place))
     }

@@ -1,15 +1,13 @@
 //! In which order the entries of one shard leave.
 
 mod adaptive;
-mod cost_aware;
 mod duel;
 mod history;
 mod lists;
 mod lru;
-mod segments;
+mod ranking;
 
 pub use adaptive::Adaptive;
-pub use cost_aware::CostAware;
 pub use lru::Lru;
 
 /// In which order the entries of one shard leave.
@@ -39,7 +37,7 @@ pub trait Order: Send + std::fmt::Debug {
 #[derive(Debug)]
 pub enum AnyOrder {
     Adaptive(Box<Adaptive>),
-    CostAware(CostAware),
+    CostAware(Box<Adaptive>),
     Lru(Lru),
 }
 
@@ -48,7 +46,7 @@ impl AnyOrder {
     pub fn by_name(name: &str) -> Option<Self> {
         Some(match name {
             "adaptive" => Self::Adaptive(Box::default()),
-            "cost-aware" => Self::CostAware(CostAware::default()),
+            "cost-aware" => Self::CostAware(Box::new(Adaptive::cost_aware())),
             "lru" => Self::Lru(Lru::default()),
             _ => return None,
         })
