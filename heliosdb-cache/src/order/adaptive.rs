@@ -1,7 +1,7 @@
 //! The default: the rule that has saved the most lately.
 
 use super::Order;
-use super::duel::{Duel, FIRST_RULE, RULES};
+use super::duel::{Duel, FIRST_RULE, RULES, VALUE_RULE};
 use super::history::{Ghosts, Sketch};
 use super::ranking::{Arrival, Log, Ranking, Rule, short};
 
@@ -22,6 +22,8 @@ pub struct Adaptive {
     mean_cost: f32,
     /// The number of entries that fit was seen, and need not be guessed from their weight.
     is_full: bool,
+    /// Of the values that came until now.
+    values: Option<(Log, Log)>,
     /// What sketch, ghosts and miniatures were last made for.
     sized_for: usize,
 }
@@ -53,6 +55,7 @@ impl Order for Adaptive {
             age,
             now: self.now,
         };
+        self.prefer_value(arrival.value);
         self.ranking.insert(place, arrival, &self.sketch);
         self.insert_in_miniatures(arrival);
     }
@@ -121,6 +124,7 @@ impl Adaptive {
             mean_weight: 0.0,
             mean_cost: 0.0,
             is_full: false,
+            values: None,
             sized_for: 0,
         }
     }
@@ -129,6 +133,23 @@ impl Adaptive {
     #[must_use]
     pub fn cost_aware() -> Self {
         Self::fixed(Rule::Valued)
+    }
+
+    /// Begins with the ranking by value if values differ. Later it has to be the best.
+    fn prefer_value(&mut self, value: Log) {
+        let (least, most) = self.values.unwrap_or((value, value));
+        let (least, most) = (least.min(value), most.max(value));
+        self.values = Some((least, most));
+        let differ = most.number() > 4.0 * least.number();
+        if let Some(duel) = &mut self.duel
+            && differ
+            && !self.is_full
+            && self.rule == FIRST_RULE
+        {
+            self.rule = VALUE_RULE;
+            duel.set_leader(VALUE_RULE);
+            self.ranking.set_rule(RULES[VALUE_RULE]);
+        }
     }
 
     fn request(&mut self, hash: u32, is_hit: bool) {

@@ -30,6 +30,8 @@ pub(super) const RULES: [Rule; 7] = [
 ];
 /// In force until something is known.
 pub(super) const FIRST_RULE: usize = 5;
+/// The same, where entries differ in value.
+pub(super) const VALUE_RULE: usize = 6;
 
 /// A miniature of the cache for each rule, on one in 2^`shift` of the keys.
 #[derive(Debug)]
@@ -93,6 +95,10 @@ impl Duel {
                 miniature.ranking.resize(self.capacity);
             }
         }
+    }
+
+    pub(super) fn set_leader(&mut self, rule: usize) {
+        self.leader = rule;
     }
 
     pub(super) fn is_sampled(&self, hash: u32) -> bool {

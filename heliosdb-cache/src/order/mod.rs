@@ -3,11 +3,13 @@
 mod adaptive;
 mod duel;
 mod history;
+mod lfu;
 mod lists;
 mod lru;
 mod ranking;
 
 pub use adaptive::Adaptive;
+pub use lfu::Lfu;
 pub use lru::Lru;
 
 /// In which order the entries of one shard leave.
@@ -38,6 +40,7 @@ pub trait Order: Send + std::fmt::Debug {
 pub enum AnyOrder {
     Adaptive(Box<Adaptive>),
     CostAware(Box<Adaptive>),
+    Lfu(Lfu),
     Lru(Lru),
 }
 
@@ -47,6 +50,7 @@ impl AnyOrder {
         Some(match name {
             "adaptive" => Self::Adaptive(Box::default()),
             "cost-aware" => Self::CostAware(Box::new(Adaptive::cost_aware())),
+            "lfu" => Self::Lfu(Lfu::default()),
             "lru" => Self::Lru(Lru::default()),
             _ => return None,
         })
@@ -58,6 +62,7 @@ macro_rules! each {
         match $order {
             AnyOrder::Adaptive($inner) => $body,
             AnyOrder::CostAware($inner) => $body,
+            AnyOrder::Lfu($inner) => $body,
             AnyOrder::Lru($inner) => $body,
         }
     };

@@ -391,7 +391,7 @@ fn share(of: usize, share: f32) -> usize {
 }
 
 /// A positive number, to a quarter of an octave: from 2^-32 to 2^31.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Log(i8);
 
 impl Log {
