@@ -8,7 +8,7 @@ use super::simulation::Simulated;
 use super::trace::mix;
 
 /// Names as printed, the default first.
-pub(super) const NAMES: [&str; 1] = ["lru"];
+pub(super) const NAMES: [&str; 4] = ["adaptive", "cost-aware", "lfu", "lru"];
 
 /// The order of this name, for `capacity`.
 pub(super) fn build(name: &str, capacity: u64) -> Option<Box<dyn Simulated>> {

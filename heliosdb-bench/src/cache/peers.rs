@@ -1,18 +1,29 @@
 //! The peers, one shard each, so that their order alone is compared.
 
-use foyer_memory::{Cache, CacheBuilder, EvictionConfig, LfuConfig, LruConfig, S3FifoConfig, SieveConfig};
+use foyer_memory::{
+    Cache, CacheBuilder, EvictionConfig, LfuConfig, LruConfig, S3FifoConfig, SieveConfig,
+};
 
 use super::simulation::Simulated;
 
 /// Names as printed, in the order of the columns.
-pub(super) const NAMES: [&str; 6] = [
+pub(super) const NAMES: [&str; 7] = [
     "moka",
+    MOKA_LATE,
     "quick_cache",
     "foyer-s3fifo",
     "foyer-lfu",
     "foyer-lru",
     "foyer-sieve",
 ];
+
+/// moka as it is used commonly: it applies what is put and read in batches, and holds more than its capacity until then.
+const MOKA_LATE: &str = "moka-late";
+
+/// Does a cache never hold more than its capacity?
+pub(super) fn keeps_bound(name: &str) -> bool {
+    name != MOKA_LATE
+}
 
 /// The peer of this name for `capacity`, made for about `items` entries.
 pub(super) fn build(name: &str, capacity: u64, items: usize) -> Option<Box<dyn Simulated>> {
@@ -30,12 +41,13 @@ pub(super) fn build(name: &str, capacity: u64, items: usize) -> Option<Box<dyn S
         "foyer-lru" => foyer(LruConfig::default().into()),
         "foyer-s3fifo" => foyer(S3FifoConfig::default().into()),
         "foyer-sieve" => foyer(SieveConfig.into()),
-        "moka" => Box::new(Moka(
-            moka::sync::Cache::builder()
+        "moka" | MOKA_LATE => Box::new(Moka {
+            cache: moka::sync::Cache::builder()
                 .max_capacity(capacity)
                 .weigher(|_, &weight: &u32| weight)
                 .build(),
-        )),
+            is_late: name == MOKA_LATE,
+        }),
         "quick_cache" => Box::new(QuickCache(quick_cache::sync::Cache::with_options(
             quick_cache::OptionsBuilder::new()
                 .shards(1)
@@ -63,17 +75,21 @@ impl Simulated for Foyer {
     }
 }
 
-struct Moka(moka::sync::Cache<u64, u32>);
+struct Moka {
+    cache: moka::sync::Cache<u64, u32>,
+    is_late: bool,
+}
 
 impl Simulated for Moka {
     fn get(&mut self, key: u64) -> bool {
-        self.0.get(&key).is_some()
+        self.cache.get(&key).is_some()
     }
 
     fn put(&mut self, key: u64, weight: u32, _cost: f32) {
-        self.0.insert(key, weight);
-        // Applied at once; else it would hold more than its capacity for a while.
-        self.0.run_pending_tasks();
+        self.cache.insert(key, weight);
+        if !self.is_late {
+            self.cache.run_pending_tasks();
+        }
     }
 }
 

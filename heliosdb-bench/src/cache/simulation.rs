@@ -12,7 +12,7 @@ pub(super) trait Simulated {
 }
 
 /// Shares, from 0 to 1.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 pub(super) struct Ratios {
     /// Of the requests.
     pub(super) hits: f64,

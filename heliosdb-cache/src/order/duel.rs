@@ -123,7 +123,8 @@ impl Duel {
 
     /// An entry that was looked up is there now.
     pub(super) fn insert(&mut self, arrival: Arrival, sketch: &Sketch) {
-        self.mean_cost += (arrival.value.number() * arrival.weight.number() - self.mean_cost) / 64.0;
+        self.mean_cost +=
+            (arrival.value.number() * arrival.weight.number() - self.mean_cost) / 64.0;
         for miniature in &mut self.miniatures {
             miniature.insert(arrival, self.bytes, sketch);
         }

@@ -223,7 +223,11 @@ impl Ranking {
         let admission = match self.rule {
             Rule::Valued => return self.choose_by_value(),
             // What other rules put elsewhere leaves in its turn.
-            Rule::Recency => return self.tails().max_by_key(|&tail| now.wrapping_sub(self.used(tail))),
+            Rule::Recency => {
+                return self
+                    .tails()
+                    .max_by_key(|&tail| now.wrapping_sub(self.used(tail)));
+            }
             Rule::Reused { .. } => return self.tails().next(),
             admission if self.list(WINDOW).len > self.window => admission,
             _ => return self.tails_of_main().next().or_else(|| self.tails().next()),
@@ -248,7 +252,9 @@ impl Ranking {
     }
 
     fn choose_by_value(&mut self) -> Option<u32> {
-        let (rank, place) = self.lowest().or_else(|| Some((self.floor, self.tails().next()?)))?;
+        let (rank, place) = self
+            .lowest()
+            .or_else(|| Some((self.floor, self.tails().next()?)))?;
         self.floor = rank;
         if rank > FLOOR_MAX {
             // As if all had been used for the last time a while ago.
