@@ -97,3 +97,6 @@ impl Order for AnyOrder {
         each!(self, order => order.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

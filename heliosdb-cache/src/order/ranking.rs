@@ -126,10 +126,6 @@ impl Ranking {
         self.protected = share(capacity.saturating_sub(self.window), PROTECTED_SHARE);
     }
 
-    pub(super) fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     pub(super) fn len(&self) -> usize {
         self.len
     }
