@@ -99,10 +99,14 @@ impl Order for Adaptive {
     }
 
     fn set_capacity(&mut self, bytes: usize) {
-        if bytes != self.bytes {
+        let entries = self.ranking.len() as u64 * bytes as u64 / self.bytes.max(1) as u64;
+        if self.is_full && bytes != self.bytes {
+            // The next eviction tells it exactly.
             self.bytes = bytes;
-            self.is_full = false;
+            self.sized_for = 0;
+            self.resize(usize::try_from(entries).unwrap_or(usize::MAX));
         }
+        self.bytes = bytes;
     }
 
     fn len(&self) -> usize {

@@ -46,6 +46,8 @@ pub(super) struct Duel {
     requests: f32,
     mean_cost: f32,
     leader: usize,
+    /// How often the leader has changed: fades too.
+    changes: f32,
 }
 
 /// Entries of a miniature, where the cache has that many: from this to twice as many.
@@ -53,12 +55,16 @@ const SAMPLE: usize = 256;
 /// Requests after which a hit counts 1/e, for each entry of a miniature.
 const HORIZON: f32 = 60.0;
 const HORIZON_MIN: f32 = 200.0;
-/// By which share of the hits, or of the misses if they are fewer, another rule must be better.
+/// How much better another rule must be: by so many hits, by this share of the entries, since a change costs hits in
+/// proportion to them, and by this share of the hits, or of the misses if they are fewer.
+const MARGIN_HITS: f32 = 2.0;
+const MARGIN_ENTRIES: f32 = 0.05;
 const MARGIN: f32 = 0.01;
-const HITS_MIN: f32 = 2.0;
-/// Which share of what changing the rule has lost until now must be gained by the next change. Without this, a load
-/// that favours two rules in turn makes the cache change the rule when it has just become the wrong one.
+/// And by this share of what the cache has missed for changing the rule. Without it, a load that favours two rules in
+/// turn makes the cache change when the rule has just become the wrong one.
 const REGRET: f32 = 0.5;
+/// Changes, fading, from which on the regret counts in full: two.
+const CHANGES: f32 = 0.5;
 
 impl Default for Duel {
     fn default() -> Self {
@@ -70,6 +76,7 @@ impl Default for Duel {
             mean_cost: 1.0,
             hits: [0.0; RULES.len()],
             own_hits: 0.0,
+            changes: 0.0,
             requests: 0.0,
             leader: FIRST_RULE,
         }
@@ -112,6 +119,7 @@ impl Duel {
         let found = self.miniatures.each_mut().map(|one| one.hit(hash, now));
         let known = found.iter().flatten().next().copied();
         let cost = known.unwrap_or(self.mean_cost);
+        self.changes *= keep;
         self.requests = self.requests * keep + cost;
         self.own_hits = self.own_hits * keep + if is_hit { cost } else { 0.0 };
         for (hits, found) in self.hits.iter_mut().zip(found) {
@@ -145,9 +153,12 @@ impl Duel {
         }
         let hits = self.hits[self.leader];
         let fewer = hits.min(self.requests - hits).max(0.0);
-        let lost = (self.hits[best] - self.own_hits).max(0.0);
-        if self.hits[best] - hits > MARGIN * fewer + REGRET * lost + HITS_MIN * self.mean_cost {
+        let missed = (self.hits[best] - self.own_hits).max(0.0);
+        let regret = REGRET * missed * (CHANGES * self.changes).min(1.0);
+        let entries = MARGIN_HITS + MARGIN_ENTRIES * self.capacity as f32;
+        if self.hits[best] - hits > entries * self.mean_cost + MARGIN * fewer + regret {
             self.leader = best;
+            self.changes += 1.0;
         }
     }
 }
@@ -246,4 +257,47 @@ impl Miniature {
 
 fn table_hash(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::ranking::Log;
+
+    #[test]
+    fn a_miniature_uses_its_places_again() {
+        let sketch = Sketch::default();
+        let mut miniature = Miniature::new(Rule::Recency);
+        for now in 0..1000 {
+            let arrival = Arrival {
+                hash: now,
+                weight: Log::of(1.0),
+                value: Log::of(1.0),
+                age: None,
+                now,
+            };
+            miniature.insert(arrival, 10, &sketch);
+        }
+        assert_eq!(miniature.places, 11);
+        assert!(miniature.hit(999, 1000).is_some() && miniature.hit(989, 1000).is_none());
+    }
+
+    #[test]
+    fn what_was_removed_is_no_hit() {
+        let mut duel = Duel::default();
+        duel.resize(10, 10);
+        let arrival = Arrival {
+            hash: 7,
+            weight: Log::of(1.0),
+            value: Log::of(1.0),
+            age: None,
+            now: 1,
+        };
+        duel.insert(arrival, &Sketch::default());
+        duel.request(7, true, 1);
+        assert!(duel.hits.iter().all(|&hits| hits == 1.0));
+        duel.remove(7);
+        duel.request(7, false, 2);
+        assert!(duel.hits.iter().all(|&hits| hits < 1.0));
+    }
 }

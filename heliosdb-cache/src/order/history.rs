@@ -139,8 +139,57 @@ impl Ghosts {
         let index = ((mixed >> 32) * self.sets.len() as u64) >> 32;
         // Never 0, and of bits that don't choose the set.
         let tag = (mixed >> 16 & 0xffff) as u32 | 1;
-        #[expect(clippy::cast_possible_truncation, reason = "below the length")]
         let set = self.sets.get_mut(index as usize)?;
         Some((set, tag))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_grow_with_uses_and_halve() {
+        let mut sketch = Sketch::default();
+        sketch.resize(100);
+        for _ in 0..8 {
+            sketch.add(7);
+        }
+        assert_eq!((sketch.count(7), sketch.count(8)), (8, 0));
+        sketch.resize(10_000);
+        assert_eq!(sketch.count(7), 8, "growth forgets nothing");
+        for hash in 0..100_000 {
+            sketch.add(1000 + hash * 0x9e37);
+        }
+        let count = sketch.count(7);
+        assert!((4..8).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn ghosts_know_their_age_until_younger_ones_need_the_room() {
+        let mut ghosts = Ghosts::default();
+        ghosts.resize(100);
+        let hash = |key: u32| (key + 1).wrapping_mul(0x9e37_79b9);
+        ghosts.insert(hash(1), 70, 75);
+        assert_eq!(ghosts.age(hash(1), 100), Some(30));
+        assert_eq!(ghosts.age(hash(2), 100), None);
+        for key in 100..1100 {
+            ghosts.insert(hash(key), key, key);
+        }
+        assert_eq!(ghosts.age(hash(1), 1100), None);
+        assert_eq!(ghosts.age(hash(1099), 1100), Some(1));
+        ghosts.remove(hash(1099));
+        assert_eq!(ghosts.age(hash(1099), 1100), None);
+    }
+
+    #[test]
+    fn the_oldest_ghost_of_a_set_makes_room() {
+        let mut ghosts = Ghosts::default();
+        ghosts.resize(2);
+        for key in 0..5 {
+            ghosts.insert(key, key, key);
+        }
+        let known = [0, 1, 2, 3, 4].map(|key| ghosts.age(key, 5).is_some());
+        assert_eq!(known, [false, true, true, true, true]);
     }
 }

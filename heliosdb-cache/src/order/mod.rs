@@ -16,6 +16,7 @@ pub use lru::Lru;
 ///
 /// Every operation is O(1), amortised. A place is the index of an entry in the shard's slab: stable until the entry
 /// leaves, reused afterwards.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks")]
 pub trait Order: Send + std::fmt::Debug {
     /// An entry came. `hash` is of its key (well mixed), `weight` its charge in bytes, `cost` what computing it took, in
     /// microseconds; 0 if that is not known.
@@ -37,6 +38,7 @@ pub trait Order: Send + std::fmt::Debug {
 
 /// One of the built-in orders.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum AnyOrder {
     Adaptive(Box<Adaptive>),
     CostAware(Box<Adaptive>),

@@ -61,6 +61,8 @@ pub(super) struct Ranking {
     protected: usize,
     /// L.
     floor: f32,
+    /// Since L was lowered.
+    evictions: usize,
     /// Frequent candidates refused lately.
     refused: u8,
 }
@@ -94,8 +96,8 @@ const PROTECTED_SHARE: f32 = 0.8;
 const STEPS: usize = 2;
 /// Uses of a candidate that make it worth a try even where what it would replace was used as often.
 const WARM: u8 = 6;
-/// Above this, L is subtracted from everything, so that it doesn't swallow what is added to it.
-const FLOOR_MAX: f32 = 1e9;
+/// After so many evictions an entry, L is subtracted from everything, so that it doesn't swallow what is added to it.
+const LOWERED_EVERY: usize = 4;
 
 impl Ranking {
     pub(super) fn new(rule: Rule) -> Self {
@@ -110,6 +112,7 @@ impl Ranking {
             window: 0,
             protected: 0,
             floor: 0.0,
+            evictions: 0,
             refused: 0,
         }
     }
@@ -252,8 +255,9 @@ impl Ranking {
             .lowest()
             .or_else(|| Some((self.floor, self.tails().next()?)))?;
         self.floor = rank;
-        if rank > FLOOR_MAX {
-            // As if all had been used for the last time a while ago.
+        self.evictions += 1;
+        if self.evictions > LOWERED_EVERY * self.len {
+            self.evictions = 0;
             for entry in &mut self.entries {
                 entry.floor -= rank;
             }
@@ -267,7 +271,7 @@ impl Ranking {
         let mut lowest: Option<(f32, u32)> = None;
         let mut left = self.occupied >> CLASSES << CLASSES;
         while left != 0 {
-            let class = left.trailing_zeros() as u8;
+            let class = first(left);
             left &= left - 1;
             let place = self.list(class).tail;
             let class = f32::from(class) - CLASS_OF_ONE;
@@ -283,7 +287,7 @@ impl Ranking {
     fn tails(&self) -> impl Iterator<Item = u32> {
         let mut left = self.occupied;
         std::iter::from_fn(move || {
-            let list = left.trailing_zeros() as u8;
+            let list = first(left);
             left &= left.wrapping_sub(1);
             (usize::from(list) < LISTS).then(|| self.list(list).tail)
         })
@@ -310,18 +314,16 @@ impl Ranking {
     fn rebalance(&mut self) {
         for _ in 0..STEPS {
             if self.rule == Rule::Valued {
-                let others = self.occupied.trailing_zeros() as u8;
+                let others = first(self.occupied);
                 if others < CLASSES {
                     let place = self.list(others).tail;
                     self.shift(others, self.class(place));
                 }
                 continue;
             }
-            if self.occupied >> CLASSES != 0 {
-                if let Some((_, place)) = self.lowest() {
-                    self.remove(place);
-                    self.push(PROBATION, place);
-                }
+            if let Some((_, place)) = self.lowest() {
+                self.remove(place);
+                self.push(PROBATION, place);
             }
             match self.rule {
                 Rule::Reused { .. } => {
@@ -382,6 +384,13 @@ impl Ranking {
     }
 }
 
+/// The number of the lowest bit that is set, or 64.
+fn first(lists: u64) -> u8 {
+    #[expect(clippy::cast_possible_truncation, reason = "at most 64")]
+    let first = lists.trailing_zeros() as u8;
+    first
+}
+
 fn share(of: usize, share: f32) -> usize {
     #[expect(
         clippy::cast_possible_truncation,
@@ -415,4 +424,47 @@ impl Log {
 /// What an order keeps of a hash.
 pub(super) fn short(hash: u64) -> u32 {
     (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrival(age: Option<u32>, now: u32) -> Arrival {
+        Arrival {
+            hash: now,
+            weight: Log::of(1.0),
+            value: Log::of(1.0),
+            age,
+            now,
+        }
+    }
+
+    #[test]
+    fn what_comes_back_soon_outlives_what_is_new() {
+        let sketch = Sketch::default();
+        for (age, is_kept) in [(5, true), (50, false)] {
+            let mut ranking = Ranking::new(Rule::Reused { window: 0.3 });
+            ranking.resize(10);
+            for place in 0..10 {
+                ranking.insert(place, arrival(None, place), &sketch);
+            }
+            ranking.insert(10, arrival(Some(age), 10), &sketch);
+            let left: Vec<_> = (0..4).map(|_| ranking.evict(11, &sketch)).collect();
+            assert_eq!(
+                !left.contains(&Some(10)),
+                is_kept,
+                "age {age}: {left:?} left"
+            );
+        }
+    }
+
+    #[test]
+    fn a_logarithm_is_near() {
+        for number in [1e-6_f32, 0.3, 1.0, 77.0, 1e9] {
+            let error = (Log::of(number).number() / number).log2();
+            assert!(error.abs() <= 0.126, "{number}: {error}");
+        }
+        assert_eq!(Log::of(f32::MAX).log2(), 31.75);
+    }
 }
