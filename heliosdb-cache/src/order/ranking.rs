@@ -459,6 +459,24 @@ mod tests {
         }
     }
 
+    /// What was used in the past was so at a lower L, however often L was lowered since.
+    #[test]
+    fn l_stays_small_and_comparable() {
+        let sketch = Sketch::default();
+        let mut ranking = Ranking::new(Rule::Valued);
+        let mut free: Vec<_> = (0..20).collect();
+        for now in 0..100_000 {
+            let place = free.pop().unwrap();
+            ranking.insert(place, arrival(None, now), &sketch);
+            if free.is_empty() {
+                free.extend(ranking.evict(now, &sketch));
+            }
+            let floors = || ranking.entries.iter().map(|entry| entry.floor);
+            assert!(floors().all(|floor| floor <= ranking.floor), "at {now}");
+            assert!(ranking.floor < 100.0);
+        }
+    }
+
     #[test]
     fn a_logarithm_is_near() {
         for number in [1e-6_f32, 0.3, 1.0, 77.0, 1e9] {

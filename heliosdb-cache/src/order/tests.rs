@@ -216,21 +216,6 @@ fn cost_aware_forgets_what_was_dear_once() {
     assert_eq!(cache.place(0), None);
 }
 
-/// The cheap have fewer places, but not none: L, which the dear are measured by, stays comparable.
-#[test]
-fn cost_aware_leaves_room_for_what_is_new() {
-    let mut cache = Checked::new("cost-aware", 20);
-    for key in 0..2000 {
-        let cost = if key % 2 == 0 { 1.0 } else { 4.0 };
-        cache.request(key, 1, cost);
-        let newest = [key, key.saturating_sub(1)];
-        assert!(
-            newest.iter().all(|&key| cache.place(key).is_some()),
-            "{newest:?}"
-        );
-    }
-}
-
 #[test]
 fn uses_are_remembered_after_an_entry_has_left() {
     let mut order = order("cost-aware", 1000);
