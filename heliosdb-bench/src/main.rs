@@ -5,6 +5,7 @@
 //! Unlike the rate it does not depend on how the load generator and PostgreSQL share the processors with the gateway.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod cpu;
 mod floor;
 mod gateway;
@@ -33,6 +34,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Compare the cache with others
+    #[command(subcommand)]
+    Cache(cache::Verb),
     /// Answer every query with the same bytes, until killed
     #[command(hide = true)]
     Floor {
@@ -45,6 +49,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Verb::Cache(verb) => cache::run(verb),
         Verb::Floor { listen } => floor::serve(listen),
         Verb::Gateway(args) => gateway::run(&args),
     };

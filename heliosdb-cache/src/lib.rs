@@ -40,6 +40,8 @@ mod clock;
 mod config;
 mod error;
 mod eviction;
+#[doc(hidden)]
+pub mod order;
 mod stampede_protection;
 mod stats;
 mod sync;
