@@ -1,25 +1,27 @@
 //! The cache: look up, join or begin a computation, store.
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hashbrown::HashTable;
 use smallvec::SmallVec;
-use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::backend::{InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend};
+use crate::block::{Answer, Block, Facts};
 use crate::config::CacheConfig;
 use crate::error::Result;
-use crate::eviction::EvictionPolicy;
-use crate::stats::{CacheStats, Counter, StripedCounter};
-use crate::sync::{AtomicUsize, Mutex, Ordering};
-use crate::types::{HashedStr, KeyRef, Packed, QueryKey};
-use crate::version::{Dependencies, SlotId, VersionSlots};
+use crate::flights::{Fill, Flight, Flights, Follower, Joined};
+use crate::lifetime::{Lifetime, Times};
+use crate::stats::{CacheStats, Counter, Rejections, StoreCounts};
+use crate::sync::Ordering;
+use crate::types::{HashedStr, KeyRef, QueryKey};
+use crate::version::{DependenciesRef, SlotId, VersionSlots};
 
-/// A cache of query results.
+/// A cache of query results. Cloning it is another handle to the same.
 ///
 /// ```
 /// # use std::sync::Arc;
@@ -38,60 +40,30 @@ pub struct CacheManager<B: StorageBackend = InMemoryBackend> {
     shared: Arc<Shared<B>>,
 }
 
-struct Shared<B> {
+pub(crate) struct Shared<B> {
     storage: Arc<B>,
-    config: CacheConfig,
-    policy: Arc<dyn EvictionPolicy>,
+    pub(crate) config: CacheConfig,
     versions: Arc<VersionSlots>,
-    flights: Flights,
-    hits: StripedCounter,
-    misses: StripedCounter,
+    pub(crate) flights: Flights,
     coalesced: Counter,
+    fallbacks: Counter,
     fills: Counter,
-    rejected: Counter,
-    invalidated: Counter,
+    pub(crate) rejections: Rejected,
+    /// Some entry has a lifetime, and may end without a write.
+    has_lifetimes: AtomicBool,
+    sweeper: OnceLock<AbortHandle>,
 }
 
-/// The computations under way, sharded by key.
+/// [`Rejections`], while they are counted.
 #[derive(Default)]
-struct Flights {
-    shards: [FlightShard; FLIGHT_SHARDS],
-    /// Computations that have not ended, those whose place another has taken included: the shards don't know these.
-    count: AtomicUsize,
-}
-
-const FLIGHT_SHARDS: usize = 16;
-
-/// Why a lock: finding, checking and replacing a flight must be one step. Nothing is awaited or woken under it.
-#[derive(Default)]
-#[repr(align(128))]
-struct FlightShard(Mutex<HashTable<Arc<FlightState>>>);
-
-struct FlightState {
-    key: Packed<Box<[u8]>>,
-    /// What the computation depends on, as of before it began.
-    observed: Dependencies,
-    began: Instant,
-    /// Set once: the value, or `None` if the leader gave up.
-    outcome: OnceLock<Option<Bytes>>,
-    ended: Notify,
-}
-
-/// What a request that found no answer is to do.
-#[derive(Debug)]
-#[expect(
-    clippy::exhaustive_enums,
-    reason = "a request does one of these four things"
-)]
-pub enum Flight<B: StorageBackend = InMemoryBackend> {
-    /// Compute, and [`complete`](Fill::complete) with the answer.
-    Leader(Fill<B>),
-    /// Another computes: [`wait`](Follower::wait) for it.
-    Follower(Follower),
-    /// Compute without storing: a write is pending on something that the answer depends on.
-    Uncached,
-    /// Compute without storing: as many computations are in flight as are allowed.
-    Overload,
+pub(crate) struct Rejected {
+    too_small: Counter,
+    too_large: Counter,
+    too_cheap: Counter,
+    seen_once: Counter,
+    out_of_date: Counter,
+    not_admitted: Counter,
+    pub(crate) overtaken: Counter,
 }
 
 /// What came of a [`put`](CacheManager::put).
@@ -100,33 +72,36 @@ pub enum Flight<B: StorageBackend = InMemoryBackend> {
 pub enum PutOutcome {
     /// The entry is stored.
     Stored,
-    /// Too small, too large, too cheap to compute, or out of date: not stored.
+    /// Not stored: too small, too large, too cheap to compute, out of date, or not admitted by doorkeeper or eviction
+    /// policy. [`CacheStats::rejected_by`] counts the causes.
     Rejected,
 }
+
+type Slots = SmallVec<[SlotId; 4]>;
 
 impl<B: StorageBackend> CacheManager<B> {
     /// A cache over a store. Values in `config` that can't work are replaced by the nearest that can; check with
     /// [`CacheConfig::validate`] first where they come from outside.
+    ///
+    /// Made within a Tokio runtime, the cache has a task that sweeps out what may not be served any more
+    /// ([`CacheConfig::sweep_interval`]); it ends with the cache.
     #[must_use]
     pub fn new(backend: Arc<B>, config: CacheConfig) -> Self {
-        let policy = config.policy();
-        backend.limit_capacity(config.max_size_bytes);
-        let versions = VersionSlots::new(config.version_slot_bits);
-        Self {
-            shared: Arc::new(Shared {
-                storage: backend,
-                config,
-                policy,
-                versions,
-                flights: Flights::default(),
-                hits: StripedCounter::default(),
-                misses: StripedCounter::default(),
-                coalesced: Counter::default(),
-                fills: Counter::default(),
-                rejected: Counter::default(),
-                invalidated: Counter::default(),
-            }),
-        }
+        backend.configure(&config);
+        let shared = Arc::new(Shared {
+            storage: backend,
+            versions: VersionSlots::new(config.version_slot_bits),
+            flights: Flights::default(),
+            coalesced: Counter::default(),
+            fallbacks: Counter::default(),
+            fills: Counter::default(),
+            rejections: Rejected::default(),
+            has_lifetimes: AtomicBool::new(false),
+            sweeper: OnceLock::new(),
+            config,
+        });
+        shared.spawn_sweeper();
+        Self { shared }
     }
 
     /// The version slots: writers mark them, entries are checked against them.
@@ -137,27 +112,21 @@ impl<B: StorageBackend> CacheManager<B> {
 
     /// Looks an answer up: one hash, one short lock, a comparison of the whole key, and a check that nothing the answer
     /// depends on has changed or is about to. Allocates nothing.
+    ///
+    /// An answer past its time to live is served while
+    /// [`stale_while_revalidate`](Lifetime::stale_while_revalidate) lasts; use [`find`](Self::find) to learn of it.
     #[must_use]
-    pub fn lookup(&self, key: &KeyRef<'_>) -> Option<Bytes> {
-        let shared = &*self.shared;
-        match shared
-            .storage
-            .lookup(key, |dependencies| shared.versions.is_current(dependencies))
-        {
-            Lookup::Hit(data) => {
-                shared.hits.add_one(key.hash_value());
-                Some(data)
-            }
-            Lookup::Miss => {
-                shared.misses.add_one(key.hash_value());
-                None
-            }
-            Lookup::Stale => {
-                shared.misses.add_one(key.hash_value());
-                shared.invalidated.add(1);
-                None
-            }
+    pub fn lookup(&self, key: &KeyRef<'_>) -> Option<Answer> {
+        match self.find(key) {
+            Lookup::Hit(answer) | Lookup::Refresh(answer) => Some(answer),
+            Lookup::Fallback(_) | Lookup::Miss | Lookup::Stale => None,
         }
+    }
+
+    /// As [`lookup`](Self::lookup), and tells what else is to be done.
+    #[must_use]
+    pub fn find(&self, key: &KeyRef<'_>) -> Lookup {
+        self.shared.find(key)
     }
 
     /// Begins the computation of an answer that depends on `slots`, or joins the one under way.
@@ -168,46 +137,28 @@ impl<B: StorageBackend> CacheManager<B> {
     /// one has taken longer than [`CacheConfig::flight_timeout`].
     #[must_use]
     pub fn join(&self, key: &KeyRef<'_>, slots: &[SlotId]) -> Flight<B> {
-        let shared = &self.shared;
-        let flights = &shared.flights;
-        let hash = key.hash_value();
-        let mut shard = flights.shard(hash).0.lock();
-        // Read under the lock: otherwise this could be older than what the registered flight began under, and an
-        // older computation would take the place of a newer.
-        let Some(observed) = shared.versions.observe(slots) else {
-            return Flight::Uncached;
-        };
-        let registered = shard.find_mut(hash, |flight| flight.key.matches(key));
-        // The same versions are not enough: if a write ended while they were being read, they were those of before it,
-        // which is harmless to one who asks the database now, and not to one who takes an answer from before.
-        if let Some(flight) = &registered
-            && flight.observed == observed
-            && shared.versions.is_current(&observed)
-            && flight.began.elapsed() < shared.config.flight_timeout
-        {
-            let follower = Follower {
-                flight: Arc::clone(flight),
-                timeout: shared.config.flight_timeout,
-            };
-            drop(shard);
-            shared.coalesced.add(1);
-            return Flight::Follower(follower);
-        }
-        if !flights.reserve(shared.config.max_in_flight) {
-            return Flight::Overload;
-        }
-        let flight = FlightState::new(key, observed);
-        match registered {
-            Some(outdated) => *outdated = Arc::clone(&flight),
-            None => {
-                shard.insert_unique(hash, Arc::clone(&flight), |flight| flight.key.hash_value());
+        let Shared {
+            flights,
+            versions,
+            config,
+            ..
+        } = &*self.shared;
+        let observe = || versions.observe(slots);
+        match flights.join(
+            key,
+            versions,
+            observe,
+            config.max_in_flight,
+            config.flight_timeout,
+        ) {
+            Joined::Leader(flight) => Flight::Leader(Fill::new(Arc::clone(&self.shared), flight)),
+            Joined::Follower(flight) => {
+                self.shared.coalesced.add(1);
+                Flight::Follower(Follower::new(flight, config.flight_timeout))
             }
+            Joined::Uncached => Flight::Uncached,
+            Joined::Overload => Flight::Overload,
         }
-        drop(shard);
-        Flight::Leader(Fill {
-            shared: Arc::clone(shared),
-            flight,
-        })
     }
 
     /// Looks an answer up.
@@ -215,7 +166,7 @@ impl<B: StorageBackend> CacheManager<B> {
     /// # Errors
     /// None with a store in memory.
     #[expect(clippy::unused_async, reason = "other stores have to wait")]
-    pub async fn get(&self, key: &QueryKey) -> Result<Option<Bytes>> {
+    pub async fn get(&self, key: &QueryKey) -> Result<Option<Answer>> {
         Ok(self.lookup(&key.as_ref()))
     }
 
@@ -226,7 +177,6 @@ impl<B: StorageBackend> CacheManager<B> {
     ///
     /// # Errors
     /// None with a store in memory; what is not admitted is not an error.
-    #[expect(clippy::unused_async, reason = "other stores have to wait")]
     pub async fn put(
         &self,
         key: QueryKey,
@@ -234,16 +184,39 @@ impl<B: StorageBackend> CacheManager<B> {
         tables: Vec<String>,
         execution_time_ms: f64,
     ) -> Result<PutOutcome> {
-        let shared = &self.shared;
-        let slots: SmallVec<[SlotId; 4]> =
-            tables.iter().map(|table| self.table_slot(table)).collect();
+        let lifetime = self.shared.config.lifetime;
+        self.put_with(key, data, tables, execution_time_ms, lifetime)
+            .await
+    }
+
+    /// As [`put`](Self::put), with a lifetime other than the configured one.
+    ///
+    /// # Errors
+    /// None with a store in memory; what is not admitted is not an error.
+    #[expect(clippy::unused_async, reason = "other stores have to wait")]
+    #[expect(clippy::needless_pass_by_value, reason = "as `put` takes them")]
+    pub async fn put_with(
+        &self,
+        key: QueryKey,
+        data: impl Into<Bytes>,
+        tables: Vec<String>,
+        execution_time_ms: f64,
+        lifetime: Lifetime,
+    ) -> Result<PutOutcome> {
+        let shared = &*self.shared;
+        let slots: Slots = tables.iter().map(|table| self.table_slot(table)).collect();
         let Some(observed) = shared.versions.observe(&slots) else {
-            shared.rejected.add(1);
+            shared.rejections.out_of_date.add(1);
             return Ok(PutOutcome::Rejected);
         };
-        let data = data.into();
-        let packed = Packed::entry(&Packed::key(&key.as_ref()), &data);
-        Ok(shared.store(packed, data.len(), observed, execution_time_ms))
+        let answer = shared.pack(
+            &key.as_ref(),
+            &data.into(),
+            observed.as_ref(),
+            &lifetime,
+            execution_time_ms,
+        );
+        Ok(shared.store(answer))
     }
 
     /// The answer from the cache, from another caller's computation, or from `compute`.
@@ -252,8 +225,13 @@ impl<B: StorageBackend> CacheManager<B> {
     /// without an answer. While a write is pending on one of the tables, or too many computations are in flight, each
     /// caller computes for itself.
     ///
+    /// If the answer's time is nearly over, or over and within
+    /// [`stale_while_revalidate`](Lifetime::stale_while_revalidate), one caller computes it anew and the others are
+    /// served what there is; [`get_or_refresh`](Self::get_or_refresh) lets nobody wait.
+    ///
     /// # Errors
-    /// That of `compute`. It is not shared: the callers that waited go on one after the other, each with its own.
+    /// That of `compute`, if there is no answer within [`stale_if_error`](Lifetime::stale_if_error). It is not shared: the
+    /// callers that waited go on one after the other, each with its own.
     ///
     /// # Cancel safety
     /// Dropping the future drops `compute`, and one of those that wait for it takes its place.
@@ -262,51 +240,149 @@ impl<B: StorageBackend> CacheManager<B> {
         key: &QueryKey,
         tables: &[&str],
         compute: impl Future<Output = Result<Bytes>>,
-    ) -> Result<Bytes> {
-        let slots: SmallVec<[SlotId; 4]> =
-            tables.iter().map(|table| self.table_slot(table)).collect();
-        loop {
-            if let Some(data) = self.lookup(&key.as_ref()) {
-                return Ok(data);
+    ) -> Result<Answer> {
+        let lifetime = self.shared.config.lifetime;
+        self.get_or_compute_with(key, tables, lifetime, compute)
+            .await
+    }
+
+    /// As [`get_or_compute`](Self::get_or_compute), with a lifetime other than the configured one.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Cancel safety
+    /// As there.
+    pub async fn get_or_compute_with(
+        &self,
+        key: &QueryKey,
+        tables: &[&str],
+        lifetime: Lifetime,
+        compute: impl Future<Output = Result<Bytes>>,
+    ) -> Result<Answer> {
+        let found = self.find(&key.as_ref());
+        let slots = self.table_slots(tables);
+        self.go_on(found, key, &slots, lifetime, compute).await
+    }
+
+    /// As [`get_or_compute_with`](Self::get_or_compute_with); but where there is an answer to serve, it is computed anew
+    /// in a task of its own, and nobody waits for that.
+    ///
+    /// # Errors
+    /// As there. If the task fails, the answer there is goes on being served for its time.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    ///
+    /// # Cancel safety
+    /// As there; the task goes on.
+    pub async fn get_or_refresh(
+        &self,
+        key: &QueryKey,
+        tables: &[&str],
+        lifetime: Lifetime,
+        compute: impl Future<Output = Result<Bytes>> + Send + 'static,
+    ) -> Result<Answer> {
+        let slots = self.table_slots(tables);
+        match self.find(&key.as_ref()) {
+            Lookup::Refresh(answer) => {
+                if let Flight::Leader(fill) = self.join(&key.as_ref(), &slots) {
+                    let fill = fill.with_lifetime(lifetime);
+                    tokio::spawn(async move {
+                        let began = Instant::now();
+                        match compute.await {
+                            Ok(data) => fill.complete(data, began.elapsed()),
+                            Err(error) => tracing::debug!(%error, "an answer was not refreshed"),
+                        }
+                    });
+                }
+                Ok(answer)
             }
-            match self.join(&key.as_ref(), &slots) {
-                Flight::Leader(fill) => {
+            found => self.go_on(found, key, &slots, lifetime, compute).await,
+        }
+    }
+
+    /// What is to be done after the first look-up.
+    async fn go_on(
+        &self,
+        mut found: Lookup,
+        key: &QueryKey,
+        slots: &[SlotId],
+        lifetime: Lifetime,
+        compute: impl Future<Output = Result<Bytes>>,
+    ) -> Result<Answer> {
+        let mut has_failed = false;
+        loop {
+            match found {
+                Lookup::Hit(answer) => return Ok(answer),
+                // Another tried just now, and failed.
+                Lookup::Fallback(answer) if has_failed => {
+                    self.shared.fallbacks.add(1);
+                    return Ok(answer);
+                }
+                Lookup::Fallback(_)
+                | Lookup::Miss
+                | Lookup::Refresh(_)
+                | Lookup::Stale => {}
+            }
+            match (self.join(&key.as_ref(), slots), found) {
+                (Flight::Leader(fill), found) => {
                     // A computation that ended between the look-up and the join was found by neither.
-                    if let Some(data) = self.find_again(&key.as_ref()) {
-                        fill.flight.end(Some(data.clone()));
+                    if !matches!(found, Lookup::Refresh(_))
+                        && let Some(data) = self.find_again(&key.as_ref())
+                    {
+                        fill.found(data.clone());
                         return Ok(data);
                     }
                     let began = Instant::now();
-                    let data = compute.await?;
-                    fill.complete(data.clone(), began.elapsed());
-                    return Ok(data);
+                    return match compute.await {
+                        Ok(data) => {
+                            let fill = fill.with_lifetime(lifetime);
+                            Ok(fill.publish(&data, began.elapsed()))
+                        }
+                        Err(error) => self.fall_back(&key.as_ref()).ok_or(error),
+                    };
                 }
-                Flight::Follower(follower) => {
+                (_, Lookup::Refresh(answer)) => return Ok(answer),
+                (Flight::Follower(follower), _) => {
                     if let Some(data) = follower.wait().await {
                         return Ok(data);
                     }
+                    has_failed = true;
                 }
-                Flight::Uncached | Flight::Overload => return compute.await,
+                (Flight::Uncached | Flight::Overload, _) => {
+                    return match compute.await {
+                        Ok(data) => Ok(data.into()),
+                        Err(error) => self.fall_back(&key.as_ref()).ok_or(error),
+                    };
+                }
             }
+            found = self.find(&key.as_ref());
         }
+    }
+
+    /// What may be served after a failure. Looked up anew: something may have been written meanwhile.
+    fn fall_back(&self, key: &KeyRef<'_>) -> Option<Answer> {
+        let answer = match self.find(key) {
+            Lookup::Fallback(answer) | Lookup::Hit(answer) | Lookup::Refresh(answer) => answer,
+            Lookup::Miss | Lookup::Stale => return None,
+        };
+        self.shared.fallbacks.add(1);
+        Some(answer)
     }
 
     /// Looks up once more for a request that was counted as a miss: an answer found now is another's that it shares.
-    fn find_again(&self, key: &KeyRef<'_>) -> Option<Bytes> {
-        let shared = &*self.shared;
-        let found = shared
-            .storage
-            .lookup(key, |dependencies| shared.versions.is_current(dependencies));
-        match found {
+    fn find_again(&self, key: &KeyRef<'_>) -> Option<Answer> {
+        match self.find(key) {
             Lookup::Hit(data) => {
-                shared.coalesced.add(1);
+                self.shared.coalesced.add(1);
                 Some(data)
             }
-            Lookup::Miss | Lookup::Stale => None,
+            _ => None,
         }
     }
 
-    /// Evicts the entries with the lowest scores until `needed_bytes` have been freed, or nothing is left.
+    /// Evicts the entries that the policy values least until `needed_bytes` have been freed, or nothing is left.
     ///
     /// Insertions do this by themselves.
     ///
@@ -315,17 +391,24 @@ impl<B: StorageBackend> CacheManager<B> {
     #[expect(clippy::unused_async, reason = "other stores have to wait")]
     pub async fn evict_entries(&self, needed_bytes: usize) -> Result<()> {
         let shared = &self.shared;
-        shared
-            .storage
-            .evict(needed_bytes, &*shared.policy, |dependencies| {
-                shared.versions.is_current(dependencies)
-            });
+        shared.storage.evict(needed_bytes, shared.is_current());
         Ok(())
+    }
+
+    /// Removes the entries that may not be served any more: invalidated, or past their time. Returns how many bytes were
+    /// freed. Looks at every entry, some hundred at a time under a lock.
+    pub fn sweep(&self) -> usize {
+        self.shared.sweep()
     }
 
     /// Invalidates all answers that depend on a table, in constant time.
     pub fn invalidate_table(&self, table: &str) {
         self.shared.versions.invalidate(&[self.table_slot(table)]);
+    }
+
+    /// Invalidates all answers, in constant time.
+    pub fn invalidate_all(&self) {
+        self.shared.versions.invalidate_all();
     }
 
     /// Forgets everything. Nothing that was there, or was being computed, is served afterwards.
@@ -337,21 +420,7 @@ impl<B: StorageBackend> CacheManager<B> {
     /// What the cache did and holds.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        let shared = &self.shared;
-        let usage = shared.storage.usage();
-        CacheStats {
-            hits: shared.hits.count(),
-            misses: shared.misses.count(),
-            coalesced: shared.coalesced.count(),
-            fills: shared.fills.count(),
-            rejected: shared.rejected.count(),
-            invalidated: shared.invalidated.count(),
-            evictions: usage.evictions,
-            entries: usage.entries,
-            size_bytes: usage.size_bytes,
-            capacity_bytes: usage.capacity_bytes,
-            in_flight: shared.flights.count.load(Ordering::Acquire),
-        }
+        self.shared.stats()
     }
 
     /// The slot that stands for a table's name.
@@ -360,6 +429,18 @@ impl<B: StorageBackend> CacheManager<B> {
         self.shared
             .versions
             .slot(HashedStr::new(table).hash_value())
+    }
+
+    fn table_slots(&self, tables: &[&str]) -> Slots {
+        tables.iter().map(|table| self.table_slot(table)).collect()
+    }
+}
+
+impl<B: StorageBackend> Clone for CacheManager<B> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
     }
 }
 
@@ -373,179 +454,175 @@ impl<B: StorageBackend> fmt::Debug for CacheManager<B> {
 }
 
 impl<B: StorageBackend> Shared<B> {
-    /// Stores an answer if it is worth it and still true.
-    fn store(
+    fn find(&self, key: &KeyRef<'_>) -> Lookup {
+        self.storage.lookup(key, self.is_current())
+    }
+
+    pub(crate) fn holds(&self, key: &KeyRef<'_>) -> bool {
+        matches!(self.find(key), Lookup::Hit(_))
+    }
+
+    fn is_current(&self) -> impl Fn(DependenciesRef<'_>) -> bool {
+        |dependencies: DependenciesRef<'_>| self.versions.is_current(dependencies)
+    }
+
+    /// The answer as it is stored.
+    pub(crate) fn pack(
         &self,
-        packed: Packed<Bytes>,
-        data_len: usize,
-        observed: Dependencies,
+        key: &KeyRef<'_>,
+        value: &[u8],
+        observed: DependenciesRef<'_>,
+        lifetime: &Lifetime,
         execution_time_ms: f64,
-    ) -> PutOutcome {
-        let config = &self.config;
-        let admitted = (config.min_result_size..=config.max_result_size).contains(&data_len)
-            // Written so that NaN, a time that nobody measured, is not admitted where a minimum is asked for.
-            && (config.min_execution_time_ms <= 0.0 || execution_time_ms >= config.min_execution_time_ms)
-            && self.versions.is_current(&observed);
-        if !admitted {
-            self.rejected.add(1);
-            return PutOutcome::Rejected;
-        }
-        let answer = PackedAnswer {
-            packed,
+    ) -> PackedAnswer {
+        let now = self.config.clock.now();
+        let jitter = self.config.ttl_jitter;
+        let jitter = if jitter > 0.0 {
+            jitter.min(1.0) * fastrand::f64()
+        } else {
+            0.0
+        };
+        let facts = Facts {
             dependencies: observed,
-            execution_time_ms,
+            times: Times::new(lifetime, now, jitter),
+            cost_ms: execution_time_ms,
+            now,
         };
-        let is_current = |dependencies: &Dependencies| self.versions.is_current(dependencies);
-        match self
-            .storage
-            .insert_packed(answer, &*self.policy, is_current)
-        {
-            Inserted::Stored => {
-                self.fills.add(1);
-                PutOutcome::Stored
+        PackedAnswer {
+            block: Block::new(key, value, facts),
+            hash: key.hash_value(),
+        }
+    }
+
+    /// Stores an answer if it is worth it and still true.
+    pub(crate) fn store(&self, answer: PackedAnswer) -> PutOutcome {
+        let Some(rejection) = self.rejection(&answer) else {
+            if answer.block.times().is_some() {
+                self.has_lifetimes.store(true, Ordering::Relaxed);
             }
-            Inserted::TooLarge => {
-                self.rejected.add(1);
-                PutOutcome::Rejected
-            }
-        }
-    }
-}
-
-impl Flights {
-    fn shard(&self, hash: u64) -> &FlightShard {
-        let high = (hash >> 48) as usize;
-        &self.shards[high % FLIGHT_SHARDS]
-    }
-
-    fn reserve(&self, max: usize) -> bool {
-        self.count
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |count| {
-                (count < max).then_some(count + 1)
-            })
-            .is_ok()
-    }
-
-    /// Removes the flight if it is the one registered.
-    fn remove(&self, flight: &Arc<FlightState>) {
-        let hash = flight.key.hash_value();
-        let mut shard = self.shard(hash).0.lock();
-        if let Ok(entry) = shard.find_entry(hash, |registered| Arc::ptr_eq(registered, flight)) {
-            entry.remove();
-        }
-    }
-}
-
-impl FlightState {
-    /// Tells the followers. The first outcome counts; another changes nothing.
-    fn end(&self, outcome: Option<Bytes>) {
-        let _ = self.outcome.set(outcome);
-        self.ended.notify_waiters();
-    }
-
-    fn new(key: &KeyRef<'_>, observed: Dependencies) -> Arc<Self> {
-        Arc::new(Self {
-            key: Packed::key(key),
-            observed,
-            began: Instant::now(),
-            outcome: OnceLock::new(),
-            ended: Notify::new(),
-        })
-    }
-}
-
-/// The right and duty to compute an answer. Dropping it without [`complete`](Self::complete) is giving up: each
-/// follower is told to look again.
-#[must_use = "dropping it tells the followers that the computation failed"]
-pub struct Fill<B: StorageBackend = InMemoryBackend> {
-    shared: Arc<Shared<B>>,
-    flight: Arc<FlightState>,
-}
-
-impl<B: StorageBackend> Fill<B> {
-    /// Time since the computation began.
-    #[must_use]
-    pub fn elapsed(&self) -> Duration {
-        self.flight.began.elapsed()
-    }
-
-    /// Stores the answer, if it is worth it and still true, and hands it to the followers in any case.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "callers have the answer in this form; `complete_with` takes it borrowed"
-    )]
-    pub fn complete(self, value: Bytes, execution_time: Duration) {
-        self.complete_with(&value, execution_time);
-    }
-
-    /// As [`complete`](Self::complete), with an answer that is copied.
-    pub fn complete_with(self, value: &[u8], execution_time: Duration) {
-        let flight = &self.flight;
-        let packed = Packed::entry(&flight.key, value);
-        // The followers first: storing may evict, and a policy of the user's may be slow or panic. The flight stays
-        // registered until the answer is stored, so that nobody in between computes it again.
-        flight.end(Some(packed.data()));
-        let milliseconds = execution_time.as_secs_f64() * 1000.0;
-        self.shared
-            .store(packed, value.len(), flight.observed.clone(), milliseconds);
-    }
-}
-
-impl<B: StorageBackend> Drop for Fill<B> {
-    fn drop(&mut self) {
-        let flights = &self.shared.flights;
-        flights.remove(&self.flight);
-        flights.count.fetch_sub(1, Ordering::AcqRel);
-        self.flight.end(None);
-    }
-}
-
-impl<B: StorageBackend> fmt::Debug for Fill<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fill")
-            .field("key", &self.flight.key)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A place in the queue for another's answer.
-#[must_use = "it does nothing unless waited on"]
-pub struct Follower {
-    flight: Arc<FlightState>,
-    timeout: Duration,
-}
-
-impl Follower {
-    /// The answer. `None` if the leader gave up or takes longer than the configured timeout: look up and join again.
-    ///
-    /// # Cancel safety
-    /// Dropping the future leaves no trace.
-    pub async fn wait(self) -> Option<Bytes> {
-        let flight = &*self.flight;
-        if let Some(outcome) = flight.outcome.get() {
-            return outcome.clone();
-        }
-        let ended = async {
-            loop {
-                // Registered before the outcome is looked at, so that no end is missed in between.
-                let ended = flight.ended.notified();
-                if let Some(outcome) = flight.outcome.get() {
-                    return outcome.clone();
+            let rejection = match self.storage.insert(answer, self.is_current()) {
+                Inserted::Stored => {
+                    self.fills.add(1);
+                    return PutOutcome::Stored;
                 }
-                ended.await;
-            }
+                Inserted::NotAdmitted => &self.rejections.not_admitted,
+                Inserted::TooLarge => &self.rejections.too_large,
+            };
+            rejection.add(1);
+            return PutOutcome::Rejected;
         };
-        tokio::time::timeout(self.timeout, ended)
-            .await
-            .ok()
-            .flatten()
+        rejection.add(1);
+        PutOutcome::Rejected
+    }
+
+    fn rejection(&self, answer: &PackedAnswer) -> Option<&Counter> {
+        let (config, rejections) = (&self.config, &self.rejections);
+        let len = answer.block.value().len();
+        let cost = f64::from(answer.block.cost_ms());
+        if len < config.min_result_size {
+            Some(&rejections.too_small)
+        } else if len > config.max_result_size {
+            Some(&rejections.too_large)
+        // Written so that NaN, a time that nobody measured, is not admitted where a minimum is asked for.
+        } else if !(config.min_execution_time_ms <= 0.0 || cost >= config.min_execution_time_ms) {
+            Some(&rejections.too_cheap)
+        } else if !self.versions.is_current(answer.block.dependencies()) {
+            Some(&rejections.out_of_date)
+        } else {
+            None
+        }
+    }
+
+    fn sweep(&self) -> usize {
+        self.storage.sweep(self.is_current())
+    }
+
+    /// Sweeps now and then while there is something to sweep.
+    fn spawn_sweeper(self: &Arc<Self>) {
+        let interval = self.config.sweep_interval;
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if interval.is_zero() {
+            return;
+        }
+        let shared = Arc::downgrade(self);
+        let task = runtime.spawn(async move {
+            let mut swept = 0;
+            loop {
+                tokio::time::sleep(interval).await;
+                let Some(shared) = shared.upgrade() else {
+                    return;
+                };
+                let invalidations = shared.versions.invalidations();
+                if invalidations != swept || shared.has_lifetimes.load(Ordering::Relaxed) {
+                    swept = invalidations;
+                    // A thread that may be busy for a while.
+                    let _ = tokio::task::spawn_blocking(move || shared.sweep()).await;
+                }
+            }
+        });
+        let _ = self.sweeper.set(task.abort_handle());
+    }
+
+    fn stats(&self) -> CacheStats {
+        let usage = self.storage.usage();
+        let StoreCounts {
+            hits,
+            stale_hits,
+            misses,
+            saved_ms,
+            evicted,
+            expired,
+            invalidated,
+            removed,
+            replaced,
+        } = usage.counts;
+        let Rejected {
+            too_small,
+            too_large,
+            too_cheap,
+            seen_once,
+            out_of_date,
+            not_admitted,
+            overtaken,
+        } = &self.rejections;
+        let rejected_by = Rejections {
+            too_small: too_small.count(),
+            too_large: too_large.count(),
+            too_cheap: too_cheap.count(),
+            seen_once: seen_once.count(),
+            out_of_date: out_of_date.count(),
+            not_admitted: not_admitted.count(),
+            overtaken: overtaken.count(),
+        };
+        CacheStats {
+            hits,
+            stale_hits,
+            misses,
+            coalesced: self.coalesced.count(),
+            fallbacks: self.fallbacks.count(),
+            time_saved: Duration::try_from_secs_f64(saved_ms / 1000.0).unwrap_or(Duration::MAX),
+            fills: self.fills.count(),
+            rejected: rejected_by.sum(),
+            rejected_by,
+            invalidated,
+            expired,
+            evictions: evicted,
+            replaced,
+            removed,
+            entries: usage.entries,
+            size_bytes: usage.size_bytes,
+            capacity_bytes: usage.capacity_bytes,
+            in_flight: self.flights.count(),
+        }
     }
 }
 
-impl fmt::Debug for Follower {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Follower")
-            .field("key", &self.flight.key)
-            .finish_non_exhaustive()
+impl<B> Drop for Shared<B> {
+    fn drop(&mut self) {
+        if let Some(sweeper) = self.sweeper.get() {
+            sweeper.abort();
+        }
     }
 }

@@ -4,8 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Clock;
 use crate::error::{CacheError, Result};
-use crate::eviction::{EvictionPolicy, LruPolicy, PriorityPolicy};
+use crate::eviction::{AdaptivePolicy, EvictionPolicy, PriorityPolicy};
+use crate::lifetime::Lifetime;
 
 /// What a [`CacheManager`](crate::CacheManager) goes by.
 ///
@@ -24,14 +26,32 @@ pub struct CacheConfig {
     pub max_size_bytes: usize,
     /// Smaller answers are not stored, in bytes. Default 0.
     pub min_result_size: usize,
-    /// Larger answers are not stored, in bytes. Default 16 MiB; an entry never takes more than half of the cache.
+    /// Larger answers are not stored, in bytes. Default 16 MiB.
     pub max_result_size: usize,
+    /// The largest share of the cache that one entry may take, above 0 and at most 1. Default 0.5.
+    pub max_entry_share: f64,
     /// Answers that took less time to compute are not stored, in milliseconds. Default 0.
     pub min_execution_time_ms: f64,
+    /// Store an answer only when it is asked for the second time, lately: for loads in which most questions are asked
+    /// once, and answers are large. Takes about two bytes for each KiB of the cache. Default false.
+    pub doorkeeper: bool,
+    /// How long answers may be served, where a caller does not say. Default: until something they depend on is written.
+    pub lifetime: Lifetime,
+    /// The share, from 0 to 1, by which each time to live is cut short at random, so that answers stored together do not
+    /// expire together. Default 0.
+    pub ttl_jitter: f64,
+    /// How eagerly answers are computed anew before their time is over: beta of XFetch, with 1 the usual and more the
+    /// earlier. Default 0, not at all.
+    pub refresh_ahead: f64,
+    /// Where a Tokio runtime is running when the cache is made, a task of it removes what may not be served any more this
+    /// often; elsewhere, call [`sweep`](crate::CacheManager::sweep). Default 10 s; zero for never.
+    pub sweep_interval: Duration,
+    /// What tells the time. Default the system's monotonic clock.
+    pub clock: Clock,
     /// Evict by [`EntryMetadata::eviction_priority`](crate::EntryMetadata::eviction_priority) (cost, size, frequency
     /// and recency) instead of by `eviction_policy`. Default false.
     pub enable_ml_eviction: bool,
-    /// Who goes first when room is needed. Default LRU.
+    /// Who goes first when room is needed. Default [`AdaptivePolicy`].
     pub eviction_policy: Arc<dyn EvictionPolicy>,
     /// Computations in flight at the same time; more are told to do without the cache. Default 10 000.
     pub max_in_flight: usize,
@@ -47,9 +67,16 @@ impl Default for CacheConfig {
             max_size_bytes: 256 << 20,
             min_result_size: 0,
             max_result_size: 16 << 20,
+            max_entry_share: 0.5,
             min_execution_time_ms: 0.0,
+            doorkeeper: false,
+            lifetime: Lifetime::default(),
+            ttl_jitter: 0.0,
+            refresh_ahead: 0.0,
+            sweep_interval: Duration::from_secs(10),
+            clock: Clock::system(),
             enable_ml_eviction: false,
-            eviction_policy: Arc::new(LruPolicy),
+            eviction_policy: Arc::new(AdaptivePolicy),
             max_in_flight: 10_000,
             flight_timeout: Duration::from_secs(10),
             version_slot_bits: 16,
@@ -74,6 +101,19 @@ impl CacheConfig {
         }
         if !self.min_execution_time_ms.is_finite() || self.min_execution_time_ms < 0.0 {
             return error("min_execution_time_ms", "must be finite and not negative");
+        }
+        // Each written so that NaN is refused.
+        if !(self.max_entry_share > 0.0 && self.max_entry_share <= 1.0) {
+            return error("max_entry_share", "must be above 0 and at most 1");
+        }
+        if !(0.0..=1.0).contains(&self.ttl_jitter) {
+            return error("ttl_jitter", "must be from 0 to 1");
+        }
+        if !(0.0..=1000.0).contains(&self.refresh_ahead) {
+            return error("refresh_ahead", "must be from 0 to 1000");
+        }
+        if self.lifetime.ttl.is_some_and(|ttl| ttl.is_zero()) {
+            return error("lifetime", "has a time to live of zero");
         }
         if self.max_in_flight == 0 {
             return error("max_in_flight", "must be at least 1");
@@ -102,7 +142,14 @@ impl fmt::Debug for CacheConfig {
             max_size_bytes,
             min_result_size,
             max_result_size,
+            max_entry_share,
             min_execution_time_ms,
+            doorkeeper,
+            lifetime,
+            ttl_jitter,
+            refresh_ahead,
+            sweep_interval,
+            clock,
             enable_ml_eviction,
             eviction_policy,
             max_in_flight,
@@ -113,7 +160,14 @@ impl fmt::Debug for CacheConfig {
             .field("max_size_bytes", max_size_bytes)
             .field("min_result_size", min_result_size)
             .field("max_result_size", max_result_size)
+            .field("max_entry_share", max_entry_share)
             .field("min_execution_time_ms", min_execution_time_ms)
+            .field("doorkeeper", doorkeeper)
+            .field("lifetime", lifetime)
+            .field("ttl_jitter", ttl_jitter)
+            .field("refresh_ahead", refresh_ahead)
+            .field("sweep_interval", sweep_interval)
+            .field("clock", clock)
             .field("enable_ml_eviction", enable_ml_eviction)
             .field("eviction_policy", &eviction_policy.name())
             .field("max_in_flight", max_in_flight)

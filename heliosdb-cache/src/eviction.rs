@@ -16,18 +16,31 @@ pub trait EvictionPolicy: Send + Sync {
     /// The policy's name, as shown in statistics.
     fn name(&self) -> &str;
 
-    /// The order that the store keeps its entries in for this policy. A policy that does not override this goes by its
-    /// scores.
-    fn order(&self) -> Order {
-        Order::Score
+    /// How the store finds the entry to evict for this policy. A policy that does not override this goes by its scores.
+    fn ranking(&self) -> Ranking {
+        Ranking::Score
     }
 }
 
-/// How the store finds the entry to evict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the store finds the entry to evict. All but [`Score`](Self::Score) are O(1), ask for no scores, and may refuse
+/// the entry that has just come.
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
-pub enum Order {
-    /// The entry used least recently, exactly, without asking for scores.
+pub enum Ranking {
+    /// By the rule that has saved the most lately, of several that run on a sample of the keys: [`AdaptivePolicy`].
+    Adaptive,
+    /// The least time saved for each byte: [`CostAwarePolicy`].
+    CostAware,
+    /// The fewest uses: [`LfuPolicy`].
+    Frequency,
+    /// A weighted mean of recency and frequency: [`HybridPolicy`].
+    Hybrid {
+        /// Of recency, from 0 to 1.
+        lru_weight: f64,
+        /// Of frequency.
+        lfu_weight: f64,
+    },
+    /// The longest time without use: [`LruPolicy`].
     Recency,
     /// The lowest score of [`SAMPLE`] entries drawn at random.
     Score,
@@ -50,13 +63,14 @@ impl EvictionPolicy for LruPolicy {
         "LRU"
     }
 
-    fn order(&self) -> Order {
-        Order::Recency
+    fn ranking(&self) -> Ranking {
+        Ranking::Recency
     }
 }
 
-/// Evicts what is used least often. A count halves with every [`LFU_HALF_LIFE_SECONDS`] without use, so that old
-/// favourites leave.
+/// Evicts what is used least often; among entries used as often, what was not used for longest. Counts halve after
+/// every 16 uses an entry, so that old favourites leave. Its score, for stores that ask for it, halves with every
+/// [`LFU_HALF_LIFE_SECONDS`] without use.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::exhaustive_structs, reason = "named as a value by its users")]
 pub struct LfuPolicy;
@@ -71,6 +85,10 @@ impl EvictionPolicy for LfuPolicy {
 
     fn name(&self) -> &str {
         "LFU"
+    }
+
+    fn ranking(&self) -> Ranking {
+        Ranking::Frequency
     }
 }
 
@@ -139,14 +157,74 @@ impl HybridPolicy {
 
 impl EvictionPolicy for HybridPolicy {
     fn calculate_score(&self, entry: &CacheEntry) -> f64 {
-        let recency = (-age_seconds(entry) / RECENCY_HALF_LIFE_SECONDS).exp2();
-        let doublings = (entry.metadata.access_count as f64).ln_1p();
-        let frequency = doublings / (1.0 + doublings);
-        self.lru_weight * recency + self.lfu_weight * frequency
+        self.lru_weight * recency(age_seconds(entry))
+            + self.lfu_weight * frequency(entry.metadata.access_count as f64)
     }
 
     fn name(&self) -> &str {
         "Hybrid LRU+LFU"
+    }
+
+    fn ranking(&self) -> Ranking {
+        Ranking::Hybrid {
+            lru_weight: self.lru_weight,
+            lfu_weight: self.lfu_weight,
+        }
+    }
+}
+
+/// From 1 for what was just used to 0.
+pub(crate) fn recency(age_seconds: f64) -> f64 {
+    (-age_seconds / RECENCY_HALF_LIFE_SECONDS).exp2()
+}
+
+/// From 0 for what was never used to 1.
+pub(crate) fn frequency(uses: f64) -> f64 {
+    let doublings = uses.ln_1p();
+    doublings / (1.0 + doublings)
+}
+
+/// Evicts by the rule that has saved the most time lately: the default.
+///
+/// Seven rules (recency, frequency with windows of several sizes, reuse distance, time saved for each byte) each run on a
+/// small sample of the keys; the cache follows the one whose sample did best, weighing each hit by what computing the
+/// answer takes. Where answers differ in cost or size it begins with time saved for each byte. `docs/benchmarks.md`
+/// has its hit ratios on recorded loads beside those of other caches.
+#[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::exhaustive_structs, reason = "named as a value by its users")]
+pub struct AdaptivePolicy;
+
+impl EvictionPolicy for AdaptivePolicy {
+    fn calculate_score(&self, entry: &CacheEntry) -> f64 {
+        entry.metadata.eviction_priority()
+    }
+
+    fn name(&self) -> &str {
+        "Adaptive"
+    }
+
+    fn ranking(&self) -> Ranking {
+        Ranking::Adaptive
+    }
+}
+
+/// Evicts what saves the least time for each byte: uses * execution time / size, with ageing (GreedyDual-Size-Frequency:
+/// Cherkasova, HP Labs 1998; in O(1) by rounding as in CAMP: Ghandeharizadeh et al., Middleware 2014).
+#[derive(Debug, Clone, Copy, Default)]
+#[expect(clippy::exhaustive_structs, reason = "named as a value by its users")]
+pub struct CostAwarePolicy;
+
+impl EvictionPolicy for CostAwarePolicy {
+    fn calculate_score(&self, entry: &CacheEntry) -> f64 {
+        entry.metadata.eviction_priority()
+    }
+
+    fn name(&self) -> &str {
+        "Cost-aware"
+    }
+
+    fn ranking(&self) -> Ranking {
+        Ranking::CostAware
     }
 }
 
@@ -174,15 +252,32 @@ fn age_seconds(entry: &CacheEntry) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::block::{Block, Facts};
+    use crate::clock::Clock;
     use crate::types::{EntryMetadata, QueryKey};
     use crate::version::Dependencies;
 
+    fn block(key: &QueryKey) -> Block {
+        let dependencies = Dependencies::default();
+        let facts = Facts {
+            dependencies: dependencies.as_ref(),
+            times: None,
+            cost_ms: 1.0,
+            now: Clock::system().now(),
+        };
+        Block::new(&key.as_ref(), b"", facts)
+    }
+
     fn entry(idle_ms: i64, access_count: u64) -> CacheEntry {
         let now = clock::now();
+        let key = QueryKey::new("q", &[], "n");
         CacheEntry {
-            key: QueryKey::new("q", &[], "n"),
-            data: bytes::Bytes::new(),
+            data: Bytes::new().into(),
+            block: block(&key),
+            key,
             metadata: EntryMetadata {
                 size_bytes: 1,
                 created_at: now - chrono::Duration::seconds(7200),
@@ -190,7 +285,6 @@ mod tests {
                 access_count,
                 execution_time_ms: 1.0,
             },
-            dependencies: Dependencies::default(),
         }
     }
 

@@ -35,11 +35,14 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod block;
 mod cache_manager;
 mod clock;
 mod config;
 mod error;
 mod eviction;
+mod flights;
+mod lifetime;
 #[doc(hidden)]
 pub mod order;
 mod stampede_protection;
@@ -48,16 +51,19 @@ mod sync;
 mod types;
 pub mod version;
 
-pub use backend::{
-    ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend, Usage,
-};
-pub use cache_manager::{CacheManager, Fill, Flight, Follower, PutOutcome};
+pub use backend::{ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend, Usage};
+pub use block::Answer;
+pub use cache_manager::{CacheManager, PutOutcome};
+pub use clock::Clock;
 pub use config::CacheConfig;
 pub use error::{CacheError, Result};
 pub use eviction::{
-    EvictionPolicy, HybridPolicy, LFU_HALF_LIFE_SECONDS, LfuPolicy, LruPolicy, Order, SAMPLE,
+    AdaptivePolicy, CostAwarePolicy, EvictionPolicy, HybridPolicy, LFU_HALF_LIFE_SECONDS, LfuPolicy, LruPolicy, Ranking,
+    SAMPLE,
 };
+pub use flights::{Fill, Flight, Follower};
+pub use lifetime::Lifetime;
 pub use stampede_protection::{ComputeGuard, StampedeProtection};
-pub use stats::CacheStats;
+pub use stats::{CacheStats, Rejections, StoreCounts};
 pub use types::{CacheEntry, EntryMetadata, HashedStr, KeyRef, PRIORITY_HALF_LIFE, QueryKey};
-pub use version::{Dependencies, SlotId, VersionSlots, WriteIntent};
+pub use version::{Dependencies, DependenciesRef, SlotId, VersionSlots, WriteIntent};

@@ -15,7 +15,7 @@ pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering}
 pub(crate) use loom::thread::yield_now;
 
 /// For counts that nothing is decided by. Never modelled: each access would double the schedules for nothing.
-pub(crate) use std::sync::atomic::AtomicU64 as CountU64;
+pub(crate) use std::sync::atomic::{AtomicU32 as CountU32, AtomicU64 as CountU64};
 
 #[cfg(loom)]
 mod modelled {

@@ -5,12 +5,12 @@ use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rapidhash::fast::RandomState;
 
+use crate::block::{Answer, Block};
 use crate::clock;
-use crate::version::Dependencies;
+use crate::version::DependenciesRef;
 
 /// An immutable shared string that carries its hash. Cloning copies a pointer.
 #[derive(Clone)]
@@ -193,126 +193,76 @@ impl<'a> KeyRef<'a> {
         self.hash
     }
 
+    pub(crate) fn query(&self) -> &'a str {
+        self.query
+    }
+
+    pub(crate) fn params(&self) -> &'a [u8] {
+        self.params
+    }
+
+    pub(crate) fn namespace(&self) -> &'a HashedStr {
+        self.namespace
+    }
+
     /// Bytes of the query's text and the parameters. A text that several keys share counts with each.
     pub(crate) fn weight(&self) -> usize {
         self.query.len() + self.params.len()
     }
 }
 
-/// A key as the cache keeps it: its bytes in one allocation, which may hold an answer behind them.
+/// A key of its own: its bytes in one allocation.
 #[derive(Debug, Clone)]
-pub(crate) struct Packed<B> {
-    /// Parameters, text, and whatever follows.
-    bytes: B,
-    params_len: u32,
-    text_len: u32,
+pub(crate) struct PackedKey {
+    /// Parameters, then text.
+    bytes: Box<[u8]>,
+    params_len: usize,
     /// The text in its shared form, if the key came with it; it is in `bytes` all the same.
     shared: Option<HashedStr>,
     namespace: HashedStr,
     hash: u64,
 }
 
-impl Packed<Box<[u8]>> {
-    pub(crate) fn key(key: &KeyRef<'_>) -> Self {
+impl PackedKey {
+    pub(crate) fn new(key: &KeyRef<'_>) -> Self {
         let mut bytes = Vec::with_capacity(key.weight());
-        put_key(key, &mut bytes);
-        Self::of(key, bytes.into())
-    }
-}
-
-impl Packed<Bytes> {
-    /// A key with its answer.
-    pub(crate) fn entry<B: AsRef<[u8]>>(key: &Packed<B>, data: &[u8]) -> Self {
-        let head = &key.bytes.as_ref()[..key.head_len()];
-        // One byte more than needed: a buffer that is full would be given its count of references by the first hit.
-        let mut bytes = Vec::with_capacity(head.len() + data.len() + 1);
-        bytes.extend_from_slice(head);
-        bytes.extend_from_slice(data);
+        bytes.extend_from_slice(key.params);
+        bytes.extend_from_slice(key.query.as_bytes());
         Self {
             bytes: bytes.into(),
-            params_len: key.params_len,
-            text_len: key.text_len,
-            shared: key.shared.clone(),
-            namespace: key.namespace.clone(),
-            hash: key.hash,
-        }
-    }
-
-    /// The answer behind the key.
-    pub(crate) fn data(&self) -> Bytes {
-        self.bytes.slice(self.head_len()..)
-    }
-}
-
-impl<B: AsRef<[u8]>> Packed<B> {
-    fn of(key: &KeyRef<'_>, bytes: B) -> Self {
-        let len = |part: usize| u32::try_from(part).expect("no text has four gigabytes");
-        Self {
-            params_len: len(key.params.len()),
-            text_len: len(key.query.len()),
-            bytes,
+            params_len: key.params.len(),
             shared: key.shared.cloned(),
             namespace: key.namespace.clone(),
             hash: key.hash,
         }
     }
 
-    fn head_len(&self) -> usize {
-        self.params_len as usize + self.text_len as usize
-    }
-
-    fn params(&self) -> &[u8] {
-        &self.bytes.as_ref()[..self.params_len as usize]
-    }
-
-    fn text(&self) -> &[u8] {
-        &self.bytes.as_ref()[self.params_len as usize..self.head_len()]
-    }
-
     pub(crate) fn hash_value(&self) -> u64 {
         self.hash
     }
 
-    /// Bytes of key and answer.
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.as_ref().len()
+    pub(crate) fn as_ref(&self) -> KeyRef<'_> {
+        let (params, text) = self.bytes.split_at(self.params_len);
+        KeyRef {
+            query: std::str::from_utf8(text).expect("it was a str"),
+            shared: self.shared.as_ref(),
+            params,
+            namespace: &self.namespace,
+            hash: self.hash,
+        }
     }
 
     pub(crate) fn matches(&self, key: &KeyRef<'_>) -> bool {
+        let (params, text) = self.bytes.split_at(self.params_len);
         self.hash == key.hash
-            && *key.params == *self.params()
+            && *key.params == *params
             && *key.namespace == self.namespace
             && match (key.shared, &self.shared) {
                 // Most often the same allocation: then not a byte is compared.
                 (Some(asked), Some(kept)) => asked == kept,
-                _ => key.query.as_bytes() == self.text(),
+                _ => key.query.as_bytes() == text,
             }
     }
-
-    pub(crate) fn has_same_key(&self, other: &Self) -> bool {
-        self.hash == other.hash
-            && self.params() == other.params()
-            && self.namespace == other.namespace
-            && self.text() == other.text()
-    }
-
-    pub(crate) fn to_key(&self) -> QueryKey {
-        let query = self.shared.clone().unwrap_or_else(|| {
-            let text = std::str::from_utf8(self.text());
-            HashedStr::new(text.expect("it was a str"))
-        });
-        QueryKey {
-            query,
-            params: self.params().into(),
-            namespace: self.namespace.clone(),
-            hash: self.hash,
-        }
-    }
-}
-
-fn put_key(key: &KeyRef<'_>, out: &mut Vec<u8>) {
-    out.extend_from_slice(key.params);
-    out.extend_from_slice(key.query.as_bytes());
 }
 
 /// Seeded anew in each process: keys come from clients, who must not be able to choose collisions.
@@ -377,25 +327,24 @@ impl EntryMetadata {
 /// Idleness that halves [`EntryMetadata::eviction_priority`].
 pub const PRIORITY_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(600);
 
-/// A cached answer.
+/// A cached answer with its key.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CacheEntry {
     /// What was asked.
     pub key: QueryKey,
     /// The answer. Cloning shares it.
-    pub data: Bytes,
+    pub data: Answer,
     /// What is known of it.
     pub metadata: EntryMetadata,
-    /// What the answer depends on, as of before it was computed.
-    pub(crate) dependencies: Dependencies,
+    pub(crate) block: Block,
 }
 
 impl CacheEntry {
     /// What the answer depends on, as of before it was computed: what a store checks before it serves the entry.
     #[must_use]
-    pub fn dependencies(&self) -> &Dependencies {
-        &self.dependencies
+    pub fn dependencies(&self) -> DependenciesRef<'_> {
+        self.block.dependencies()
     }
 }
 
@@ -410,12 +359,9 @@ mod tests {
         let inline = KeyRef::new("SELECT 1", b"p", &namespace);
         let prepared = KeyRef::prepared(&text, b"p", &namespace);
         assert_eq!(inline.hash_value(), prepared.hash_value());
-        assert!(Packed::key(&inline).matches(&prepared));
-        assert!(Packed::key(&prepared).matches(&inline));
-        let entry = Packed::entry(&Packed::key(&inline), b"answer");
-        assert!(entry.matches(&prepared));
-        assert_eq!(entry.data(), "answer");
-        assert_eq!(entry.to_key(), inline.to_key());
+        assert!(PackedKey::new(&inline).matches(&prepared));
+        assert!(PackedKey::new(&prepared).matches(&inline));
+        assert_eq!(PackedKey::new(&inline).as_ref().to_key(), inline.to_key());
         assert_eq!(inline.to_key(), prepared.to_key());
     }
 
@@ -432,7 +378,7 @@ mod tests {
         for (i, a) in keys.iter().enumerate() {
             for b in &keys[..i] {
                 assert_ne!(a, b);
-                assert!(!Packed::key(&a.as_ref()).matches(&b.as_ref()));
+                assert!(!PackedKey::new(&a.as_ref()).matches(&b.as_ref()));
             }
         }
     }

@@ -30,8 +30,74 @@ const GLOBAL: SlotId = SlotId(0);
 /// one of them is (short of 2^64 writes).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dependencies {
-    slots: SmallVec<[SlotId; 4]>,
+    /// Without the one that everything depends on.
+    slots: SmallVec<[SlotBytes; 4]>,
     sum: u64,
+}
+
+/// A slot's index as it lies among the bytes of an entry.
+type SlotBytes = [u8; size_of::<SlotId>()];
+
+/// [`Dependencies`], borrowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DependenciesRef<'a> {
+    slots: &'a [SlotBytes],
+    sum: u64,
+}
+
+impl Dependencies {
+    /// The same, borrowed.
+    #[must_use]
+    pub fn as_ref(&self) -> DependenciesRef<'_> {
+        DependenciesRef {
+            slots: &self.slots,
+            sum: self.sum,
+        }
+    }
+}
+
+impl<'a> From<&'a Dependencies> for DependenciesRef<'a> {
+    fn from(dependencies: &'a Dependencies) -> Self {
+        dependencies.as_ref()
+    }
+}
+
+impl<'a> DependenciesRef<'a> {
+    /// The slots, without the one that everything depends on.
+    pub fn slots(self) -> impl Iterator<Item = SlotId> + 'a {
+        self.slots.iter().map(|slot| SlotId::from_bytes(*slot))
+    }
+
+    /// The owned form.
+    #[must_use]
+    pub fn to_owned(self) -> Dependencies {
+        Dependencies {
+            slots: self.slots.into(),
+            sum: self.sum,
+        }
+    }
+
+    pub(crate) fn parts(self) -> (&'a [u8], u64) {
+        (self.slots.as_flattened(), self.sum)
+    }
+
+    /// Of what [`parts`](Self::parts) gave.
+    pub(crate) fn from_parts(slots: &'a [u8], sum: u64) -> Self {
+        Self {
+            slots: slots.as_chunks().0,
+            sum,
+        }
+    }
+}
+
+impl SlotId {
+    fn from_bytes(bytes: SlotBytes) -> Self {
+        Self(u32::from_le_bytes(bytes))
+    }
+
+    fn to_bytes(self) -> SlotBytes {
+        self.0.to_le_bytes()
+    }
 }
 
 /// The array of versions.
@@ -89,35 +155,40 @@ impl VersionSlots {
     /// them: what the database would answer can't be dated.
     #[must_use]
     pub fn observe(&self, slots: &[SlotId]) -> Option<Dependencies> {
-        let mut seen: SmallVec<[SlotId; 4]> = SmallVec::with_capacity(slots.len() + 1);
-        let mut sum = 0_u64;
-        for slot in std::iter::once(&GLOBAL).chain(slots) {
-            if !seen.contains(slot) {
-                seen.push(*slot);
-                let version = self.slots[slot.0 as usize].version.load(Ordering::SeqCst);
-                sum = sum.wrapping_add(version);
+        let mut seen: SmallVec<[SlotBytes; 4]> = SmallVec::with_capacity(slots.len());
+        let mut sum = self.at(GLOBAL).version.load(Ordering::SeqCst);
+        for slot in slots {
+            let bytes = slot.to_bytes();
+            if *slot != GLOBAL && !seen.contains(&bytes) {
+                seen.push(bytes);
+                sum = sum.wrapping_add(self.at(*slot).version.load(Ordering::SeqCst));
             }
         }
         // After all versions: a writer that ends in between has raised a version that was read before.
-        let quiet = seen
-            .iter()
-            .all(|slot| self.slots[slot.0 as usize].pending.load(Ordering::SeqCst) == 0);
+        let is_quiet = |slot| self.at(slot).pending.load(Ordering::SeqCst) == 0;
+        let quiet = is_quiet(GLOBAL) && seen.iter().all(|slot| is_quiet(SlotId::from_bytes(*slot)));
         quiet.then_some(Dependencies { slots: seen, sum })
     }
 
     /// True while nothing the dependencies name has changed, and nothing is about to.
     #[must_use]
-    pub fn is_current(&self, dependencies: &Dependencies) -> bool {
+    pub fn is_current<'a>(&self, dependencies: impl Into<DependenciesRef<'a>>) -> bool {
+        let DependenciesRef { slots, sum: expected } = dependencies.into();
         let mut sum = 0_u64;
-        for slot in &dependencies.slots {
-            let slot = &self.slots[slot.0 as usize];
+        let slots = slots.iter().map(|slot| SlotId::from_bytes(*slot));
+        for slot in std::iter::once(GLOBAL).chain(slots) {
+            let slot = self.at(slot);
             // The mark first: a writer raises the version before it takes the mark away.
             if slot.pending.load(Ordering::SeqCst) != 0 {
                 return false;
             }
             sum = sum.wrapping_add(slot.version.load(Ordering::SeqCst));
         }
-        sum == dependencies.sum
+        sum == expected
+    }
+
+    fn at(&self, slot: SlotId) -> &Slot {
+        &self.slots[slot.0 as usize]
     }
 
     /// Raises the versions of the slots, for changes that are complete when they become known.

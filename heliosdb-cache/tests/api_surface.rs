@@ -79,7 +79,10 @@ fn built_in_policies_have_their_names() {
         assert_eq!(policy.name(), name);
     }
     assert!(HybridPolicy::try_new(0.5, 0.6).is_err());
-    assert_eq!(CacheConfig::default().eviction_policy.name(), "LRU");
+    assert_eq!(
+        CacheConfig::default().eviction_policy.name(),
+        "Adaptive"
+    );
 }
 
 #[test]
@@ -299,7 +302,7 @@ impl StorageBackend for TinyBackend {
         Ok(entries.len() < before)
     }
 
-    fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(&Dependencies) -> bool) -> Lookup {
+    fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> Lookup {
         let key = key.to_key();
         match self.0.lock().iter().find(|entry| entry.key == key) {
             Some(entry) if is_current(entry.dependencies()) => Lookup::Hit(entry.data.clone()),
@@ -310,10 +313,10 @@ impl StorageBackend for TinyBackend {
 
     fn insert(
         &self,
-        entry: CacheEntry,
-        _policy: &dyn EvictionPolicy,
-        _is_current: impl Fn(&Dependencies) -> bool,
+        answer: PackedAnswer,
+        _is_current: impl Fn(DependenciesRef<'_>) -> bool,
     ) -> Inserted {
+        let entry = answer.into_entry();
         let mut entries = self.0.lock();
         entries.retain(|other| other.key != entry.key);
         entries.push(entry);
@@ -323,13 +326,12 @@ impl StorageBackend for TinyBackend {
     fn evict(
         &self,
         _needed_bytes: usize,
-        _policy: &dyn EvictionPolicy,
-        _is_current: impl Fn(&Dependencies) -> bool,
+        _is_current: impl Fn(DependenciesRef<'_>) -> bool,
     ) -> usize {
         0
     }
 
-    fn limit_capacity(&self, _max_size_bytes: usize) {}
+    fn configure(&self, _config: &CacheConfig) {}
 
     fn clear(&self) {
         self.0.lock().clear();

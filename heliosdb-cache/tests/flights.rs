@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use heliosdb_cache::{
+use heliosdb_cache::{Answer, 
     CacheConfig, CacheError, CacheManager, Fill, Flight, Follower, HashedStr, InMemoryBackend,
     KeyRef, QueryKey, SlotId,
 };
@@ -49,7 +49,7 @@ fn follower(cache: &CacheManager) -> Follower {
     }
 }
 
-fn lookup(cache: &CacheManager) -> Option<Bytes> {
+fn lookup(cache: &CacheManager) -> Option<Answer> {
     cache.lookup(&key().as_ref())
 }
 

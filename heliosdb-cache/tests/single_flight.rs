@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use heliosdb_cache::{
+use heliosdb_cache::{Answer, 
     CacheConfig, CacheError, CacheManager, Fill, Flight, Follower, InMemoryBackend, QueryKey,
 };
 use tokio::sync::Notify;
@@ -58,7 +57,7 @@ fn follow(cache: &CacheManager, key: &QueryKey) -> Follower {
 }
 
 /// A follower that has begun to wait.
-async fn wait(follower: Follower) -> JoinHandle<Option<Bytes>> {
+async fn wait(follower: Follower) -> JoinHandle<Option<Answer>> {
     let waiter = tokio::spawn(follower.wait());
     yield_now().await;
     assert!(!waiter.is_finished(), "it has to wait");
@@ -209,7 +208,7 @@ fn a_policy_that_panics_does_not_keep_the_followers_waiting() {
         assert!(leader.await.is_err(), "the panic is the leader's");
         assert_eq!(
             waiter.await.expect("no panic here"),
-            Some(vec![3; 600].into())
+            Some(Answer::from(vec![3; 600]))
         );
         assert_eq!(cache.stats().in_flight, 0);
     });

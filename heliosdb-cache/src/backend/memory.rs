@@ -1,98 +1,62 @@
 //! The store in this process's memory.
 
-use bytes::Bytes;
-use hashbrown::HashTable;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
+use crate::backend::shard::{Cause, Drawn, Dropped, Ranked, State, charge};
 use crate::backend::{Inserted, Lookup, PackedAnswer, StorageBackend, Usage};
-use crate::clock::{self, Tick};
+use crate::block::Block;
+use crate::clock::Clock;
+use crate::config::CacheConfig;
 use crate::error::Result;
-use crate::eviction::{EvictionPolicy, Order, SAMPLE};
-use crate::stats::Counter;
+use crate::eviction::{EvictionPolicy, SAMPLE};
+use crate::lifetime::Age;
+use crate::order::{AnyOrder, Sampled};
 use crate::sync::{AtomicUsize, Mutex, Ordering, yield_now};
-use crate::types::{CacheEntry, EntryMetadata, KeyRef, Packed, QueryKey};
-use crate::version::Dependencies;
+use crate::types::{CacheEntry, KeyRef, QueryKey};
+use crate::version::DependenciesRef;
 
 /// A sharded map with a byte bound that holds at every instant.
 ///
-/// * An entry is charged the bytes of its query text, parameters and value plus [`ENTRY_OVERHEAD`]. The charge is
-///   reserved before the entry becomes visible, so the sum never passes the capacity, not even for a moment.
-/// * Each shard is one short lock over a table and a dense array. No operation holds two of them, none scans or sorts
-///   more than the [`SAMPLE`] entries drawn for an eviction, and no policy runs under a lock.
-/// * Entries whose dependencies are out of date are evicted before all others when they are drawn, and leave when they
-///   are looked up; they count towards the bound until then.
+/// * An entry is charged the bytes of its query text, parameters and value, four for each table it depends on, and
+///   [`ENTRY_OVERHEAD`](crate::ENTRY_OVERHEAD). The charge is reserved before the entry becomes visible, so the sum never
+///   passes the capacity, not even for a moment.
+/// * Each shard is one short lock over a table, an array and the eviction order. No operation holds two of them, each
+///   is O(1), and no policy of a user's runs under a lock.
+/// * Entries that may not be served any more leave when they are looked up, with every insertion (which looks at one
+///   more entry of its shard: after as many insertions as entries, all were looked at), and with
+///   [`sweep`](StorageBackend::sweep); they count towards the bound until then.
 #[derive(Debug)]
 pub struct InMemoryBackend {
     shards: Box<[Shard]>,
     /// Only ever lowered.
     capacity: AtomicUsize,
     used: AtomicUsize,
-    evictions: Counter,
+    /// The largest charge of one entry.
+    largest: AtomicUsize,
+    /// Where the next eviction begins that is not for an insertion.
+    turn: AtomicUsize,
+    setup: ArcSwap<Setup>,
 }
 
-/// Bytes charged for an entry beside its key and value: its place in the array and in the table, and the count of
-/// references to its bytes.
-///
-/// Not charged: what the allocator adds, the room that array and table keep for growth (at most as much again as this),
-/// and the dependencies past the third, 4 bytes each.
-pub const ENTRY_OVERHEAD: usize = size_of::<Stored>() + 8 + 32;
+/// What a manager's configuration says.
+struct Setup {
+    policy: Arc<dyn EvictionPolicy>,
+    clock: Clock,
+    refresh_ahead: f64,
+}
 
-/// An entry may take at most the capacity divided by this.
-const LARGEST_SHARE: usize = 2;
 /// Below this capacity one shard is enough.
 const SHARD_BYTES_MIN: usize = 1 << 20;
 const SHARDS_MAX: usize = 64;
+/// Places that a sweep looks at before it lets others have the lock.
+const SWEEP_STEP: usize = 256;
 
 /// On a cache line of its own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 struct Shard(Mutex<State>);
-
-/// Index into the array of entries.
-type Place = u32;
-/// No place.
-const NOBODY: Place = Place::MAX;
-
-/// Why one lock: table, array, list and the random state change together. Nothing but moves of values happens under it.
-#[derive(Debug)]
-struct State {
-    /// Places in `entries`, by hash of the key.
-    table: HashTable<u32>,
-    /// Dense, so that any place drawn at random holds an entry.
-    entries: Vec<Stored>,
-    /// Ends of the list of all entries by last use; [`NOBODY`] if there are none.
-    most_recent: Place,
-    least_recent: Place,
-    random: u64,
-    next_id: u64,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            table: HashTable::new(),
-            entries: Vec::new(),
-            most_recent: NOBODY,
-            least_recent: NOBODY,
-            random: 0,
-            next_id: 0,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Stored {
-    packed: Packed<Bytes>,
-    dependencies: Dependencies,
-    /// Tells this entry from a later one under the same key.
-    id: u64,
-    created: Tick,
-    accessed: Tick,
-    access_count: u32,
-    execution_time_ms: f32,
-    /// Its neighbours in the list by last use.
-    more_recent: Place,
-    less_recent: Place,
-}
 
 impl InMemoryBackend {
     /// A store of at most `capacity` bytes.
@@ -102,22 +66,46 @@ impl InMemoryBackend {
             .clamp(1, SHARDS_MAX)
             .next_power_of_two()
             .min(SHARDS_MAX);
-        Self {
-            shards: (0..shards).map(|_| Shard::default()).collect(),
+        let config = CacheConfig::default();
+        let setup = Setup::of(&config);
+        let backend = Self {
+            shards: (0..shards).map(|_| Shard(Mutex::new(setup.state()))).collect(),
             capacity: AtomicUsize::new(capacity),
             used: AtomicUsize::new(0),
-            evictions: Counter::default(),
-        }
+            largest: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
+            setup: ArcSwap::from_pointee(setup),
+        };
+        backend.set_shares(config.max_entry_share);
+        backend
     }
 
     fn capacity(&self) -> usize {
         self.capacity.load(Ordering::Acquire)
     }
 
+    fn set_shares(&self, max_entry_share: f64) {
+        let capacity = self.capacity();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of the capacity; NaN becomes 0"
+        )]
+        let largest = (capacity as f64 * max_entry_share.clamp(0.0, 1.0)) as usize;
+        self.largest.store(largest.min(capacity), Ordering::Release);
+        for shard in &self.shards {
+            shard.0.lock().set_capacity(capacity / self.shards.len());
+        }
+    }
+
     fn shard_index(&self, hash: u64) -> usize {
-        // The low bits choose within the shard's table, the high ones the shard.
+        // The lower half chooses within the shard.
         let high = (hash >> 48) as usize;
         high & (self.shards.len() - 1)
+    }
+
+    fn shard(&self, hash: u64) -> &Mutex<State> {
+        &self.shards[self.shard_index(hash)].0
     }
 
     /// Takes `charge` from the capacity if there is room for it.
@@ -130,382 +118,286 @@ impl InMemoryBackend {
             .is_ok()
     }
 
-    /// Drops an entry and gives its charge back, in this order: what is not free yet is not counted as free.
-    fn release(&self, removed: Stored) -> usize {
-        let charge = removed.charge();
-        drop(removed);
-        self.used.fetch_sub(charge, Ordering::AcqRel);
+    /// Gives back what removed entries were charged. Returns how much that was.
+    fn release(&self, removed: &[Block]) -> usize {
+        let charge: usize = removed.iter().map(charge).sum();
+        if charge > 0 {
+            self.used.fetch_sub(charge, Ordering::AcqRel);
+        }
         charge
     }
 
-    fn remove_now(&self, key: &QueryKey) -> bool {
-        let key = key.as_ref();
-        let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
-        let removed = state.find(&key).map(|at| state.remove_at(at));
+    /// Inserts by the shard's own order. `None` if only other shards have what can make room.
+    fn insert_by_order(
+        &self,
+        answer: &PackedAnswer,
+        is_current: &impl Fn(&Block) -> bool,
+    ) -> Option<Inserted> {
+        let charge = charge(&answer.block);
+        let mut dropped = Dropped::new();
+        let mut state = self.shard(answer.hash).lock();
+        let now = state.now();
+        if let Some(place) = state.find_same(answer.hash, &answer.block) {
+            dropped.push(state.remove(place, Cause::Replaced));
+        }
+        state.sweep(1, is_current, &mut dropped);
+        self.release(&dropped);
+        let mut released = dropped.len();
+        let inserted = if self.reserve(charge) {
+            state.push(answer.hash, answer.block.clone(), now);
+            Some(Inserted::Stored)
+        } else if state.len() == 0 {
+            None
+        } else {
+            // The order is asked with the new entry in it, so that it can say that this is the one to leave. Nobody sees
+            // it there: the lock is held until there is room for it or it has left.
+            let new = state.push(answer.hash, answer.block.clone(), now);
+            loop {
+                let evicted = state.evict();
+                let Some((place, block)) = evicted else {
+                    break None;
+                };
+                if place == new {
+                    let was_last = state.len() == 0;
+                    state.counts.evicted -= u64::from(was_last);
+                    break (!was_last).then_some(Inserted::NotAdmitted);
+                }
+                dropped.push(block);
+                self.release(&dropped[released..]);
+                released = dropped.len();
+                if self.reserve(charge) {
+                    break Some(Inserted::Stored);
+                }
+            }
+        };
         drop(state);
-        removed.map(|removed| self.release(removed)).is_some()
+        inserted
     }
 
-    fn reserve_by_evicting(
-        &self,
-        charge: usize,
-        first: usize,
-        policy: &dyn EvictionPolicy,
-        is_current: &impl Fn(&Dependencies) -> bool,
-    ) {
-        while !self.reserve(charge) {
-            if self.evict_one(first, policy, is_current) == 0 {
-                // Nothing is stored and yet there is no room: others hold reservations just now.
-                yield_now();
+    fn insert_by_score(&self, answer: &PackedAnswer, is_current: &impl Fn(&Block) -> bool) {
+        let charge = charge(&answer.block);
+        let index = self.shard_index(answer.hash);
+        if !self.reserve(charge) {
+            // What this entry takes the place of goes first, before any other has to.
+            let mut dropped = Dropped::new();
+            let mut state = self.shards[index].0.lock();
+            if let Some(place) = state.find_same(answer.hash, &answer.block) {
+                dropped.push(state.remove(place, Cause::Replaced));
             }
+            drop(state);
+            self.release(&dropped);
+            while !self.reserve(charge) {
+                self.make_room(index, is_current);
+            }
+        }
+        let mut dropped = Dropped::new();
+        let mut state = self.shards[index].0.lock();
+        if let Some(place) = state.find_same(answer.hash, &answer.block) {
+            dropped.push(state.remove(place, Cause::Replaced));
+        }
+        let now = state.now();
+        state.sweep(1, is_current, &mut dropped);
+        state.push(answer.hash, answer.block.clone(), now);
+        drop(state);
+        self.release(&dropped);
+    }
+
+    /// Evicts one entry, beginning to look in shard `first`.
+    fn make_room(&self, first: usize, is_current: &impl Fn(&Block) -> bool) {
+        if self.evict_one(first, is_current) == 0 {
+            // Nothing is stored and yet there is no room: others hold reservations just now.
+            yield_now();
         }
     }
 
     /// Evicts one entry, beginning to look in shard `first`. Returns its charge; 0 if there is nothing to evict.
-    fn evict_one(
-        &self,
-        first: usize,
-        policy: &dyn EvictionPolicy,
-        is_current: &impl Fn(&Dependencies) -> bool,
-    ) -> usize {
+    fn evict_one(&self, first: usize, is_current: &impl Fn(&Block) -> bool) -> usize {
         for n in 0..self.shards.len() {
             let shard = &self.shards[(first + n) & (self.shards.len() - 1)];
-            if policy.order() == Order::Recency {
-                let removed = shard.0.lock().remove_least_recent();
-                if let Some(removed) = removed {
-                    self.evictions.add(1);
-                    return self.release(removed);
-                }
-                continue;
-            }
-            // Others may take what was drawn before it is removed: then draw again.
-            loop {
-                let drawn = shard.0.lock().draw();
-                let scored = drawn.into_iter().map(|(id, stored)| {
-                    let entry = Self::snapshot(stored);
-                    let score = if is_current(&entry.dependencies) {
-                        Some(policy.calculate_score(&entry)).filter(|score| !score.is_nan())
-                    } else {
-                        None
-                    };
-                    (id, entry, score.unwrap_or(f64::NEG_INFINITY))
-                });
-                let Some((id, entry, _)) = scored.min_by(|a, b| a.2.total_cmp(&b.2)) else {
-                    break;
-                };
-                let removed = shard.0.lock().remove_exactly(&entry.key, id);
-                if let Some(removed) = removed {
-                    self.evictions.add(1);
-                    return self.release(removed);
-                }
+            let mut state = shard.0.lock();
+            let evicted = if state.is_ranked_by_score() {
+                drop(state);
+                self.evict_by_score(shard, is_current)
+            } else {
+                let evicted = state.evict();
+                drop(state);
+                evicted.map(|(_, block)| block)
+            };
+            if let Some(block) = evicted {
+                return self.release(&[block]);
             }
         }
         0
     }
 
-    fn snapshot(drawn: Drawn) -> CacheEntry {
-        let Drawn {
-            packed,
-            dependencies,
-            charge,
-            created,
-            accessed,
-            access_count,
-            execution_time_ms,
-        } = drawn;
-        CacheEntry {
-            key: packed.to_key(),
-            data: packed.data(),
-            dependencies,
-            metadata: EntryMetadata {
-                size_bytes: charge,
-                created_at: clock::date(created.elapsed()),
-                last_accessed: clock::date(accessed.elapsed()),
-                access_count: access_count.into(),
-                execution_time_ms: execution_time_ms.into(),
-            },
-        }
-    }
-}
-
-/// A copy of an entry, made under the lock from pointers and numbers.
-struct Drawn {
-    packed: Packed<Bytes>,
-    dependencies: Dependencies,
-    charge: usize,
-    created: Tick,
-    accessed: Tick,
-    access_count: u32,
-    execution_time_ms: f32,
-}
-
-impl Stored {
-    fn charge(&self) -> usize {
-        self.packed.len() + ENTRY_OVERHEAD
-    }
-
-    fn copy(&self) -> Drawn {
-        Drawn {
-            packed: self.packed.clone(),
-            dependencies: self.dependencies.clone(),
-            charge: self.charge(),
-            created: self.created,
-            accessed: self.accessed,
-            access_count: self.access_count,
-            execution_time_ms: self.execution_time_ms,
-        }
-    }
-}
-
-impl State {
-    fn find(&self, key: &KeyRef<'_>) -> Option<usize> {
-        let place = self.table.find(key.hash_value(), |place| {
-            self.entries[*place as usize].packed.matches(key)
-        });
-        place.map(|place| *place as usize)
-    }
-
-    fn unlink(&mut self, at: usize) {
-        let (more, less) = (self.entries[at].more_recent, self.entries[at].less_recent);
-        match self.entries.get_mut(more as usize) {
-            Some(more) => more.less_recent = less,
-            None => self.most_recent = less,
-        }
-        match self.entries.get_mut(less as usize) {
-            Some(less) => less.more_recent = more,
-            None => self.least_recent = more,
-        }
-    }
-
-    fn link_most_recent(&mut self, at: usize) {
-        let place = Place::try_from(at).expect("places are counted in u32");
-        let was = std::mem::replace(&mut self.most_recent, place);
-        self.entries[at].more_recent = NOBODY;
-        self.entries[at].less_recent = was;
-        match self.entries.get_mut(was as usize) {
-            Some(was) => was.more_recent = place,
-            None => self.least_recent = place,
-        }
-    }
-
-    fn remove_least_recent(&mut self) -> Option<Stored> {
-        let at = self.least_recent as usize;
-        (at < self.entries.len()).then(|| self.remove_at(at))
-    }
-
-    /// The entry with the same key.
-    fn find_same(&self, packed: &Packed<Bytes>) -> Option<usize> {
-        let place = self.table.find(packed.hash_value(), |place| {
-            self.entries[*place as usize].packed.has_same_key(packed)
-        });
-        place.map(|place| *place as usize)
-    }
-
-    fn remove_at(&mut self, at: usize) -> Stored {
-        self.unlink(at);
-        let hash = self.entries[at].packed.hash_value();
-        if let Ok(place) = self.table.find_entry(hash, |place| *place as usize == at) {
-            place.remove();
-        }
-        let removed = self.entries.swap_remove(at);
-        // The last entry now stands where the removed one did.
-        if let Some(moved) = self.entries.get(at) {
-            let was = self.entries.len();
-            let hash = moved.packed.hash_value();
-            let (more, less) = (moved.more_recent, moved.less_recent);
-            let now = Place::try_from(at).expect("places are counted in u32");
-            if let Some(place) = self.table.find_mut(hash, |place| *place as usize == was) {
-                *place = now;
-            }
-            match self.entries.get_mut(more as usize) {
-                Some(more) => more.less_recent = now,
-                None => self.most_recent = now,
-            }
-            match self.entries.get_mut(less as usize) {
-                Some(less) => less.more_recent = now,
-                None => self.least_recent = now,
+    fn evict_by_score(&self, shard: &Shard, is_current: &impl Fn(&Block) -> bool) -> Option<Block> {
+        let setup = self.setup.load();
+        let now = setup.clock.now();
+        // Others may take what was drawn before it is removed: then draw again.
+        loop {
+            let drawn = shard.0.lock().draw(SAMPLE);
+            let scored = drawn.into_iter().map(|drawn| {
+                let score = if is_current(&drawn.block) {
+                    let score = setup.policy.calculate_score(&drawn.entry(now));
+                    Some(score).filter(|score| !score.is_nan())
+                } else {
+                    None
+                };
+                (drawn, score.unwrap_or(f64::NEG_INFINITY))
+            });
+            let (lowest, _): (Drawn, f64) = scored.min_by(|a, b| a.1.total_cmp(&b.1))?;
+            let removed = shard.0.lock().remove_exactly(&lowest);
+            if removed.is_some() {
+                return removed;
             }
         }
-        removed
-    }
-
-    fn remove_exactly(&mut self, key: &QueryKey, id: u64) -> Option<Stored> {
-        let at = self
-            .find(&key.as_ref())
-            .filter(|at| self.entries[*at].id == id)?;
-        Some(self.remove_at(at))
-    }
-
-    fn push(&mut self, entry: Stored) {
-        let at = u32::try_from(self.entries.len()).expect("places are counted in u32");
-        let Self { table, entries, .. } = self;
-        table.insert_unique(entry.packed.hash_value(), at, |place| {
-            entries[*place as usize].packed.hash_value()
-        });
-        entries.push(entry);
-        self.link_most_recent(at as usize);
-    }
-
-    /// Copies of up to [`SAMPLE`] entries: all, if there are not more; else drawn at random, perhaps some twice.
-    fn draw(&mut self) -> Vec<(u64, Drawn)> {
-        let n = self.entries.len();
-        let pick = |at: usize| (self.entries[at].id, self.entries[at].copy());
-        if n <= SAMPLE {
-            return (0..n).map(pick).collect();
-        }
-        let mut places = [0; SAMPLE];
-        for place in &mut places {
-            *place = next_random(&mut self.random, n);
-        }
-        places.into_iter().map(pick).collect()
     }
 }
 
-/// Seven digits of a time are more than its measurement has.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "what is too large becomes infinite, and compares as it should"
-)]
-fn narrow(milliseconds: f64) -> f32 {
-    milliseconds as f32
+impl Setup {
+    fn of(config: &CacheConfig) -> Self {
+        Self {
+            policy: config.policy(),
+            clock: config.clock.clone(),
+            refresh_ahead: config.refresh_ahead,
+        }
+    }
+
+    fn state(&self) -> State {
+        let order = AnyOrder::of(self.policy.ranking(), &self.clock);
+        let ranked = order.map_or_else(|| Ranked::ByScore(Sampled::default()), Ranked::ByOrder);
+        State::new(ranked, self.clock.clone(), self.refresh_ahead)
+    }
 }
 
-/// xorshift64*, by Marsaglia and Vigna: any entry must be about as likely to be drawn as any other, nothing more.
-fn next_random(state: &mut u64, below: usize) -> usize {
-    if *state == 0 {
-        *state = 0x9e37_79b9_7f4a_7c15;
+impl std::fmt::Debug for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup")
+            .field("policy", &self.policy.name())
+            .finish_non_exhaustive()
     }
-    *state ^= *state >> 12;
-    *state ^= *state << 25;
-    *state ^= *state >> 27;
-    let wide = u128::from(state.wrapping_mul(0x2545_f491_4f6c_dd1d)) * below as u128;
-    #[expect(clippy::cast_possible_truncation, reason = "less than `below`")]
-    let place = (wide >> 64) as usize;
-    place
 }
 
 impl StorageBackend for InMemoryBackend {
     async fn keys(&self) -> Result<Vec<QueryKey>> {
         let mut keys = Vec::new();
         for shard in &self.shards {
-            let state = shard.0.lock();
-            keys.extend(state.entries.iter().map(|entry| entry.packed.to_key()));
+            let blocks: Vec<_> = shard.0.lock().blocks().cloned().collect();
+            keys.extend(blocks.iter().map(|block| block.key().to_key()));
         }
         Ok(keys)
     }
 
     async fn get(&self, key: &QueryKey) -> Result<Option<CacheEntry>> {
         let key = key.as_ref();
-        let state = self.shards[self.shard_index(key.hash_value())].0.lock();
-        let found = state.find(&key).map(|at| state.entries[at].copy());
+        let state = self.shard(key.hash_value()).lock();
+        let found = state.find(&key).map(|place| state.copy(place));
+        let now = state.now();
         drop(state);
-        Ok(found.map(Self::snapshot))
+        Ok(found.map(|found| found.entry(now)))
     }
 
     async fn remove(&self, key: &QueryKey) -> Result<bool> {
-        Ok(self.remove_now(key))
+        let key = key.as_ref();
+        let mut state = self.shard(key.hash_value()).lock();
+        let removed = state
+            .find(&key)
+            .map(|place| state.remove(place, Cause::Removed));
+        drop(state);
+        Ok(removed.map(|block| self.release(&[block])).is_some())
     }
 
-    fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(&Dependencies) -> bool) -> Lookup {
-        let mut state = self.shards[self.shard_index(key.hash_value())].0.lock();
-        let Some(at) = state.find(key) else {
+    /// The capacity is only ever lowered. What was stored under another policy is dropped.
+    fn configure(&self, config: &CacheConfig) {
+        self.capacity
+            .fetch_min(config.max_size_bytes, Ordering::AcqRel);
+        let setup = Setup::of(config);
+        let states: Vec<_> = self.shards.iter().map(|_| setup.state()).collect();
+        self.setup.store(Arc::new(setup));
+        for (shard, state) in self.shards.iter().zip(states) {
+            let before = std::mem::replace(&mut *shard.0.lock(), state);
+            let blocks: Vec<_> = before.blocks().cloned().collect();
+            drop(before);
+            self.release(&blocks);
+        }
+        self.set_shares(config.max_entry_share);
+    }
+
+    fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> Lookup {
+        let mut state = self.shard(key.hash_value()).lock();
+        let Some(place) = state.find(key) else {
+            state.miss(key.hash_value());
             return Lookup::Miss;
         };
-        let entry = &mut state.entries[at];
-        if is_current(&entry.dependencies) {
-            entry.accessed = Tick::now();
-            entry.access_count = entry.access_count.saturating_add(1);
-            let data = entry.packed.data();
-            if state.most_recent as usize != at {
-                state.unlink(at);
-                state.link_most_recent(at);
+        let now = state.now();
+        let age = if is_current(state.block(place).dependencies()) {
+            Some(state.age(place, now))
+        } else {
+            None
+        };
+        let answer = |state: &State| state.block(place).clone().into();
+        match age {
+            Some(Age::Fresh) => {
+                state.hit(place, now);
+                Lookup::Hit(answer(&state))
             }
-            return Lookup::Hit(data);
+            Some(Age::Early) => {
+                state.hit(place, now);
+                Lookup::Refresh(answer(&state))
+            }
+            Some(Age::Stale) => {
+                state.hit(place, now);
+                state.counts.stale_hits += 1;
+                Lookup::Refresh(answer(&state))
+            }
+            Some(Age::Fallback) => {
+                state.miss(key.hash_value());
+                Lookup::Fallback(answer(&state))
+            }
+            Some(Age::Dead) | None => {
+                let cause = age.map_or(Cause::Invalidated, |_| Cause::Expired);
+                let removed = state.remove(place, cause);
+                state.miss(key.hash_value());
+                drop(state);
+                self.release(&[removed]);
+                Lookup::Stale
+            }
         }
-        let removed = state.remove_at(at);
-        drop(state);
-        self.release(removed);
-        Lookup::Stale
     }
 
     fn insert(
         &self,
-        entry: CacheEntry,
-        policy: &dyn EvictionPolicy,
-        is_current: impl Fn(&Dependencies) -> bool,
-    ) -> Inserted {
-        let key = Packed::key(&entry.key.as_ref());
-        let answer = PackedAnswer {
-            packed: Packed::entry(&key, &entry.data),
-            dependencies: entry.dependencies,
-            execution_time_ms: entry.metadata.execution_time_ms,
-        };
-        self.insert_packed(answer, policy, is_current)
-    }
-
-    fn insert_packed(
-        &self,
         answer: PackedAnswer,
-        policy: &dyn EvictionPolicy,
-        is_current: impl Fn(&Dependencies) -> bool,
+        is_current: impl Fn(DependenciesRef<'_>) -> bool,
     ) -> Inserted {
-        let PackedAnswer {
-            packed,
-            dependencies,
-            execution_time_ms,
-        } = answer;
-        let charge = packed.len() + ENTRY_OVERHEAD;
-        if charge > self.capacity() / LARGEST_SHARE {
+        if charge(&answer.block) > self.largest.load(Ordering::Acquire) {
             return Inserted::TooLarge;
         }
-        let now = Tick::now();
-        let hash = packed.hash_value();
-        let index = self.shard_index(hash);
-        if !self.reserve(charge) {
-            // What this entry takes the place of goes first, before any other has to.
-            let replaced = {
-                let mut state = self.shards[index].0.lock();
-                state.find_same(&packed).map(|at| state.remove_at(at))
-            };
-            if let Some(replaced) = replaced {
-                self.release(replaced);
+        let is_current = |block: &Block| is_current(block.dependencies());
+        let index = self.shard_index(answer.hash);
+        if self.shards[index].0.lock().is_ranked_by_score() {
+            self.insert_by_score(&answer, &is_current);
+            return Inserted::Stored;
+        }
+        loop {
+            if let Some(inserted) = self.insert_by_order(&answer, &is_current) {
+                return inserted;
             }
-            self.reserve_by_evicting(charge, index, policy, &is_current);
+            self.make_room(index + 1, &is_current);
         }
-        let mut state = self.shards[index].0.lock();
-        let replaced = state.find_same(&packed).map(|at| state.remove_at(at));
-        state.next_id += 1;
-        let stored = Stored {
-            packed,
-            dependencies,
-            id: state.next_id,
-            created: now,
-            accessed: now,
-            access_count: 0,
-            execution_time_ms: narrow(execution_time_ms),
-            more_recent: NOBODY,
-            less_recent: NOBODY,
-        };
-        state.push(stored);
-        drop(state);
-        if let Some(replaced) = replaced {
-            self.release(replaced);
-        }
-        Inserted::Stored
     }
 
     fn evict(
         &self,
         needed_bytes: usize,
-        policy: &dyn EvictionPolicy,
-        is_current: impl Fn(&Dependencies) -> bool,
+        is_current: impl Fn(DependenciesRef<'_>) -> bool,
     ) -> usize {
+        let is_current = |block: &Block| is_current(block.dependencies());
         let mut freed = 0;
         while freed < needed_bytes {
             // Beginning in another shard each time, so that no shard pays for all.
-            #[expect(clippy::cast_possible_truncation, reason = "any number will do")]
-            let first = self.evictions.count() as usize;
-            match self.evict_one(first, policy, &is_current) {
+            let first = self.turn.fetch_add(1, Ordering::Relaxed);
+            match self.evict_one(first, &is_current) {
                 0 => break,
                 charge => freed += charge,
             }
@@ -513,40 +405,52 @@ impl StorageBackend for InMemoryBackend {
         freed
     }
 
-    fn limit_capacity(&self, max_size_bytes: usize) {
-        self.capacity.fetch_min(max_size_bytes, Ordering::AcqRel);
+    fn sweep(&self, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> usize {
+        let is_current = |block: &Block| is_current(block.dependencies());
+        let mut freed = 0;
+        for shard in &self.shards {
+            // From wherever the hand stands to the end, and a whole round from there.
+            for _ in 0..2 {
+                let mut goes_on = true;
+                while goes_on {
+                    let mut dropped = Dropped::new();
+                    goes_on = shard
+                        .0
+                        .lock()
+                        .sweep(SWEEP_STEP, &is_current, &mut dropped);
+                    freed += self.release(&dropped);
+                }
+            }
+        }
+        freed
     }
 
     fn clear(&self) {
+        let setup = self.setup.load();
         for shard in &self.shards {
-            let State { table, entries, .. } = {
-                let mut state = shard.0.lock();
-                let (random, next_id) = (state.random, state.next_id);
-                std::mem::replace(
-                    &mut *state,
-                    State {
-                        random,
-                        next_id,
-                        ..State::default()
-                    },
-                )
-            };
-            let charge: usize = entries.iter().map(Stored::charge).sum();
-            drop((table, entries));
-            self.used.fetch_sub(charge, Ordering::AcqRel);
+            let mut state = shard.0.lock();
+            let counts = state.counts;
+            let before = std::mem::replace(&mut *state, setup.state());
+            state.counts = counts;
+            state.set_capacity(self.capacity() / self.shards.len());
+            drop(state);
+            let blocks: Vec<_> = before.blocks().cloned().collect();
+            drop(before);
+            self.release(&blocks);
         }
     }
 
     fn usage(&self) -> Usage {
-        Usage {
-            entries: self
-                .shards
-                .iter()
-                .map(|shard| shard.0.lock().entries.len())
-                .sum(),
+        let mut usage = Usage {
             size_bytes: self.used.load(Ordering::Acquire),
             capacity_bytes: self.capacity(),
-            evictions: self.evictions.count(),
+            ..Usage::default()
+        };
+        for shard in &self.shards {
+            let state = shard.0.lock();
+            usage.entries += state.len();
+            usage.counts.add(&state.counts);
         }
+        usage
     }
 }

@@ -1,21 +1,23 @@
 //! Where entries are kept.
 
 mod memory;
+mod shard;
 
-use bytes::Bytes;
-
+use crate::block::{Answer, BLOCK_OVERHEAD, Block};
 use crate::clock;
+use crate::config::CacheConfig;
 use crate::error::Result;
-use crate::eviction::EvictionPolicy;
-use crate::types::{CacheEntry, EntryMetadata, KeyRef, Packed, QueryKey};
-use crate::version::Dependencies;
+use crate::stats::StoreCounts;
+use crate::types::{CacheEntry, EntryMetadata, KeyRef, QueryKey};
+use crate::version::DependenciesRef;
 
-pub use memory::{ENTRY_OVERHEAD, InMemoryBackend};
+pub use memory::InMemoryBackend;
+pub use shard::ENTRY_OVERHEAD;
 
 /// A store of entries.
 ///
 /// The asynchronous methods are for maintenance and for people; the path of a hit is [`lookup`](Self::lookup), which
-/// must not block.
+/// must not block. `is_current` tells whether what an entry depends on is unchanged; it may be called under a lock.
 pub trait StorageBackend: Send + Sync + 'static {
     /// The keys of all entries, in no order, as of no single moment.
     ///
@@ -35,52 +37,45 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// Those of the store.
     fn remove(&self, key: &QueryKey) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Looks an answer up and counts the use. An entry whose dependencies are out of date is removed.
-    fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(&Dependencies) -> bool) -> Lookup;
+    /// Takes over what concerns a store: capacity, eviction policy, clock. Called once by each manager, before it stores
+    /// anything.
+    fn configure(&self, config: &CacheConfig);
 
-    /// Stores an entry in place of one with the same key, evicting others until there is room.
+    /// Looks an answer up and counts the use. An entry that may not be served any more is removed.
+    fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> Lookup;
+
+    /// Stores an answer in place of one with the same key, evicting others until there is room.
     fn insert(
         &self,
-        entry: CacheEntry,
-        policy: &dyn EvictionPolicy,
-        is_current: impl Fn(&Dependencies) -> bool,
-    ) -> Inserted;
-
-    /// As [`insert`](Self::insert), for an answer that is packed with its key already. Stores that keep something else
-    /// than that need not implement it.
-    fn insert_packed(
-        &self,
         answer: PackedAnswer,
-        policy: &dyn EvictionPolicy,
-        is_current: impl Fn(&Dependencies) -> bool,
-    ) -> Inserted {
-        self.insert(answer.into_entry(), policy, is_current)
-    }
+        is_current: impl Fn(DependenciesRef<'_>) -> bool,
+    ) -> Inserted;
 
     /// Evicts until `needed_bytes` have been freed or nothing is left. Returns how many bytes were.
     fn evict(
         &self,
         needed_bytes: usize,
-        policy: &dyn EvictionPolicy,
-        is_current: impl Fn(&Dependencies) -> bool,
+        is_current: impl Fn(DependenciesRef<'_>) -> bool,
     ) -> usize;
 
-    /// Lowers the capacity to `max_size_bytes` if it is larger. Called once by each manager, before it stores anything.
-    fn limit_capacity(&self, max_size_bytes: usize);
+    /// Removes the entries that may not be served any more. Returns how many bytes were freed.
+    fn sweep(&self, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> usize {
+        let _ = is_current;
+        0
+    }
 
     /// Removes everything.
     fn clear(&self);
 
-    /// What is held.
+    /// What is held, and what came of the look-ups.
     fn usage(&self) -> Usage;
 }
 
-/// An answer with its key in one allocation.
-#[derive(Debug)]
+/// An answer with its key and what is known of it, in one allocation.
+#[derive(Debug, Clone)]
 pub struct PackedAnswer {
-    pub(crate) packed: Packed<Bytes>,
-    pub(crate) dependencies: Dependencies,
-    pub(crate) execution_time_ms: f64,
+    pub(crate) block: Block,
+    pub(crate) hash: u64,
 }
 
 impl PackedAnswer {
@@ -88,51 +83,53 @@ impl PackedAnswer {
     #[must_use]
     pub fn into_entry(self) -> CacheEntry {
         let now = clock::now();
+        let Self { block, .. } = self;
         CacheEntry {
-            key: self.packed.to_key(),
-            data: self.packed.data(),
+            key: block.key().to_key(),
+            data: block.clone().into(),
             metadata: EntryMetadata {
-                size_bytes: 0,
+                size_bytes: block.len() + BLOCK_OVERHEAD,
                 created_at: now,
                 last_accessed: now,
                 access_count: 0,
-                execution_time_ms: self.execution_time_ms,
+                execution_time_ms: block.cost_ms().into(),
             },
-            dependencies: self.dependencies,
+            block,
         }
     }
 }
 
 /// What came of a look-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_enums,
-    reason = "a look-up ends in one of these three ways"
-)]
+#[non_exhaustive]
 pub enum Lookup {
+    /// The answer, to be served if computing it anew fails, and only then: its time is over.
+    Fallback(Answer),
     /// The answer.
-    Hit(Bytes),
+    Hit(Answer),
     /// Nothing under that key.
     Miss,
+    /// The answer, and somebody should compute it anew: its time is nearly over, or it is within
+    /// [`stale_while_revalidate`](crate::Lifetime::stale_while_revalidate).
+    Refresh(Answer),
     /// There was an answer that is out of date.
     Stale,
 }
 
 /// What came of an insertion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(
-    clippy::exhaustive_enums,
-    reason = "an insertion ends in one of these two ways"
-)]
+#[non_exhaustive]
 pub enum Inserted {
+    /// The policy holds on to everything else rather than to this.
+    NotAdmitted,
     /// The entry is stored.
     Stored,
     /// It would take more than its share of the capacity.
     TooLarge,
 }
 
-/// What a store holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What a store holds, and did.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Usage {
     /// Entries.
@@ -141,6 +138,6 @@ pub struct Usage {
     pub size_bytes: usize,
     /// Bound on `size_bytes`.
     pub capacity_bytes: usize,
-    /// Entries removed to make room so far.
-    pub evictions: u64,
+    /// What came of look-ups, and why entries left.
+    pub counts: StoreCounts,
 }

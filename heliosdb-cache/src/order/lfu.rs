@@ -1,7 +1,7 @@
 //! Least frequently used, with ageing.
 
 use super::Order;
-use super::lists::{Links, List};
+use super::lists::{Links, List, reserve_place};
 
 /// What was used least often leaves first; among entries of the same number of uses, what was not used for longest. All
 /// numbers of uses halve after [`HALF_LIFE`] uses an entry, so that favourites of the past leave. 9 bytes a place.
@@ -35,10 +35,7 @@ impl Default for Lfu {
 
 impl Order for Lfu {
     fn insert(&mut self, place: u32, _hash: u64, _weight: u32, _cost: f32) {
-        let index = place as usize;
-        if index >= self.uses.len() {
-            self.uses.resize(index + 1, 0);
-        }
+        reserve_place(&mut self.uses, place, 0);
         self.push(place, 1);
         self.len += 1;
         self.age();

@@ -3,14 +3,22 @@
 mod adaptive;
 mod duel;
 mod history;
+mod hybrid;
 mod lfu;
 mod lists;
 mod lru;
 mod ranking;
+mod sampled;
 
 pub use adaptive::Adaptive;
+pub use hybrid::Hybrid;
 pub use lfu::Lfu;
 pub use lru::Lru;
+pub(crate) use lists::reserve_place;
+pub(crate) use sampled::{Sampled, next_word};
+
+use crate::clock::Clock;
+use crate::eviction::Ranking;
 
 /// In which order the entries of one shard leave.
 ///
@@ -42,6 +50,7 @@ pub trait Order: Send + std::fmt::Debug {
 pub enum AnyOrder {
     Adaptive(Box<Adaptive>),
     CostAware(Box<Adaptive>),
+    Hybrid(Box<Hybrid>),
     Lfu(Lfu),
     Lru(Lru),
 }
@@ -52,9 +61,25 @@ impl AnyOrder {
         Some(match name {
             "adaptive" => Self::Adaptive(Box::default()),
             "cost-aware" => Self::CostAware(Box::new(Adaptive::cost_aware())),
+            "hybrid" => Self::Hybrid(Box::new(Hybrid::new(0.5, 0.5, Clock::default()))),
             "lfu" => Self::Lfu(Lfu::default()),
             "lru" => Self::Lru(Lru::default()),
             _ => return None,
+        })
+    }
+
+    /// `None` for a policy that goes by its scores.
+    pub(crate) fn of(ranking: Ranking, clock: &Clock) -> Option<Self> {
+        Some(match ranking {
+            Ranking::Adaptive => Self::Adaptive(Box::default()),
+            Ranking::CostAware => Self::CostAware(Box::new(Adaptive::cost_aware())),
+            Ranking::Frequency => Self::Lfu(Lfu::default()),
+            Ranking::Hybrid {
+                lru_weight,
+                lfu_weight,
+            } => Self::Hybrid(Box::new(Hybrid::new(lru_weight, lfu_weight, clock.clone()))),
+            Ranking::Recency => Self::Lru(Lru::default()),
+            Ranking::Score => return None,
         })
     }
 }
@@ -64,6 +89,7 @@ macro_rules! each {
         match $order {
             AnyOrder::Adaptive($inner) => $body,
             AnyOrder::CostAware($inner) => $body,
+            AnyOrder::Hybrid($inner) => $body,
             AnyOrder::Lfu($inner) => $body,
             AnyOrder::Lru($inner) => $body,
         }

@@ -1,7 +1,7 @@
 //! The entries of a cache in the order that one of several rules gives them. The rule may change at any time.
 
 use super::history::Sketch;
-use super::lists::{Links, List, NONE};
+use super::lists::{Links, List, NONE, reserve_place};
 
 /// Which entry leaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -157,11 +157,8 @@ impl Ranking {
             age,
             now,
         } = arrival;
-        let index = place as usize;
-        if index >= self.entries.len() {
-            self.entries.resize(index + 1, Entry::default());
-        }
-        self.entries[index] = Entry {
+        reserve_place(&mut self.entries, place, Entry::default());
+        self.entries[place as usize] = Entry {
             hash,
             used: now,
             weight,

@@ -1,0 +1,342 @@
+//! What the cache keeps of an answer: one allocation with a count of references, handed out without a copy.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::Deref;
+
+use bytes::Bytes;
+use triomphe::ThinArc;
+
+use crate::clock::{Moment, Tick};
+use crate::lifetime::Times;
+use crate::sync::{CountU32, Ordering};
+use crate::types::{HashedStr, KeyRef};
+use crate::version::DependenciesRef;
+
+/// An answer with its key and all that is known of it. Cloning copies a pointer.
+///
+/// Behind the head lie, in this order: slots, [`Times`] if there are any, parameters, text, value.
+#[derive(Clone)]
+pub(crate) struct Block(ThinArc<Head, u8>);
+
+struct Head {
+    /// Of the versions of the slots.
+    sum: u64,
+    namespace: HashedStr,
+    created: Tick,
+    /// What computing it took, in milliseconds.
+    cost_ms: f32,
+    params_len: u32,
+    text_len: u32,
+    /// Reads. Only ever changed under the lock of the store that has the block.
+    uses: CountU32,
+    slots: u16,
+    has_times: bool,
+}
+
+/// Bytes of a block beside key, value and slots: the head, and the two words before it.
+pub(crate) const BLOCK_OVERHEAD: usize = size_of::<Head>() + 2 * size_of::<usize>();
+
+/// What is known of an answer besides itself and its key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    pub(crate) dependencies: DependenciesRef<'a>,
+    pub(crate) times: Option<Times>,
+    pub(crate) cost_ms: f64,
+    pub(crate) now: Moment,
+}
+
+impl Block {
+    pub(crate) fn new(key: &KeyRef<'_>, value: &[u8], facts: Facts<'_>) -> Self {
+        /// Above this the buffer is not kept.
+        const KEPT: usize = 64 << 10;
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let (slots, sum) = facts.dependencies.parts();
+        let len = |len: usize| u32::try_from(len).expect("no text has four gigabytes");
+        let head = Head {
+            sum,
+            namespace: key.namespace().clone(),
+            created: facts.now.tick(),
+            cost_ms: narrow(facts.cost_ms),
+            params_len: len(key.params().len()),
+            text_len: len(key.query().len()),
+            uses: CountU32::new(0),
+            slots: u16::try_from(slots.len() / SLOT).expect("no query has so many tables"),
+            has_times: facts.times.is_some(),
+        };
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            buffer.extend_from_slice(slots);
+            if let Some(times) = facts.times {
+                buffer.extend_from_slice(&times.to_bytes());
+            }
+            buffer.extend_from_slice(key.params());
+            buffer.extend_from_slice(key.query().as_bytes());
+            buffer.extend_from_slice(value);
+            let block = Self(ThinArc::from_header_and_slice(head, buffer));
+            if buffer.capacity() > KEPT {
+                *buffer = Vec::new();
+            }
+            block
+        })
+    }
+
+    pub(crate) fn dependencies(&self) -> DependenciesRef<'_> {
+        let head = self.head();
+        DependenciesRef::from_parts(&self.0.slice[..head.slots_len()], head.sum)
+    }
+
+    pub(crate) fn times(&self) -> Option<Times> {
+        let head = self.head();
+        if !head.has_times {
+            return None;
+        }
+        let bytes = self.0.slice[head.slots_len()..].first_chunk()?;
+        Some(Times::from_bytes(bytes))
+    }
+
+    pub(crate) fn matches(&self, key: &KeyRef<'_>) -> bool {
+        let head = self.head();
+        head.params_len as usize == key.params().len()
+            && head.text_len as usize == key.query().len()
+            && *key.params() == *self.params()
+            && *key.query().as_bytes() == *self.text()
+            && *key.namespace() == head.namespace
+    }
+
+    pub(crate) fn has_same_key(&self, other: &Self) -> bool {
+        self.params() == other.params()
+            && self.text() == other.text()
+            && self.head().namespace == other.head().namespace
+    }
+
+    /// The key, hashed anew.
+    pub(crate) fn key(&self) -> KeyRef<'_> {
+        let text = std::str::from_utf8(self.text()).expect("it was a str");
+        KeyRef::new(text, self.params(), &self.head().namespace)
+    }
+
+    pub(crate) fn value(&self) -> &[u8] {
+        &self.0.slice[self.head().value_at()..]
+    }
+
+    /// Bytes of slots, key and value.
+    pub(crate) fn len(&self) -> usize {
+        self.0.slice.len()
+    }
+
+    pub(crate) fn created(&self) -> Tick {
+        self.head().created
+    }
+
+    pub(crate) fn cost_ms(&self) -> f32 {
+        self.head().cost_ms
+    }
+
+    pub(crate) fn uses(&self) -> u32 {
+        self.head().uses.load(Ordering::Relaxed)
+    }
+
+    /// To be called under the store's lock.
+    pub(crate) fn count_use(&self) {
+        let uses = self.uses().saturating_add(1);
+        self.head().uses.store(uses, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.head(), other.head())
+    }
+
+    fn head(&self) -> &Head {
+        &self.0.header.header
+    }
+
+    fn params(&self) -> &[u8] {
+        let at = self.head().params_at();
+        &self.0.slice[at..at + self.head().params_len as usize]
+    }
+
+    fn text(&self) -> &[u8] {
+        let at = self.head().text_at();
+        &self.0.slice[at..at + self.head().text_len as usize]
+    }
+}
+
+/// Bytes of a slot's index.
+const SLOT: usize = 4;
+
+impl Head {
+    fn slots_len(&self) -> usize {
+        usize::from(self.slots) * SLOT
+    }
+
+    fn params_at(&self) -> usize {
+        let times = if self.has_times { Times::BYTES } else { 0 };
+        self.slots_len() + times
+    }
+
+    fn text_at(&self) -> usize {
+        self.params_at() + self.params_len as usize
+    }
+
+    fn value_at(&self) -> usize {
+        self.text_at() + self.text_len as usize
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block")
+            .field("key", &self.key())
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Seven digits of a time are more than its measurement has.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "what is too large becomes infinite, and compares as it should"
+)]
+fn narrow(milliseconds: f64) -> f32 {
+    milliseconds as f32
+}
+
+/// The bytes of an answer, shared with the cache: cloning copies a pointer and raises a count.
+///
+/// It lives as long as it is held, whatever becomes of the entry. [`Bytes`] can be made of it at the cost of one small
+/// allocation, and it of [`Bytes`] at none.
+#[derive(Clone)]
+pub struct Answer(Source);
+
+#[derive(Clone)]
+enum Source {
+    Block(Block),
+    Bytes(Bytes),
+}
+
+impl From<Block> for Answer {
+    fn from(block: Block) -> Self {
+        Self(Source::Block(block))
+    }
+}
+
+impl From<Bytes> for Answer {
+    fn from(bytes: Bytes) -> Self {
+        Self(Source::Bytes(bytes))
+    }
+}
+
+impl From<Vec<u8>> for Answer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+impl From<Answer> for Bytes {
+    fn from(answer: Answer) -> Self {
+        match answer.0 {
+            Source::Block(_) => Self::from_owner(answer),
+            Source::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl Deref for Answer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Source::Block(block) => block.value(),
+            Source::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Answer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for Answer {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
+    }
+}
+
+impl Eq for Answer {}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b\"{}\"", self.escape_ascii())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::lifetime::Lifetime;
+    use crate::version::VersionSlots;
+
+    fn block(times: Option<Times>) -> Block {
+        let versions = VersionSlots::new(8);
+        let observed = versions
+            .observe(&[versions.slot(1), versions.slot(2)])
+            .expect("nothing pending");
+        let namespace = HashedStr::new("db");
+        let facts = Facts {
+            dependencies: observed.as_ref(),
+            times,
+            cost_ms: 7.5,
+            now: Moment(5000),
+        };
+        let block = Block::new(&KeyRef::new("SELECT 1", b"pp", &namespace), b"value", facts);
+        assert_eq!(block.dependencies(), observed.as_ref());
+        block
+    }
+
+    #[test]
+    fn all_parts_come_back() {
+        let times = Times::new(&Lifetime::of(Duration::from_secs(1)), Moment(5000), 0.0);
+        for times in [None, times] {
+            let block = block(times);
+            let namespace = HashedStr::new("db");
+            let key = KeyRef::new("SELECT 1", b"pp", &namespace);
+            assert!(block.matches(&key));
+            assert_eq!(block.key().to_key(), key.to_key());
+            assert_eq!(block.times(), times);
+            assert_eq!(block.cost_ms(), 7.5);
+            assert_eq!(block.created(), Moment(5000).tick());
+            assert_eq!(Answer::from(block), "value");
+        }
+    }
+
+    #[test]
+    fn keys_that_differ_in_how_they_are_split_do_not_match() {
+        let block = block(None);
+        let (db, other) = (HashedStr::new("db"), HashedStr::new("other"));
+        for (text, params, namespace) in [
+            ("pSELECT 1", &b"p"[..], &db),
+            ("SELECT 1", b"pp", &other),
+            ("SELECT 2", b"pp", &db),
+            ("SELECT 1", b"pq", &db),
+        ] {
+            assert!(!block.matches(&KeyRef::new(text, params, namespace)));
+        }
+    }
+
+    #[test]
+    fn an_answer_and_its_bytes_are_the_same_memory() {
+        let answer = Answer::from(block(None));
+        let at = answer.as_ptr();
+        let bytes = Bytes::from(answer);
+        assert_eq!(bytes.as_ptr(), at);
+        assert_eq!(Answer::from(bytes.clone()).as_ptr(), at);
+        assert_eq!(format!("{:?}", Answer::from(bytes)), "b\"value\"");
+    }
+}
