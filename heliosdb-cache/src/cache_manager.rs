@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rapidhash::v3::rapidhash_v3;
 use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ use crate::flights::{Fill, Flight, Flights, Follower, Joined};
 use crate::lifetime::{Lifetime, Times};
 use crate::stats::{CacheStats, Counter, Rejections, StoreCounts};
 use crate::sync::Ordering;
-use crate::types::{HashedStr, KeyRef, QueryKey};
+use crate::types::{KeyRef, QueryKey};
 use crate::version::{DependenciesRef, SlotId, VersionSlots};
 
 /// A cache of query results. Cloning it is another handle to the same.
@@ -320,10 +321,7 @@ impl<B: StorageBackend> CacheManager<B> {
                     self.shared.fallbacks.add(1);
                     return Ok(answer);
                 }
-                Lookup::Fallback(_)
-                | Lookup::Miss
-                | Lookup::Refresh(_)
-                | Lookup::Stale => {}
+                Lookup::Fallback(_) | Lookup::Miss | Lookup::Refresh(_) | Lookup::Stale => {}
             }
             match (self.join(&key.as_ref(), slots), found) {
                 (Flight::Leader(fill), found) => {
@@ -426,9 +424,8 @@ impl<B: StorageBackend> CacheManager<B> {
     /// The slot that stands for a table's name.
     #[must_use]
     pub fn table_slot(&self, table: &str) -> SlotId {
-        self.shared
-            .versions
-            .slot(HashedStr::new(table).hash_value())
+        // The same in every process: entries may outlive one.
+        self.shared.versions.slot(rapidhash_v3(table.as_bytes()))
     }
 
     fn table_slots(&self, tables: &[&str]) -> Slots {

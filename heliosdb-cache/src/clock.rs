@@ -139,8 +139,14 @@ mod tests {
         let clock = Clock::manual();
         let before = clock.clone().now();
         clock.advance(Duration::from_millis(1500));
-        assert_eq!(clock.clone().now(), before.after(Duration::from_millis(1500)));
-        assert_eq!(clock.now().tick().since(before.tick()), Duration::from_millis(1500));
+        assert_eq!(
+            clock.clone().now(),
+            before.after(Duration::from_millis(1500))
+        );
+        assert_eq!(
+            clock.now().tick().since(before.tick()),
+            Duration::from_millis(1500)
+        );
     }
 
     #[test]

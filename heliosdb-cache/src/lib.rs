@@ -51,15 +51,17 @@ mod sync;
 mod types;
 pub mod version;
 
-pub use backend::{ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend, Usage};
+pub use backend::{
+    ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend, Usage,
+};
 pub use block::Answer;
 pub use cache_manager::{CacheManager, PutOutcome};
 pub use clock::Clock;
 pub use config::CacheConfig;
 pub use error::{CacheError, Result};
 pub use eviction::{
-    AdaptivePolicy, CostAwarePolicy, EvictionPolicy, HybridPolicy, LFU_HALF_LIFE_SECONDS, LfuPolicy, LruPolicy, Ranking,
-    SAMPLE,
+    AdaptivePolicy, CostAwarePolicy, EvictionPolicy, HybridPolicy, LFU_HALF_LIFE_SECONDS,
+    LfuPolicy, LruPolicy, Ranking, SAMPLE,
 };
 pub use flights::{Fill, Flight, Follower};
 pub use lifetime::Lifetime;

@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn jitter_only_shortens_and_what_has_no_limit_takes_no_room() {
         let lifetime = Lifetime::of(10 * SECOND);
-        let until = |jitter| Times::new(&lifetime, Moment(0), jitter).map(|times| times.fresh_until);
+        let until =
+            |jitter| Times::new(&lifetime, Moment(0), jitter).map(|times| times.fresh_until);
         assert_eq!(until(0.0), Some(Moment(10_000)));
         assert_eq!(until(0.25), Some(Moment(7500)));
         assert_eq!(Times::new(&Lifetime::default(), Moment(0), 0.5), None);
@@ -205,7 +206,9 @@ mod tests {
     #[test]
     fn the_mean_of_early_is_cost_times_beta() {
         let n = 10_000;
-        let sum: f64 = (1..=n).map(|i| early(20.0, 1.5, f64::from(i) / f64::from(n))).sum();
+        let sum: f64 = (1..=n)
+            .map(|i| early(20.0, 1.5, f64::from(i) / f64::from(n)))
+            .sum();
         let mean = sum / f64::from(n);
         assert!((mean - 30.0).abs() < 0.1, "{mean}");
         assert_eq!(early(f64::NAN, 1.0, 0.5), 0.0);

@@ -30,10 +30,6 @@ impl HashedStr {
             text: text.into(),
         }))
     }
-
-    pub(crate) fn hash_value(&self) -> u64 {
-        self.0.hash
-    }
 }
 
 impl Deref for HashedStr {

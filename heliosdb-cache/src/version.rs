@@ -173,7 +173,10 @@ impl VersionSlots {
     /// True while nothing the dependencies name has changed, and nothing is about to.
     #[must_use]
     pub fn is_current<'a>(&self, dependencies: impl Into<DependenciesRef<'a>>) -> bool {
-        let DependenciesRef { slots, sum: expected } = dependencies.into();
+        let DependenciesRef {
+            slots,
+            sum: expected,
+        } = dependencies.into();
         let mut sum = 0_u64;
         let slots = slots.iter().map(|slot| SlotId::from_bytes(*slot));
         for slot in std::iter::once(GLOBAL).chain(slots) {

@@ -79,10 +79,7 @@ fn built_in_policies_have_their_names() {
         assert_eq!(policy.name(), name);
     }
     assert!(HybridPolicy::try_new(0.5, 0.6).is_err());
-    assert_eq!(
-        CacheConfig::default().eviction_policy.name(),
-        "Adaptive"
-    );
+    assert_eq!(CacheConfig::default().eviction_policy.name(), "Adaptive");
 }
 
 #[test]

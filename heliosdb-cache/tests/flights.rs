@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use heliosdb_cache::{Answer, 
-    CacheConfig, CacheError, CacheManager, Fill, Flight, Follower, HashedStr, InMemoryBackend,
-    KeyRef, QueryKey, SlotId,
+use heliosdb_cache::{
+    Answer, CacheConfig, CacheError, CacheManager, Fill, Flight, Follower, HashedStr,
+    InMemoryBackend, KeyRef, QueryKey, SlotId,
 };
 
 const CHEAP: Duration = Duration::from_millis(1);

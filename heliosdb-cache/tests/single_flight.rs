@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use heliosdb_cache::{Answer, 
-    CacheConfig, CacheError, CacheManager, Fill, Flight, Follower, InMemoryBackend, QueryKey,
+use heliosdb_cache::{
+    Answer, CacheConfig, CacheError, CacheManager, Fill, Flight, Follower, InMemoryBackend,
+    QueryKey,
 };
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet, yield_now};

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use heliosdb_cache::{
-    AdaptivePolicy, CacheConfig, CacheEntry, CacheManager, CostAwarePolicy, ENTRY_OVERHEAD, EvictionPolicy, Flight, HybridPolicy,
-    InMemoryBackend, LfuPolicy, LruPolicy, PutOutcome, QueryKey, StorageBackend, WriteIntent,
+    AdaptivePolicy, CacheConfig, CacheEntry, CacheManager, CostAwarePolicy, ENTRY_OVERHEAD,
+    EvictionPolicy, Flight, HybridPolicy, InMemoryBackend, LfuPolicy, LruPolicy, PutOutcome,
+    QueryKey, StorageBackend, WriteIntent,
 };
 use proptest::prelude::*;
 use tokio::runtime::Builder;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use heliosdb_cache::{
-    CacheConfig, CacheManager, HybridPolicy, InMemoryBackend, LfuPolicy, LruPolicy,
+    AdaptivePolicy, CacheConfig, CacheManager, CostAwarePolicy, HybridPolicy, InMemoryBackend,
+    LfuPolicy, LruPolicy,
 };
 use heliosdb_network::postgres::{PgConnection, PgTarget};
 use tokio::signal::unix::{SignalKind, signal};
@@ -211,10 +212,14 @@ fn cache(config: &Config) -> anyhow::Result<CacheManager> {
     let mut cache = CacheConfig::default();
     cache.max_size_bytes = capacity;
     cache.min_result_size = 0;
+    // Checked against `cache.max_entry`, which can be reloaded, before they come here.
+    cache.max_result_size = usize::MAX;
     cache.min_execution_time_ms = config.cache.min_execution_time.as_secs_f64() * 1000.0;
     cache.max_in_flight = config.cache.max_in_flight;
     cache.flight_timeout = config.cache.flight_timeout;
     cache.eviction_policy = match config.cache.eviction {
+        Eviction::Adaptive => Arc::new(AdaptivePolicy),
+        Eviction::CostAware => Arc::new(CostAwarePolicy),
         Eviction::Hybrid => Arc::new(HybridPolicy::default_balanced()),
         Eviction::Lfu => Arc::new(LfuPolicy),
         Eviction::Lru => Arc::new(LruPolicy),

@@ -112,6 +112,10 @@ pub struct PoolConfig {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Eviction {
+    /// What saved the least lately, by the rule that did best on a sample of the statements.
+    Adaptive,
+    /// The least time saved for each byte.
+    CostAware,
     /// A mean of recency and frequency.
     Hybrid,
     /// Least frequently used.
@@ -143,7 +147,7 @@ pub struct CacheSection {
     /// longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub flight_timeout: Duration,
-    /// Who is evicted first. Default `lru`.
+    /// Who is evicted first. Default `adaptive`.
     pub eviction: Eviction,
 }
 
@@ -224,7 +228,7 @@ impl Default for CacheSection {
             min_execution_time: Duration::ZERO,
             max_in_flight: 10_000,
             flight_timeout: Duration::from_secs(10),
-            eviction: Eviction::Lru,
+            eviction: Eviction::Adaptive,
         }
     }
 }

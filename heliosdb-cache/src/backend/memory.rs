@@ -69,7 +69,9 @@ impl InMemoryBackend {
         let config = CacheConfig::default();
         let setup = Setup::of(&config);
         let backend = Self {
-            shards: (0..shards).map(|_| Shard(Mutex::new(setup.state()))).collect(),
+            shards: (0..shards)
+                .map(|_| Shard(Mutex::new(setup.state())))
+                .collect(),
             capacity: AtomicUsize::new(capacity),
             used: AtomicUsize::new(0),
             largest: AtomicUsize::new(0),
@@ -414,10 +416,7 @@ impl StorageBackend for InMemoryBackend {
                 let mut goes_on = true;
                 while goes_on {
                     let mut dropped = Dropped::new();
-                    goes_on = shard
-                        .0
-                        .lock()
-                        .sweep(SWEEP_STEP, &is_current, &mut dropped);
+                    goes_on = shard.0.lock().sweep(SWEEP_STEP, &is_current, &mut dropped);
                     freed += self.release(&dropped);
                 }
             }

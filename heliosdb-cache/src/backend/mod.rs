@@ -52,11 +52,8 @@ pub trait StorageBackend: Send + Sync + 'static {
     ) -> Inserted;
 
     /// Evicts until `needed_bytes` have been freed or nothing is left. Returns how many bytes were.
-    fn evict(
-        &self,
-        needed_bytes: usize,
-        is_current: impl Fn(DependenciesRef<'_>) -> bool,
-    ) -> usize;
+    fn evict(&self, needed_bytes: usize, is_current: impl Fn(DependenciesRef<'_>) -> bool)
+    -> usize;
 
     /// Removes the entries that may not be served any more. Returns how many bytes were freed.
     fn sweep(&self, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> usize {

@@ -127,7 +127,10 @@ impl State {
         let is_same = |place: &u32| {
             let slot = &self.slots[*place as usize];
             slot.hash == half
-                && slot.block.as_ref().is_some_and(|block| block.has_same_key(other))
+                && slot
+                    .block
+                    .as_ref()
+                    .is_some_and(|block| block.has_same_key(other))
         };
         self.table.find(spread(half), is_same).copied()
     }
@@ -200,7 +203,9 @@ impl State {
             accessed: now.tick(),
         };
         let Self { table, slots, .. } = self;
-        table.insert_unique(spread(half), place, |place| spread(slots[*place as usize].hash));
+        table.insert_unique(spread(half), place, |place| {
+            spread(slots[*place as usize].hash)
+        });
         match &mut self.order {
             Ranked::ByOrder(order) => {
                 let weight = u32::try_from(charge).unwrap_or(u32::MAX);

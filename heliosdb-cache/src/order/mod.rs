@@ -13,8 +13,8 @@ mod sampled;
 pub use adaptive::Adaptive;
 pub use hybrid::Hybrid;
 pub use lfu::Lfu;
-pub use lru::Lru;
 pub(crate) use lists::reserve_place;
+pub use lru::Lru;
 pub(crate) use sampled::{Sampled, next_word};
 
 use crate::clock::Clock;

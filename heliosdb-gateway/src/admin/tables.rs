@@ -31,7 +31,7 @@ impl Table {
 }
 
 /// Name and value of each count of the cache, also the source of its metrics.
-pub(crate) fn cache_counts(gateway: &Gateway) -> [(&'static str, u64); 12] {
+pub(crate) fn cache_counts(gateway: &Gateway) -> [(&'static str, u64); 14] {
     let stats = gateway.cache.stats();
     [
         ("hits", stats.hits),
@@ -42,10 +42,15 @@ pub(crate) fn cache_counts(gateway: &Gateway) -> [(&'static str, u64); 12] {
         ("rejected", stats.rejected),
         ("invalidations", gateway.cache.versions().invalidations()),
         ("evictions", stats.evictions),
+        ("outdated", stats.invalidated),
         ("entries", stats.entries as u64),
         ("bytes", stats.size_bytes as u64),
         ("capacity_bytes", stats.capacity_bytes as u64),
         ("in_flight", stats.in_flight as u64),
+        (
+            "saved_ms",
+            u64::try_from(stats.time_saved.as_millis()).unwrap_or(u64::MAX),
+        ),
     ]
 }
 

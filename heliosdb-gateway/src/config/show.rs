@@ -187,6 +187,8 @@ impl Config {
             (
                 "cache.eviction",
                 match eviction {
+                    Eviction::Adaptive => "adaptive".to_owned(),
+                    Eviction::CostAware => "cost-aware".to_owned(),
                     Eviction::Hybrid => "hybrid".to_owned(),
                     Eviction::Lfu => "lfu".to_owned(),
                     Eviction::Lru => "lru".to_owned(),
