@@ -17,10 +17,11 @@ use crate::config::CacheConfig;
 use crate::error::Result;
 use crate::flights::{Fill, Flight, Flights, Follower, Joined};
 use crate::lifetime::{Lifetime, Times};
+use crate::record::{self, Record};
 use crate::stats::{CacheStats, Counter, Rejections, StoreCounts};
 use crate::sync::Ordering;
 use crate::types::{KeyRef, QueryKey};
-use crate::version::{DependenciesRef, SlotId, VersionSlots};
+use crate::version::{Dependencies, DependenciesRef, Position, SlotId, VersionSlots};
 
 /// A cache of query results. Cloning it is another handle to the same.
 ///
@@ -50,6 +51,7 @@ pub(crate) struct Shared<B> {
     fallbacks: Counter,
     fills: Counter,
     pub(crate) rejections: Rejected,
+    behind: Behind,
     /// Some entry has a lifetime, and may end without a write.
     has_lifetimes: AtomicBool,
     sweeper: OnceLock<AbortHandle>,
@@ -65,6 +67,15 @@ pub(crate) struct Rejected {
     out_of_date: Counter,
     not_admitted: Counter,
     pub(crate) overtaken: Counter,
+}
+
+/// What came of the slower tier, while it is counted.
+#[derive(Default)]
+struct Behind {
+    hits: Counter,
+    misses: Counter,
+    refused: Counter,
+    unwritten: Counter,
 }
 
 /// What came of a [`put`](CacheManager::put).
@@ -97,6 +108,7 @@ impl<B: StorageBackend> CacheManager<B> {
             fallbacks: Counter::default(),
             fills: Counter::default(),
             rejections: Rejected::default(),
+            behind: Behind::default(),
             has_lifetimes: AtomicBool::new(false),
             sweeper: OnceLock::new(),
             config,
@@ -206,6 +218,7 @@ impl<B: StorageBackend> CacheManager<B> {
     ) -> Result<PutOutcome> {
         let shared = &*self.shared;
         let slots: Slots = tables.iter().map(|table| self.table_slot(table)).collect();
+        let position = shared.versions.applied();
         let Some(observed) = shared.versions.observe(&slots) else {
             shared.rejections.out_of_date.add(1);
             return Ok(PutOutcome::Rejected);
@@ -217,7 +230,7 @@ impl<B: StorageBackend> CacheManager<B> {
             &lifetime,
             execution_time_ms,
         );
-        Ok(shared.store(answer))
+        Ok(shared.store(answer, Some(position)))
     }
 
     /// The answer from the cache, from another caller's computation, or from `compute`.
@@ -332,6 +345,9 @@ impl<B: StorageBackend> CacheManager<B> {
                         fill.found(data.clone());
                         return Ok(data);
                     }
+                    if let Some(data) = fill.fetch().await {
+                        return Ok(data);
+                    }
                     let began = Instant::now();
                     return match compute.await {
                         Ok(data) => {
@@ -378,6 +394,24 @@ impl<B: StorageBackend> CacheManager<B> {
             }
             _ => None,
         }
+    }
+
+    /// Removes an answer, from all tiers. True if the first had it.
+    ///
+    /// Another process may store it again in a tier that is shared; what must not be served any more is to be
+    /// [invalidated](Self::invalidate_table).
+    ///
+    /// # Errors
+    /// None with a store in memory.
+    pub async fn remove(&self, key: &QueryKey) -> Result<bool> {
+        let Shared {
+            storage, versions, ..
+        } = &*self.shared;
+        if B::IS_TIERED {
+            let id = record::identifier(&key.as_ref(), &versions.lineage(), versions.len());
+            storage.remove_behind(&id);
+        }
+        storage.remove(key).await
     }
 
     /// Evicts the entries that the policy values least until `needed_bytes` have been freed, or nothing is left.
@@ -491,9 +525,57 @@ impl<B: StorageBackend> Shared<B> {
         }
     }
 
-    /// Stores an answer if it is worth it and still true.
-    pub(crate) fn store(&self, answer: PackedAnswer) -> PutOutcome {
+    /// What the slower tier has, if it may be served.
+    pub(crate) async fn fetch(
+        &self,
+        key: &KeyRef<'_>,
+        observed: &Dependencies,
+    ) -> Option<PackedAnswer> {
+        let versions = &self.versions;
+        let id = record::identifier(key, &versions.lineage(), versions.len());
+        let Some(bytes) = self.storage.fetch_behind(&id).await else {
+            self.behind.misses.add(1);
+            return None;
+        };
+        let served = Record::from_bytes(&bytes)
+            .filter(|record| record.matches(key))
+            .and_then(|record| {
+                let slots = record.slots(versions)?;
+                // The caller says what the answer depends on; what was stored must not depend on less.
+                let is_same = observed.as_ref().slots().eq(slots.iter().copied());
+                if !is_same || !versions.is_current_at(&slots, record.position()) {
+                    return None;
+                }
+                record.to_block(observed.as_ref(), self.config.clock.now())
+            });
+        let Some(block) = served else {
+            self.behind.refused.add(1);
+            return None;
+        };
+        self.behind.hits.add(1);
+        let hash = key.hash_value();
+        Some(PackedAnswer { block, hash })
+    }
+
+    fn store_behind(&self, answer: &PackedAnswer, position: Position) {
+        let versions = &self.versions;
+        let key = answer.block.key();
+        let id = record::identifier(&key, &versions.lineage(), versions.len());
+        let now = self.config.clock.now();
+        let record = Record::new(&answer.block, position, versions, now).to_bytes();
+        if !self.storage.store_behind(&id, record.into()) {
+            self.behind.unwritten.add(1);
+        }
+    }
+
+    /// Stores an answer if it is worth it and still true; with the position as of which it is, also in the slower tier.
+    pub(crate) fn store(&self, answer: PackedAnswer, position: Option<Position>) -> PutOutcome {
         let Some(rejection) = self.rejection(&answer) else {
+            if B::IS_TIERED
+                && let Some(position) = position
+            {
+                self.store_behind(&answer, position);
+            }
             if answer.block.times().is_some() {
                 self.has_lifetimes.store(true, Ordering::Relaxed);
             }
@@ -612,6 +694,10 @@ impl<B: StorageBackend> Shared<B> {
             size_bytes: usage.size_bytes,
             capacity_bytes: usage.capacity_bytes,
             in_flight: self.flights.count(),
+            behind_hits: self.behind.hits.count(),
+            behind_misses: self.behind.misses.count(),
+            behind_refused: self.behind.refused.count(),
+            behind_unwritten: self.behind.unwritten.count(),
         }
     }
 }

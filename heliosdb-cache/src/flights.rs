@@ -15,7 +15,7 @@ use crate::cache_manager::Shared;
 use crate::lifetime::Lifetime;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 use crate::types::{KeyRef, PackedKey};
-use crate::version::{Dependencies, VersionSlots};
+use crate::version::{Dependencies, Position, VersionSlots};
 
 /// The computations under way, sharded by key.
 #[derive(Default)]
@@ -36,6 +36,8 @@ pub(crate) struct FlightState {
     key: PackedKey,
     /// What the computation depends on, as of before it began.
     observed: Dependencies,
+    /// What was known to have changed by then.
+    position: Position,
     began: Instant,
     /// Set once: the value, or `None` if the leader gave up.
     outcome: OnceLock<Option<Answer>>,
@@ -80,6 +82,7 @@ impl Flights {
     ) -> Joined {
         let hash = key.hash_value();
         let mut shard = self.shard(hash).0.lock();
+        let position = versions.applied();
         let Some(observed) = observe() else {
             return Joined::Uncached;
         };
@@ -96,7 +99,7 @@ impl Flights {
         if !self.reserve(max_in_flight) {
             return Joined::Overload;
         }
-        let flight = FlightState::new(key, observed);
+        let flight = FlightState::new(key, observed, position);
         match registered {
             Some(outdated) => *outdated = Arc::clone(&flight),
             None => {
@@ -143,10 +146,11 @@ impl Flights {
 }
 
 impl FlightState {
-    fn new(key: &KeyRef<'_>, observed: Dependencies) -> Arc<Self> {
+    fn new(key: &KeyRef<'_>, observed: Dependencies, position: Position) -> Arc<Self> {
         Arc::new(Self {
             key: PackedKey::new(key),
             observed,
+            position,
             began: Instant::now(),
             outcome: OnceLock::new(),
             ended: Notify::new(),
@@ -220,12 +224,32 @@ impl<B: StorageBackend> Fill<B> {
         let value_of = Answer::from(answer.block.clone());
         flight.end(Some(value_of.clone()));
         if self.shared.flights.is_registered(flight) || !self.shared.holds(&flight.key.as_ref()) {
-            self.shared.store(answer);
+            self.shared.store(answer, Some(flight.position));
         } else {
             // A later computation has taken the place of this one, and was done first.
             self.shared.rejections.overtaken.add(1);
         }
         value_of
+    }
+
+    /// Looks for the answer in the [tier behind](crate::TieredBackend) before it is computed. If it is there and may be
+    /// served, it is stored in the tier in front and handed to the followers: then the computation has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves no trace.
+    pub async fn fetch(&self) -> Option<Answer> {
+        if !B::IS_TIERED {
+            return None;
+        }
+        let flight = &self.flight;
+        let fetched = self
+            .shared
+            .fetch(&flight.key.as_ref(), &flight.observed)
+            .await?;
+        let answer = Answer::from(fetched.block.clone());
+        flight.end(Some(answer.clone()));
+        self.shared.store(fetched, None);
+        Some(answer)
     }
 
     /// Ends the computation with an answer that is in the cache already.

@@ -45,6 +45,7 @@ mod flights;
 mod lifetime;
 #[doc(hidden)]
 pub mod order;
+mod record;
 mod stampede_protection;
 mod stats;
 mod sync;
@@ -52,7 +53,8 @@ mod types;
 pub mod version;
 
 pub use backend::{
-    ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend, Usage,
+    ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, SecondTier, StorageBackend,
+    TieredBackend, Usage,
 };
 pub use block::Answer;
 pub use cache_manager::{CacheManager, PutOutcome};
@@ -68,4 +70,6 @@ pub use lifetime::Lifetime;
 pub use stampede_protection::{ComputeGuard, StampedeProtection};
 pub use stats::{CacheStats, Rejections, StoreCounts};
 pub use types::{CacheEntry, EntryMetadata, HashedStr, KeyRef, PRIORITY_HALF_LIFE, QueryKey};
-pub use version::{Dependencies, DependenciesRef, SlotId, VersionSlots, WriteIntent};
+pub use version::{
+    Dependencies, DependenciesRef, Fence, Lineage, Position, SlotId, VersionSlots, WriteIntent,
+};

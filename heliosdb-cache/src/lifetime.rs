@@ -114,6 +114,18 @@ impl Times {
         }
     }
 
+    /// Milliseconds that are left, and the other three.
+    pub(crate) fn remaining(&self, now: Moment) -> (Option<u64>, Option<u32>, u32, u32) {
+        let Self {
+            fresh_until,
+            idle,
+            revalidate,
+            error,
+        } = *self;
+        let left = (fresh_until != Moment::NEVER).then(|| fresh_until.0.saturating_sub(now.0));
+        (left, Some(idle).filter(|idle| *idle > 0), revalidate, error)
+    }
+
     pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&self.fresh_until.0.to_le_bytes());

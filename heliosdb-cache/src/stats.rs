@@ -44,6 +44,14 @@ pub struct CacheStats {
     pub capacity_bytes: usize,
     /// Computations under way.
     pub in_flight: usize,
+    /// Answers found in the tier behind, and promoted.
+    pub behind_hits: u64,
+    /// Answers that the tier behind did not have, or not in time.
+    pub behind_misses: u64,
+    /// Answers of the tier behind that may not be served: out of date, from a position that is not known yet, damaged.
+    pub behind_refused: u64,
+    /// Answers that the tier behind did not take.
+    pub behind_unwritten: u64,
 }
 
 impl CacheStats {

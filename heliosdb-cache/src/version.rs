@@ -6,12 +6,15 @@
 //! is one atomic addition, whatever the number of entries, and two things that share a slot only invalidate each other
 //! too often.
 //!
+//! So that answers can be shared between processes, or outlive one, slots also know *where* in the order of all changes
+//! they were last changed, as far as that is known: see [`Position`].
+//!
 //! Why it is sound: a writer marks its slots before it sends the write and takes the mark away only after raising the
 //! versions, before it is acknowledged. A fill whose query did not see the write read its versions either before they
 //! were raised, and then its entry never validates again, or found the mark.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
@@ -95,6 +98,10 @@ impl SlotId {
         Self(u32::from_le_bytes(bytes))
     }
 
+    pub(crate) fn index(self) -> u32 {
+        self.0
+    }
+
     fn to_bytes(self) -> SlotBytes {
         self.0.to_le_bytes()
     }
@@ -104,26 +111,74 @@ impl SlotId {
 pub struct VersionSlots {
     slots: Box<[Slot]>,
     invalidations: CountU64,
+    positions: Positions,
+}
+
+struct Positions {
+    /// Everything up to here is known. Counted by the cache itself until `followed` is set.
+    applied: CountU64,
+    followed: OnceLock<Lineage>,
+    own: Lineage,
+    /// How many fences began; the last of them that ended; and the furthest position that one ended with.
+    fences: CountU64,
+    fenced: CountU64,
+    fence: CountU64,
+}
+
+/// Finds out where the changes lie that were told without a position: see [`VersionSlots::begin_fence`].
+#[derive(Debug)]
+#[must_use = "it ends with a position"]
+pub struct Fence<'a> {
+    versions: &'a VersionSlots,
+    number: u64,
 }
 
 struct Slot {
     version: AtomicU64,
     pending: AtomicU32,
+    /// Below [`UNPLACED`], the position of the last change. Above, the change's position is not known, and the rest is
+    /// the number of the fence that will tell.
+    changed: CountU64,
 }
 
+/// A place in the order of all changes to what the cache depends on: a database's log sequence number, for instance.
+///
+/// Without a source of its own, the cache counts its invalidations; then positions mean nothing to another process or
+/// after a restart. With one ([`VersionSlots::follow`]), an answer computed elsewhere may be served if it is known to
+/// hold everything that this process knows to have changed: computed at or after the last change of each slot, at a
+/// position that this process has reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::exhaustive_structs, reason = "it is a number")]
+pub struct Position(pub u64);
+
+/// Whose positions these are: two processes with the same lineage follow the same order of changes. A database's system
+/// identifier and timeline, for instance.
+pub type Lineage = [u8; 16];
+
+const UNPLACED: u64 = 1 << 63;
+
 impl VersionSlots {
-    /// `2^bits` slots, at least two: 16 bytes each.
+    /// `2^bits` slots, at least two: 24 bytes each.
     #[must_use]
     pub fn new(bits: u8) -> Arc<Self> {
         let slots = (0..1_usize << bits.clamp(1, 24))
             .map(|_| Slot {
                 version: AtomicU64::new(0),
                 pending: AtomicU32::new(0),
+                changed: CountU64::new(0),
             })
             .collect();
         Arc::new(Self {
             slots,
             invalidations: CountU64::new(0),
+            positions: Positions {
+                applied: CountU64::new(0),
+                followed: OnceLock::new(),
+                own: std::array::from_fn(|_| fastrand::u8(..)),
+                fences: CountU64::new(0),
+                fenced: CountU64::new(0),
+                fence: CountU64::new(0),
+            },
         })
     }
 
@@ -138,6 +193,15 @@ impl VersionSlots {
         )]
         let index = (hash % n) as u32 + 1;
         SlotId(index)
+    }
+
+    /// The slot with this index, if there is one.
+    pub(crate) fn slot_at(&self, index: u32) -> Option<SlotId> {
+        ((index as usize) < self.slots.len()).then_some(SlotId(index))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
     }
 
     /// Marks a write on its slots, before it is sent. The mark goes with the returned intent.
@@ -196,13 +260,115 @@ impl VersionSlots {
 
     /// Raises the versions of the slots, for changes that are complete when they become known.
     pub fn invalidate(&self, slots: &[SlotId]) {
+        let positions = &self.positions;
+        let changed = if positions.followed.get().is_some() {
+            UNPLACED | positions.fences.load(Ordering::SeqCst)
+        } else {
+            positions.applied.fetch_add(1, Ordering::SeqCst) + 1
+        };
+        self.raise(slots, changed);
+    }
+
+    /// As [`invalidate`](Self::invalidate), for changes at a known position.
+    pub fn invalidate_at(&self, slots: &[SlotId], position: Position) {
+        self.raise(slots, position.0.min(UNPLACED - 1));
+    }
+
+    fn raise(&self, slots: &[SlotId], changed: u64) {
         for slot in slots {
-            self.slots[slot.0 as usize]
-                .version
-                .fetch_add(1, Ordering::SeqCst);
+            let slot = self.at(*slot);
+            // First, so that who sees the version sees this.
+            self.last_change(slot);
+            slot.changed.fetch_max(changed, Ordering::SeqCst);
+            slot.version.fetch_add(1, Ordering::SeqCst);
         }
         self.invalidations
             .fetch_add(slots.len() as u64, Ordering::Relaxed);
+    }
+
+    /// From now on positions are those of `lineage`, which [`advance`](Self::advance) and
+    /// [`invalidate_at`](Self::invalidate_at) tell. Once only: false if another lineage is followed already.
+    pub fn follow(&self, lineage: Lineage, position: Position) -> bool {
+        let positions = &self.positions;
+        if *positions.followed.get_or_init(|| lineage) != lineage {
+            return false;
+        }
+        // What was counted until now means nothing any more.
+        for slot in &self.slots {
+            slot.changed.store(UNPLACED, Ordering::SeqCst);
+        }
+        positions.applied.store(position.0, Ordering::SeqCst);
+        true
+    }
+
+    /// Every change up to `position` has been told.
+    pub fn advance(&self, position: Position) {
+        self.positions
+            .applied
+            .fetch_max(position.0, Ordering::SeqCst);
+    }
+
+    /// To be called before the database is asked for its position, which ends the fence: every change that was told
+    /// without a position until now lies at or before that.
+    pub fn begin_fence(&self) -> Fence<'_> {
+        Fence {
+            number: self.positions.fences.fetch_add(1, Ordering::SeqCst) + 1,
+            versions: self,
+        }
+    }
+
+    /// The position up to which every change has been told.
+    #[must_use]
+    pub fn applied(&self) -> Position {
+        Position(self.positions.applied.load(Ordering::SeqCst))
+    }
+
+    /// Whose positions these are.
+    #[must_use]
+    pub fn lineage(&self) -> Lineage {
+        let positions = &self.positions;
+        *positions.followed.get().unwrap_or(&positions.own)
+    }
+
+    /// May an answer that was computed when everything up to `position` was known be served here? True if it was
+    /// computed no earlier than the last change of any of its slots, at a position that is known here, while no write is
+    /// pending.
+    #[must_use]
+    pub fn is_current_at(&self, slots: &[SlotId], position: Position) -> bool {
+        if position > self.applied() {
+            return false;
+        }
+        std::iter::once(&GLOBAL).chain(slots).all(|slot| {
+            let Some(slot) = self.slots.get(slot.0 as usize) else {
+                return false;
+            };
+            // The mark first, as everywhere.
+            slot.pending.load(Ordering::SeqCst) == 0
+                && self
+                    .last_change(slot)
+                    .is_some_and(|changed| changed <= position)
+        })
+    }
+
+    /// A position at or after the last change. `None` if none is known.
+    fn last_change(&self, slot: &Slot) -> Option<Position> {
+        let changed = slot.changed.load(Ordering::SeqCst);
+        let placed = self.place(changed)?;
+        if placed != changed {
+            // Kept, so that later fences don't move it.
+            let _ =
+                slot.changed
+                    .compare_exchange(changed, placed, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        Some(Position(placed))
+    }
+
+    fn place(&self, changed: u64) -> Option<u64> {
+        if changed < UNPLACED {
+            return Some(changed);
+        }
+        let is_fenced = changed & !UNPLACED < self.positions.fenced.load(Ordering::SeqCst);
+        is_fenced.then(|| self.positions.fence.load(Ordering::SeqCst))
     }
 
     /// Invalidates everything.
@@ -222,6 +388,16 @@ impl fmt::Debug for VersionSlots {
         f.debug_struct("VersionSlots")
             .field("slots", &self.slots.len())
             .finish_non_exhaustive()
+    }
+}
+
+impl Fence<'_> {
+    /// What the database said.
+    pub fn end(self, position: Position) {
+        let positions = &self.versions.positions;
+        // First, so that who sees the number sees a position that is far enough.
+        positions.fence.fetch_max(position.0, Ordering::SeqCst);
+        positions.fenced.fetch_max(self.number, Ordering::SeqCst);
     }
 }
 
@@ -312,6 +488,54 @@ mod tests {
         let nothing = versions.observe(&[]).expect("nothing pending");
         versions.invalidate_all();
         assert!(!versions.is_current(&nothing));
+    }
+
+    #[test]
+    fn an_answer_from_elsewhere_must_hold_all_that_is_known_to_have_changed() {
+        let versions = VersionSlots::new(8);
+        let (a, b) = (versions.slot(1), versions.slot(2));
+        assert!(versions.follow([7; 16], Position(100)));
+        assert!(!versions.follow([8; 16], Position(100)), "another lineage");
+        let is_current = |slot, position| versions.is_current_at(&[slot], Position(position));
+        assert!(!is_current(a, 100), "what happened before is not known");
+        versions.begin_fence().end(Position(100));
+        assert!(is_current(a, 100));
+        assert!(!is_current(a, 99), "older than what may have happened");
+        assert!(!is_current(a, 101), "from the future");
+        versions.invalidate_at(&[a], Position(150));
+        versions.advance(Position(200));
+        assert!(!is_current(a, 149) && is_current(a, 150) && is_current(b, 120));
+        // A change without a position, until a fence says where it lies at most.
+        versions.invalidate(&[b]);
+        assert!(!is_current(b, 200));
+        versions.invalidate_at(&[b], Position(160));
+        assert!(
+            !is_current(b, 200),
+            "an older change that was told later places nothing"
+        );
+        let fence = versions.begin_fence();
+        versions.invalidate(&[a]);
+        fence.end(Position(190));
+        assert!(!is_current(b, 189) && is_current(b, 190));
+        assert!(!is_current(a, 200), "told after the fence began");
+        let write = versions.begin_write(&[a]);
+        assert!(!is_current(a, 200), "pending");
+        drop(write);
+        assert!(!is_current(a, 200), "not placed");
+        versions.invalidate_all();
+        assert!(!is_current(b, 200));
+    }
+
+    #[test]
+    fn a_cache_on_its_own_counts() {
+        let versions = VersionSlots::new(8);
+        let (a, b) = (versions.slot(1), versions.slot(2));
+        let before = versions.applied();
+        versions.invalidate(&[a]);
+        assert!(!versions.is_current_at(&[a], before));
+        assert!(versions.is_current_at(&[b], before));
+        assert!(versions.is_current_at(&[a, b], versions.applied()));
+        assert_ne!(versions.lineage(), VersionSlots::new(8).lineage());
     }
 
     #[test]

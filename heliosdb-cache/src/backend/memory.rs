@@ -424,6 +424,15 @@ impl StorageBackend for InMemoryBackend {
         freed
     }
 
+    fn answers(&self) -> Vec<PackedAnswer> {
+        let mut answers = Vec::new();
+        for shard in &self.shards {
+            let blocks: Vec<_> = shard.0.lock().blocks().cloned().collect();
+            answers.extend(blocks.into_iter().map(PackedAnswer::of));
+        }
+        answers
+    }
+
     fn clear(&self) {
         let setup = self.setup.load();
         for shard in &self.shards {

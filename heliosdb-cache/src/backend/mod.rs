@@ -2,6 +2,9 @@
 
 mod memory;
 mod shard;
+mod tiered;
+
+use bytes::Bytes;
 
 use crate::block::{Answer, BLOCK_OVERHEAD, Block};
 use crate::clock;
@@ -13,6 +16,7 @@ use crate::version::DependenciesRef;
 
 pub use memory::InMemoryBackend;
 pub use shard::ENTRY_OVERHEAD;
+pub use tiered::{SecondTier, TieredBackend};
 
 /// A store of entries.
 ///
@@ -61,11 +65,36 @@ pub trait StorageBackend: Send + Sync + 'static {
         0
     }
 
+    /// All entries, in no order, as of no single moment. By default none: then none can be saved to a file.
+    fn answers(&self) -> Vec<PackedAnswer> {
+        Vec::new()
+    }
+
     /// Removes everything.
     fn clear(&self);
 
     /// What is held, and what came of the look-ups.
     fn usage(&self) -> Usage;
+
+    /// True if there is a slower tier behind this one, which the following three speak to.
+    const IS_TIERED: bool = false;
+
+    /// What the slower tier has under an identifier.
+    fn fetch_behind(&self, id: &[u8]) -> impl Future<Output = Option<Bytes>> + Send {
+        let _ = id;
+        std::future::ready(None)
+    }
+
+    /// Stores something in the slower tier, some time later. False if it refused.
+    fn store_behind(&self, id: &[u8], record: Bytes) -> bool {
+        let _ = (id, record);
+        false
+    }
+
+    /// Removes something from the slower tier, some time later.
+    fn remove_behind(&self, id: &[u8]) {
+        let _ = id;
+    }
 }
 
 /// An answer with its key and what is known of it, in one allocation.
@@ -76,6 +105,11 @@ pub struct PackedAnswer {
 }
 
 impl PackedAnswer {
+    pub(crate) fn of(block: Block) -> Self {
+        let hash = block.key().hash_value();
+        Self { block, hash }
+    }
+
     /// The same as an entry that was stored just now.
     #[must_use]
     pub fn into_entry(self) -> CacheEntry {
