@@ -174,6 +174,20 @@ impl<B: StorageBackend> CacheManager<B> {
         }
     }
 
+    /// Stores an answer that depends on `slots` and took `execution_time` to compute: [`put`](Self::put) without an owned
+    /// key. Its versions are those of now, as there.
+    pub fn insert(
+        &self,
+        key: &KeyRef<'_>,
+        value: &[u8],
+        slots: &[SlotId],
+        execution_time: Duration,
+    ) -> PutOutcome {
+        let milliseconds = execution_time.as_secs_f64() * 1000.0;
+        let lifetime = &self.shared.config.lifetime;
+        self.shared.put(key, value, slots, milliseconds, lifetime)
+    }
+
     /// Looks an answer up.
     ///
     /// # Errors
@@ -216,21 +230,12 @@ impl<B: StorageBackend> CacheManager<B> {
         execution_time_ms: f64,
         lifetime: Lifetime,
     ) -> Result<PutOutcome> {
-        let shared = &*self.shared;
         let slots: Slots = tables.iter().map(|table| self.table_slot(table)).collect();
-        let position = shared.versions.applied();
-        let Some(observed) = shared.versions.observe(&slots) else {
-            shared.rejections.out_of_date.add(1);
-            return Ok(PutOutcome::Rejected);
-        };
-        let answer = shared.pack(
-            &key.as_ref(),
-            &data.into(),
-            observed.as_ref(),
-            &lifetime,
-            execution_time_ms,
-        );
-        Ok(shared.store(answer, Some(position)))
+        let data = data.into();
+        let key = key.as_ref();
+        Ok(self
+            .shared
+            .put(&key, &data, &slots, execution_time_ms, &lifetime))
     }
 
     /// The answer from the cache, from another caller's computation, or from `compute`.
@@ -495,6 +500,23 @@ impl<B: StorageBackend> Shared<B> {
 
     fn is_current(&self) -> impl Fn(DependenciesRef<'_>) -> bool {
         |dependencies: DependenciesRef<'_>| self.versions.is_current(dependencies)
+    }
+
+    fn put(
+        &self,
+        key: &KeyRef<'_>,
+        value: &[u8],
+        slots: &[SlotId],
+        execution_time_ms: f64,
+        lifetime: &Lifetime,
+    ) -> PutOutcome {
+        let position = self.versions.applied();
+        let Some(observed) = self.versions.observe(slots) else {
+            self.rejections.out_of_date.add(1);
+            return PutOutcome::Rejected;
+        };
+        let answer = self.pack(key, value, observed.as_ref(), lifetime, execution_time_ms);
+        self.store(answer, Some(position))
     }
 
     /// The answer as it is stored.

@@ -1,5 +1,6 @@
 //! The store in this process's memory.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -12,7 +13,7 @@ use crate::config::CacheConfig;
 use crate::error::Result;
 use crate::eviction::{EvictionPolicy, SAMPLE};
 use crate::lifetime::Age;
-use crate::order::{AnyOrder, Sampled};
+use crate::order::{AnyOrder, Contest, Sampled};
 use crate::sync::{AtomicUsize, Mutex, Ordering, yield_now};
 use crate::types::{CacheEntry, KeyRef, QueryKey};
 use crate::version::DependenciesRef;
@@ -45,11 +46,14 @@ struct Setup {
     policy: Arc<dyn EvictionPolicy>,
     clock: Clock,
     refresh_ahead: f64,
+    contest: Arc<Contest>,
 }
 
 /// Below this capacity one shard is enough.
 const SHARD_BYTES_MIN: usize = 1 << 20;
-const SHARDS_MAX: usize = 64;
+/// So that threads seldom meet on one.
+const SHARDS_A_THREAD: usize = 4;
+const SHARDS_MAX: usize = 256;
 /// Places that a sweep looks at before it lets others have the lock.
 const SWEEP_STEP: usize = 256;
 
@@ -62,12 +66,12 @@ impl InMemoryBackend {
     /// A store of at most `capacity` bytes.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         let shards = (capacity / SHARD_BYTES_MIN)
-            .clamp(1, SHARDS_MAX)
-            .next_power_of_two()
-            .min(SHARDS_MAX);
+            .clamp(1, (threads * SHARDS_A_THREAD).min(SHARDS_MAX))
+            .next_power_of_two();
         let config = CacheConfig::default();
-        let setup = Setup::of(&config);
+        let setup = Setup::of(&config, shards);
         let backend = Self {
             shards: (0..shards)
                 .map(|_| Shard(Mutex::new(setup.state())))
@@ -257,16 +261,17 @@ impl InMemoryBackend {
 }
 
 impl Setup {
-    fn of(config: &CacheConfig) -> Self {
+    fn of(config: &CacheConfig, shards: usize) -> Self {
         Self {
             policy: config.policy(),
             clock: config.clock.clone(),
             refresh_ahead: config.refresh_ahead,
+            contest: Arc::new(Contest::new(shards)),
         }
     }
 
     fn state(&self) -> State {
-        let order = AnyOrder::of(self.policy.ranking(), &self.clock);
+        let order = AnyOrder::of(self.policy.ranking(), &self.clock, &self.contest);
         let ranked = order.map_or_else(|| Ranked::ByScore(Sampled::default()), Ranked::ByOrder);
         State::new(ranked, self.clock.clone(), self.refresh_ahead)
     }
@@ -313,7 +318,7 @@ impl StorageBackend for InMemoryBackend {
     fn configure(&self, config: &CacheConfig) {
         self.capacity
             .fetch_min(config.max_size_bytes, Ordering::AcqRel);
-        let setup = Setup::of(config);
+        let setup = Setup::of(config, self.shards.len());
         let states: Vec<_> = self.shards.iter().map(|_| setup.state()).collect();
         self.setup.store(Arc::new(setup));
         for (shard, state) in self.shards.iter().zip(states) {

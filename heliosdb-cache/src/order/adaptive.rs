@@ -1,7 +1,9 @@
 //! The default: the rule that has saved the most lately.
 
 use super::Order;
-use super::duel::{Duel, FIRST_RULE, RULES, VALUE_RULE};
+use std::sync::Arc;
+
+use super::duel::{Contest, FIRST_RULE, RULES, VALUE_RULE};
 use super::history::{Ghosts, Sketch};
 use super::ranking::{Arrival, Log, Ranking, Rule, short};
 
@@ -12,7 +14,7 @@ pub struct Adaptive {
     sketch: Sketch,
     ghosts: Ghosts,
     /// None if the rule is fixed.
-    duel: Option<Box<Duel>>,
+    contest: Option<Arc<Contest>>,
     rule: usize,
     /// Insertions until now.
     now: u32,
@@ -30,10 +32,7 @@ pub struct Adaptive {
 
 impl Default for Adaptive {
     fn default() -> Self {
-        Self {
-            duel: Some(Box::default()),
-            ..Self::fixed(RULES[FIRST_RULE])
-        }
+        Self::new(Arc::new(Contest::new(1)))
     }
 }
 
@@ -56,8 +55,9 @@ impl Order for Adaptive {
             now: self.now,
         };
         self.prefer_value(arrival.value);
+        self.follow();
         self.ranking.insert(place, arrival, &self.sketch);
-        self.insert_in_miniatures(arrival);
+        self.insert_in_miniatures(arrival, false);
     }
 
     fn hit(&mut self, place: u32) {
@@ -72,7 +72,7 @@ impl Order for Adaptive {
         self.ranking.hit(place, self.now);
         self.request(arrival.hash, true);
         // A miniature that doesn't have the entry would have fetched it.
-        self.insert_in_miniatures(arrival);
+        self.insert_in_miniatures(arrival, true);
     }
 
     fn miss(&mut self, hash: u64) {
@@ -84,8 +84,10 @@ impl Order for Adaptive {
     fn remove(&mut self, place: u32) {
         let hash = self.ranking.hash(place);
         self.ranking.remove(place);
-        if let Some(duel) = &mut self.duel {
-            duel.remove(hash);
+        if let Some(contest) = &self.contest
+            && contest.is_sampled(hash)
+        {
+            contest.remove(hash);
         }
     }
 
@@ -115,13 +117,22 @@ impl Order for Adaptive {
 }
 
 impl Adaptive {
+    /// One shard's part of a cache.
+    #[must_use]
+    pub fn new(contest: Arc<Contest>) -> Self {
+        Self {
+            contest: Some(contest),
+            ..Self::fixed(RULES[FIRST_RULE])
+        }
+    }
+
     /// Under the same rule always.
     fn fixed(rule: Rule) -> Self {
         Self {
             ranking: Ranking::new(rule),
             sketch: Sketch::default(),
             ghosts: Ghosts::default(),
-            duel: None,
+            contest: None,
             rule: FIRST_RULE,
             now: 0,
             bytes: 0,
@@ -145,35 +156,40 @@ impl Adaptive {
         let (least, most) = (least.min(value), most.max(value));
         self.values = Some((least, most));
         let differ = most.number() > 4.0 * least.number();
-        if let Some(duel) = &mut self.duel
+        if let Some(contest) = &self.contest
             && differ
             && !self.is_full
-            && self.rule == FIRST_RULE
+            && contest.leader() == FIRST_RULE
         {
-            self.rule = VALUE_RULE;
-            duel.set_leader(VALUE_RULE);
-            self.ranking.set_rule(RULES[VALUE_RULE]);
+            contest.prefer(VALUE_RULE);
         }
     }
 
     fn request(&mut self, hash: u32, is_hit: bool) {
-        let Some(duel) = &mut self.duel else {
-            return;
-        };
-        if duel.is_sampled(hash) {
-            let rule = duel.request(hash, is_hit, self.now);
-            if rule != self.rule {
-                self.rule = rule;
-                self.ranking.set_rule(RULES[rule]);
-            }
+        if let Some(contest) = &self.contest
+            && contest.is_sampled(hash)
+        {
+            contest.request(hash, is_hit);
+        }
+        self.follow();
+    }
+
+    /// Goes by the rule in force.
+    fn follow(&mut self) {
+        let rule = self.contest.as_ref().map(|contest| contest.leader());
+        if let Some(rule) = rule
+            && rule != self.rule
+        {
+            self.rule = rule;
+            self.ranking.set_rule(RULES[rule]);
         }
     }
 
-    fn insert_in_miniatures(&mut self, arrival: Arrival) {
-        if let Some(duel) = &mut self.duel
-            && duel.is_sampled(arrival.hash)
+    fn insert_in_miniatures(&self, arrival: Arrival, was_there: bool) {
+        if let Some(contest) = &self.contest
+            && contest.is_sampled(arrival.hash)
         {
-            duel.insert(arrival, &self.sketch);
+            contest.insert(arrival, was_there);
         }
     }
 
@@ -215,9 +231,9 @@ impl Adaptive {
         if entries.abs_diff(self.sized_for) > self.sized_for / 64 {
             self.sized_for = entries;
             self.sketch.resize(entries);
-            if let Some(duel) = &mut self.duel {
+            if let Some(contest) = &self.contest {
                 self.ghosts.resize(entries);
-                duel.resize(entries, self.bytes);
+                contest.resize(entries, self.bytes);
             }
         }
     }

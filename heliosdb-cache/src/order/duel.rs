@@ -1,6 +1,9 @@
 //! Which rule would have had the most hits lately, found out by trying all of them on a sample of the keys.
 
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
 use hashbrown::HashTable;
+use parking_lot::Mutex;
 
 use super::history::Sketch;
 use super::ranking::{Arrival, Ranking, Rule};
@@ -33,10 +36,90 @@ pub(super) const FIRST_RULE: usize = 5;
 /// The same, where entries differ in value.
 pub(super) const VALUE_RULE: usize = 6;
 
+/// The duel of all shards of a cache.
+///
+/// Why one lock: a request goes through all miniatures, and what comes of it is compared. Taken under a shard's lock,
+/// by one request in 2^`shift` only.
+#[derive(Debug)]
+pub struct Contest {
+    shards: usize,
+    shift: AtomicU32,
+    leader: AtomicUsize,
+    duel: Mutex<Duel>,
+}
+
+impl Contest {
+    /// For so many shards of the same size.
+    #[must_use]
+    pub fn new(shards: usize) -> Self {
+        Self {
+            shards: shards.max(1),
+            shift: AtomicU32::new(0),
+            leader: AtomicUsize::new(FIRST_RULE),
+            duel: Mutex::default(),
+        }
+    }
+
+    /// The rule in force.
+    pub(super) fn leader(&self) -> usize {
+        self.leader.load(Ordering::Relaxed)
+    }
+
+    /// Puts a rule in force until a better one is known.
+    pub(super) fn prefer(&self, rule: usize) {
+        self.duel.lock().leader = rule;
+        self.leader.store(rule, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_sampled(&self, hash: u32) -> bool {
+        let shift = self.shift.load(Ordering::Relaxed);
+        // The upper bits, which choose neither a ghost's tag nor a counter alone.
+        u64::from(hash) << shift >> 32 == 0 || shift == 0
+    }
+
+    /// `entries` fit into a shard, of `bytes` together.
+    pub(super) fn resize(&self, entries: usize, bytes: usize) {
+        let mut duel = self.duel.lock();
+        duel.resize(entries * self.shards, bytes * self.shards);
+        self.shift.store(duel.shift, Ordering::Relaxed);
+    }
+
+    /// A look-up of a key that is sampled.
+    pub(super) fn request(&self, hash: u32, is_hit: bool) {
+        let leader = self.duel.lock().request(hash, is_hit);
+        self.leader.store(leader, Ordering::Relaxed);
+    }
+
+    /// An entry that is sampled and was looked up is there now; it came just now unless `was_there`.
+    pub(super) fn insert(&self, arrival: Arrival, was_there: bool) {
+        let mut duel = self.duel.lock();
+        duel.now = duel.now.wrapping_add(u32::from(!was_there));
+        // A shard counts its own insertions, the duel those of the sample.
+        let age = arrival.age.map(|age| {
+            let age = u64::from(age) * self.shards as u64 >> duel.shift;
+            u32::try_from(age).unwrap_or(u32::MAX / 2)
+        });
+        let now = duel.now;
+        duel.insert(Arrival {
+            age,
+            now,
+            ..arrival
+        });
+    }
+
+    pub(super) fn remove(&self, hash: u32) {
+        self.duel.lock().remove(hash);
+    }
+}
+
 /// A miniature of the cache for each rule, on one in 2^`shift` of the keys.
 #[derive(Debug)]
-pub(super) struct Duel {
+struct Duel {
     miniatures: [Miniature; RULES.len()],
+    /// How often the keys of the sample were asked for.
+    sketch: Sketch,
+    /// Insertions into the sample.
+    now: u32,
     shift: u32,
     capacity: usize,
     bytes: usize,
@@ -70,6 +153,8 @@ impl Default for Duel {
     fn default() -> Self {
         Self {
             miniatures: std::array::from_fn(|at| Miniature::new(RULES[at])),
+            sketch: Sketch::default(),
+            now: 0,
             shift: 0,
             capacity: 0,
             bytes: 0,
@@ -85,7 +170,7 @@ impl Default for Duel {
 
 impl Duel {
     /// `entries` fit, of `bytes` together.
-    pub(super) fn resize(&mut self, entries: usize, bytes: usize) {
+    fn resize(&mut self, entries: usize, bytes: usize) {
         let sample = entries >> self.shift;
         if sample >= 4 * SAMPLE || self.shift > 0 && sample < SAMPLE * 3 / 4 {
             // What a miniature holds is of another sample: all begin anew, and so with the same chances.
@@ -97,6 +182,7 @@ impl Duel {
         }
         self.capacity = (entries >> self.shift).max(1);
         self.bytes = (bytes >> self.shift).max(1);
+        self.sketch.resize(self.capacity);
         for miniature in &mut self.miniatures {
             if !miniature.is_full {
                 miniature.ranking.resize(self.capacity);
@@ -104,17 +190,10 @@ impl Duel {
         }
     }
 
-    pub(super) fn set_leader(&mut self, rule: usize) {
-        self.leader = rule;
-    }
-
-    pub(super) fn is_sampled(&self, hash: u32) -> bool {
-        // The upper bits, which choose neither a ghost's tag nor a counter alone.
-        u64::from(hash) << self.shift >> 32 == 0 || self.shift == 0
-    }
-
     /// A look-up. Returns the rule in force from now on.
-    pub(super) fn request(&mut self, hash: u32, is_hit: bool, now: u32) -> usize {
+    fn request(&mut self, hash: u32, is_hit: bool) -> usize {
+        self.sketch.add(hash);
+        let now = self.now;
         let keep = 1.0 - 1.0 / (HORIZON * self.capacity as f32).max(HORIZON_MIN);
         let found = self.miniatures.each_mut().map(|one| one.hit(hash, now));
         let known = found.iter().flatten().next().copied();
@@ -130,15 +209,15 @@ impl Duel {
     }
 
     /// An entry that was looked up is there now.
-    pub(super) fn insert(&mut self, arrival: Arrival, sketch: &Sketch) {
+    fn insert(&mut self, arrival: Arrival) {
         self.mean_cost +=
             (arrival.value.number() * arrival.weight.number() - self.mean_cost) / 64.0;
         for miniature in &mut self.miniatures {
-            miniature.insert(arrival, self.bytes, sketch);
+            miniature.insert(arrival, self.bytes, &self.sketch);
         }
     }
 
-    pub(super) fn remove(&mut self, hash: u32) {
+    fn remove(&mut self, hash: u32) {
         for miniature in &mut self.miniatures {
             miniature.remove(hash);
         }
@@ -293,11 +372,11 @@ mod tests {
             age: None,
             now: 1,
         };
-        duel.insert(arrival, &Sketch::default());
-        duel.request(7, true, 1);
+        duel.insert(arrival);
+        duel.request(7, true);
         assert!(duel.hits.iter().all(|&hits| hits == 1.0));
         duel.remove(7);
-        duel.request(7, false, 2);
+        duel.request(7, false);
         assert!(duel.hits.iter().all(|&hits| hits < 1.0));
     }
 }

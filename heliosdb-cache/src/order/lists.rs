@@ -3,16 +3,30 @@
 /// No place.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// The links of all places. A place is in at most one list at a time.
+/// What has a link for each place. A place is in at most one list at a time.
+pub(super) trait Linked {
+    fn link(&mut self, place: u32) -> &mut Link;
+}
+
+/// The links of all places and nothing else.
 #[derive(Debug, Default)]
 pub(super) struct Links(Vec<Link>);
 
 #[derive(Debug, Clone, Copy)]
-struct Link {
+pub(super) struct Link {
     /// Towards the head.
     previous: u32,
     /// Towards the tail.
     next: u32,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            previous: NONE,
+            next: NONE,
+        }
+    }
 }
 
 /// One list, most recent at its head.
@@ -34,35 +48,34 @@ impl Default for List {
 }
 
 impl List {
-    pub(super) fn push_front(&mut self, links: &mut Links, place: u32) {
-        let link = Link {
+    pub(super) fn push_front(&mut self, links: &mut impl Linked, place: u32) {
+        *links.link(place) = Link {
             previous: NONE,
             next: self.head,
         };
-        links.set(place, link);
         match self.head {
             NONE => self.tail = place,
-            head => links.0[head as usize].previous = place,
+            head => links.link(head).previous = place,
         }
         self.head = place;
         self.len += 1;
     }
 
     /// `place` must be in this list.
-    pub(super) fn remove(&mut self, links: &mut Links, place: u32) {
-        let Link { previous, next } = links.0[place as usize];
+    pub(super) fn remove(&mut self, links: &mut impl Linked, place: u32) {
+        let Link { previous, next } = *links.link(place);
         match previous {
             NONE => self.head = next,
-            previous => links.0[previous as usize].next = next,
+            previous => links.link(previous).next = next,
         }
         match next {
             NONE => self.tail = previous,
-            next => links.0[next as usize].previous = previous,
+            next => links.link(next).previous = previous,
         }
         self.len -= 1;
     }
 
-    pub(super) fn pop_back(&mut self, links: &mut Links) -> Option<u32> {
+    pub(super) fn pop_back(&mut self, links: &mut impl Linked) -> Option<u32> {
         let tail = self.tail;
         if tail == NONE {
             return None;
@@ -72,14 +85,10 @@ impl List {
     }
 }
 
-impl Links {
-    fn set(&mut self, place: u32, link: Link) {
-        let empty = Link {
-            previous: NONE,
-            next: NONE,
-        };
-        reserve_place(&mut self.0, place, empty);
-        self.0[place as usize] = link;
+impl Linked for Links {
+    fn link(&mut self, place: u32) -> &mut Link {
+        reserve_place(&mut self.0, place, Link::default());
+        &mut self.0[place as usize]
     }
 }
 

@@ -11,11 +11,14 @@ mod ranking;
 mod sampled;
 
 pub use adaptive::Adaptive;
+pub use duel::Contest;
 pub use hybrid::Hybrid;
 pub use lfu::Lfu;
 pub(crate) use lists::reserve_place;
 pub use lru::Lru;
 pub(crate) use sampled::{Sampled, next_word};
+
+use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::eviction::Ranking;
@@ -68,10 +71,10 @@ impl AnyOrder {
         })
     }
 
-    /// `None` for a policy that goes by its scores.
-    pub(crate) fn of(ranking: Ranking, clock: &Clock) -> Option<Self> {
+    /// The order of one shard of those that share a `contest`. `None` for a policy that goes by its scores.
+    pub(crate) fn of(ranking: Ranking, clock: &Clock, contest: &Arc<Contest>) -> Option<Self> {
         Some(match ranking {
-            Ranking::Adaptive => Self::Adaptive(Box::default()),
+            Ranking::Adaptive => Self::Adaptive(Box::new(Adaptive::new(Arc::clone(contest)))),
             Ranking::CostAware => Self::CostAware(Box::new(Adaptive::cost_aware())),
             Ranking::Frequency => Self::Lfu(Lfu::default()),
             Ranking::Hybrid {

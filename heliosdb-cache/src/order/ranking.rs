@@ -1,7 +1,7 @@
 //! The entries of a cache in the order that one of several rules gives them. The rule may change at any time.
 
 use super::history::Sketch;
-use super::lists::{Links, List, NONE, reserve_place};
+use super::lists::{Link, Linked, List, NONE, reserve_place};
 
 /// Which entry leaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,8 +49,7 @@ pub(super) struct Arrival {
 #[derive(Debug)]
 pub(super) struct Ranking {
     rule: Rule,
-    links: Links,
-    entries: Vec<Entry>,
+    entries: Entries,
     lists: Box<[List; LISTS]>,
     /// A bit for each list that is not empty.
     occupied: u64,
@@ -67,9 +66,13 @@ pub(super) struct Ranking {
     refused: u8,
 }
 
-/// 16 bytes, beside the 8 of the links.
+#[derive(Debug, Default)]
+struct Entries(Vec<Entry>);
+
+/// 24 bytes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
+    link: Link,
     hash: u32,
     used: u32,
     /// L when the entry was last used.
@@ -80,6 +83,8 @@ struct Entry {
     list: u8,
 }
 
+/// An entry stays where it is in its list until so many insertions, by number of entries, have passed since it was moved.
+const STILL: usize = 32;
 const LISTS: usize = 64;
 const WINDOW: u8 = 0;
 /// Used once in the main part, or demoted from `PROTECTED`.
@@ -103,8 +108,7 @@ impl Ranking {
     pub(super) fn new(rule: Rule) -> Self {
         Self {
             rule,
-            links: Links::default(),
-            entries: Vec::new(),
+            entries: Entries::default(),
             lists: Box::new([List::default(); LISTS]),
             occupied: 0,
             len: 0,
@@ -134,19 +138,19 @@ impl Ranking {
     }
 
     pub(super) fn hash(&self, place: u32) -> u32 {
-        self.entries[place as usize].hash
+        self.entries.0[place as usize].hash
     }
 
     pub(super) fn used(&self, place: u32) -> u32 {
-        self.entries[place as usize].used
+        self.entries.0[place as usize].used
     }
 
     pub(super) fn weight(&self, place: u32) -> Log {
-        self.entries[place as usize].weight
+        self.entries.0[place as usize].weight
     }
 
     pub(super) fn value(&self, place: u32) -> Log {
-        self.entries[place as usize].value
+        self.entries.0[place as usize].value
     }
 
     pub(super) fn insert(&mut self, place: u32, arrival: Arrival, sketch: &Sketch) {
@@ -157,8 +161,8 @@ impl Ranking {
             age,
             now,
         } = arrival;
-        reserve_place(&mut self.entries, place, Entry::default());
-        self.entries[place as usize] = Entry {
+        reserve_place(&mut self.entries.0, place, Entry::default());
+        self.entries.0[place as usize] = Entry {
             hash,
             used: now,
             weight,
@@ -184,10 +188,8 @@ impl Ranking {
     }
 
     pub(super) fn hit(&mut self, place: u32, now: u32) {
-        self.remove(place);
-        let entry = &mut self.entries[place as usize];
+        let entry = &mut self.entries.0[place as usize];
         let (from, age) = (entry.list, now.wrapping_sub(entry.used));
-        entry.used = now;
         entry.uses = entry.uses.saturating_add(1);
         let to = match self.rule {
             Rule::Recency => WINDOW,
@@ -196,13 +198,19 @@ impl Ranking {
             Rule::Compared { .. } | Rule::Repeated { .. } if from != WINDOW => PROTECTED,
             _ => WINDOW,
         };
+        // Most hits are of what was moved to the head just now, and need not touch its neighbours.
+        if to == from && (age as usize) < self.len / STILL {
+            return;
+        }
+        self.remove(place);
+        self.entries.0[place as usize].used = now;
         self.push(to, place);
         self.rebalance();
     }
 
     pub(super) fn remove(&mut self, place: u32) {
-        let list = self.entries[place as usize].list;
-        self.lists[usize::from(list)].remove(&mut self.links, place);
+        let list = self.entries.0[place as usize].list;
+        self.lists[usize::from(list)].remove(&mut self.entries, place);
         if self.list(list).head == NONE {
             self.occupied &= !(1 << list);
         }
@@ -255,7 +263,7 @@ impl Ranking {
         self.evictions += 1;
         if self.evictions > LOWERED_EVERY * self.len {
             self.evictions = 0;
-            for entry in &mut self.entries {
+            for entry in &mut self.entries.0 {
                 entry.floor -= rank;
             }
             self.floor = 0.0;
@@ -272,7 +280,7 @@ impl Ranking {
             left &= left - 1;
             let place = self.list(class).tail;
             let class = f32::from(class) - CLASS_OF_ONE;
-            let rank = self.entries[place as usize].floor + class.exp2();
+            let rank = self.entries.0[place as usize].floor + class.exp2();
             if lowest.is_none_or(|(least, _)| rank < least) {
                 lowest = Some((rank, place));
             }
@@ -354,10 +362,10 @@ impl Ranking {
     }
 
     fn push(&mut self, list: u8, place: u32) {
-        let entry = &mut self.entries[place as usize];
+        let entry = &mut self.entries.0[place as usize];
         entry.list = list;
         entry.floor = self.floor;
-        self.lists[usize::from(list)].push_front(&mut self.links, place);
+        self.lists[usize::from(list)].push_front(&mut self.entries, place);
         self.occupied |= 1 << list;
         self.len += 1;
     }
@@ -368,7 +376,7 @@ impl Ranking {
 
     /// The list for an entry's uses and value.
     fn class(&self, place: u32) -> u8 {
-        let Entry { value, uses, .. } = self.entries[place as usize];
+        let Entry { value, uses, .. } = self.entries.0[place as usize];
         let log2 = value.log2() + f32::from(uses).log2();
         let class = (log2 + CLASS_OF_ONE).clamp(f32::from(CLASSES), (LISTS - 1) as f32);
         #[expect(
@@ -378,6 +386,12 @@ impl Ranking {
         )]
         let class = class as u8;
         class
+    }
+}
+
+impl Linked for Entries {
+    fn link(&mut self, place: u32) -> &mut Link {
+        &mut self.0[place as usize].link
     }
 }
 
@@ -468,7 +482,7 @@ mod tests {
             if free.is_empty() {
                 free.extend(ranking.evict(now, &sketch));
             }
-            let floors = || ranking.entries.iter().map(|entry| entry.floor);
+            let floors = || ranking.entries.0.iter().map(|entry| entry.floor);
             assert!(floors().all(|floor| floor <= ranking.floor), "at {now}");
             assert!(ranking.floor < 100.0);
         }
