@@ -24,12 +24,12 @@ struct Head {
     sum: u64,
     namespace: HashedStr,
     created: Tick,
+    /// A tick.
+    accessed: CountU32,
     /// What computing it took, in milliseconds.
     cost_ms: f32,
     params_len: u32,
     text_len: u32,
-    /// Reads. Only ever changed under the lock of the store that has the block.
-    uses: CountU32,
     slots: u16,
     has_times: bool,
 }
@@ -59,10 +59,10 @@ impl Block {
             sum,
             namespace: key.namespace().clone(),
             created: facts.now.tick(),
+            accessed: CountU32::new(facts.now.tick().0),
             cost_ms: narrow(facts.cost_ms),
             params_len: len(key.params().len()),
             text_len: len(key.query().len()),
-            uses: CountU32::new(0),
             slots: u16::try_from(slots.len() / SLOT).expect("no query has so many tables"),
             has_times: facts.times.is_some(),
         };
@@ -135,14 +135,16 @@ impl Block {
         self.head().cost_ms
     }
 
-    pub(crate) fn uses(&self) -> u32 {
-        self.head().uses.load(Ordering::Relaxed)
+    pub(crate) fn accessed(&self) -> Tick {
+        Tick(self.head().accessed.load(Ordering::Relaxed))
     }
 
-    /// To be called under the store's lock.
-    pub(crate) fn count_use(&self) {
-        let uses = self.uses().saturating_add(1);
-        self.head().uses.store(uses, Ordering::Relaxed);
+    /// Notes the time of a use; writes nothing where that was noted already, so that readers of one answer don't take its
+    /// memory from each other.
+    pub(crate) fn touch(&self, now: Tick) {
+        if self.accessed() != now {
+            self.head().accessed.store(now.0, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {

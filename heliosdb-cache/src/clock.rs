@@ -101,7 +101,7 @@ impl Moment {
 /// A moment in hundredths of a second: four bytes that wrap after 497 days. Only differences below half of that mean
 /// anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tick(u32);
+pub(crate) struct Tick(pub(crate) u32);
 
 const TICK_MS: u64 = 10;
 

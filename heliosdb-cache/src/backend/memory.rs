@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::backend::shard::{Cause, Drawn, Dropped, Ranked, State, charge};
+use crate::backend::shard::{Cause, Drawn, Dropped, Ranked, Shard, State, charge};
 use crate::backend::{Inserted, Lookup, PackedAnswer, StorageBackend, Usage};
 use crate::block::Block;
 use crate::clock::Clock;
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::eviction::{EvictionPolicy, SAMPLE};
 use crate::lifetime::Age;
 use crate::order::{AnyOrder, Contest, Sampled};
-use crate::sync::{AtomicUsize, Mutex, Ordering, yield_now};
+use crate::sync::{AtomicUsize, Ordering, yield_now};
 use crate::types::{CacheEntry, KeyRef, QueryKey};
 use crate::version::DependenciesRef;
 
@@ -57,11 +57,6 @@ const SHARDS_MAX: usize = 256;
 /// Places that a sweep looks at before it lets others have the lock.
 const SWEEP_STEP: usize = 256;
 
-/// On a cache line of its own.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Shard(Mutex<State>);
-
 impl InMemoryBackend {
     /// A store of at most `capacity` bytes.
     #[must_use]
@@ -73,9 +68,7 @@ impl InMemoryBackend {
         let config = CacheConfig::default();
         let setup = Setup::of(&config, shards);
         let backend = Self {
-            shards: (0..shards)
-                .map(|_| Shard(Mutex::new(setup.state())))
-                .collect(),
+            shards: (0..shards).map(|_| Shard::new(setup.state())).collect(),
             capacity: AtomicUsize::new(capacity),
             used: AtomicUsize::new(0),
             largest: AtomicUsize::new(0),
@@ -100,7 +93,7 @@ impl InMemoryBackend {
         let largest = (capacity as f64 * max_entry_share.clamp(0.0, 1.0)) as usize;
         self.largest.store(largest.min(capacity), Ordering::Release);
         for shard in &self.shards {
-            shard.0.lock().set_capacity(capacity / self.shards.len());
+            shard.write().set_capacity(capacity / self.shards.len());
         }
     }
 
@@ -110,8 +103,8 @@ impl InMemoryBackend {
         high & (self.shards.len() - 1)
     }
 
-    fn shard(&self, hash: u64) -> &Mutex<State> {
-        &self.shards[self.shard_index(hash)].0
+    fn shard(&self, hash: u64) -> &Shard {
+        &self.shards[self.shard_index(hash)]
     }
 
     /// Takes `charge` from the capacity if there is room for it.
@@ -141,8 +134,7 @@ impl InMemoryBackend {
     ) -> Option<Inserted> {
         let charge = charge(&answer.block);
         let mut dropped = Dropped::new();
-        let mut state = self.shard(answer.hash).lock();
-        let now = state.now();
+        let mut state = self.shard(answer.hash).write();
         if let Some(place) = state.find_same(answer.hash, &answer.block) {
             dropped.push(state.remove(place, Cause::Replaced));
         }
@@ -150,14 +142,14 @@ impl InMemoryBackend {
         self.release(&dropped);
         let mut released = dropped.len();
         let inserted = if self.reserve(charge) {
-            state.push(answer.hash, answer.block.clone(), now);
+            state.push(answer.hash, answer.block.clone());
             Some(Inserted::Stored)
         } else if state.len() == 0 {
             None
         } else {
             // The order is asked with the new entry in it, so that it can say that this is the one to leave. Nobody sees
             // it there: the lock is held until there is room for it or it has left.
-            let new = state.push(answer.hash, answer.block.clone(), now);
+            let new = state.push(answer.hash, answer.block.clone());
             loop {
                 let evicted = state.evict();
                 let Some((place, block)) = evicted else {
@@ -165,7 +157,9 @@ impl InMemoryBackend {
                 };
                 if place == new {
                     let was_last = state.len() == 0;
-                    state.counts.evicted -= u64::from(was_last);
+                    if was_last {
+                        state.uncount_eviction();
+                    }
                     break (!was_last).then_some(Inserted::NotAdmitted);
                 }
                 dropped.push(block);
@@ -186,7 +180,7 @@ impl InMemoryBackend {
         if !self.reserve(charge) {
             // What this entry takes the place of goes first, before any other has to.
             let mut dropped = Dropped::new();
-            let mut state = self.shards[index].0.lock();
+            let mut state = self.shards[index].write();
             if let Some(place) = state.find_same(answer.hash, &answer.block) {
                 dropped.push(state.remove(place, Cause::Replaced));
             }
@@ -197,13 +191,12 @@ impl InMemoryBackend {
             }
         }
         let mut dropped = Dropped::new();
-        let mut state = self.shards[index].0.lock();
+        let mut state = self.shards[index].write();
         if let Some(place) = state.find_same(answer.hash, &answer.block) {
             dropped.push(state.remove(place, Cause::Replaced));
         }
-        let now = state.now();
         state.sweep(1, is_current, &mut dropped);
-        state.push(answer.hash, answer.block.clone(), now);
+        state.push(answer.hash, answer.block.clone());
         drop(state);
         self.release(&dropped);
     }
@@ -220,7 +213,7 @@ impl InMemoryBackend {
     fn evict_one(&self, first: usize, is_current: &impl Fn(&Block) -> bool) -> usize {
         for n in 0..self.shards.len() {
             let shard = &self.shards[(first + n) & (self.shards.len() - 1)];
-            let mut state = shard.0.lock();
+            let mut state = shard.write();
             let evicted = if state.is_ranked_by_score() {
                 drop(state);
                 self.evict_by_score(shard, is_current)
@@ -241,7 +234,7 @@ impl InMemoryBackend {
         let now = setup.clock.now();
         // Others may take what was drawn before it is removed: then draw again.
         loop {
-            let drawn = shard.0.lock().draw(SAMPLE);
+            let drawn = shard.write().draw(SAMPLE);
             let scored = drawn.into_iter().map(|drawn| {
                 let score = if is_current(&drawn.block) {
                     let score = setup.policy.calculate_score(&drawn.entry(now));
@@ -252,7 +245,9 @@ impl InMemoryBackend {
                 (drawn, score.unwrap_or(f64::NEG_INFINITY))
             });
             let (lowest, _): (Drawn, f64) = scored.min_by(|a, b| a.1.total_cmp(&b.1))?;
-            let removed = shard.0.lock().remove_exactly(&lowest);
+            let removed = shard
+                .write()
+                .remove_exactly(lowest.place, &lowest.block, Cause::Evicted);
             if removed.is_some() {
                 return removed;
             }
@@ -289,7 +284,7 @@ impl StorageBackend for InMemoryBackend {
     async fn keys(&self) -> Result<Vec<QueryKey>> {
         let mut keys = Vec::new();
         for shard in &self.shards {
-            let blocks: Vec<_> = shard.0.lock().blocks().cloned().collect();
+            let blocks: Vec<_> = shard.read().blocks().cloned().collect();
             keys.extend(blocks.iter().map(|block| block.key().to_key()));
         }
         Ok(keys)
@@ -297,7 +292,7 @@ impl StorageBackend for InMemoryBackend {
 
     async fn get(&self, key: &QueryKey) -> Result<Option<CacheEntry>> {
         let key = key.as_ref();
-        let state = self.shard(key.hash_value()).lock();
+        let state = self.shard(key.hash_value()).write();
         let found = state.find(&key).map(|place| state.copy(place));
         let now = state.now();
         drop(state);
@@ -306,7 +301,7 @@ impl StorageBackend for InMemoryBackend {
 
     async fn remove(&self, key: &QueryKey) -> Result<bool> {
         let key = key.as_ref();
-        let mut state = self.shard(key.hash_value()).lock();
+        let mut state = self.shard(key.hash_value()).write();
         let removed = state
             .find(&key)
             .map(|place| state.remove(place, Cause::Removed));
@@ -322,7 +317,7 @@ impl StorageBackend for InMemoryBackend {
         let states: Vec<_> = self.shards.iter().map(|_| setup.state()).collect();
         self.setup.store(Arc::new(setup));
         for (shard, state) in self.shards.iter().zip(states) {
-            let before = std::mem::replace(&mut *shard.0.lock(), state);
+            let before = shard.replace(state);
             let blocks: Vec<_> = before.blocks().cloned().collect();
             drop(before);
             self.release(&blocks);
@@ -331,42 +326,50 @@ impl StorageBackend for InMemoryBackend {
     }
 
     fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> Lookup {
-        let mut state = self.shard(key.hash_value()).lock();
+        let hash = key.hash_value();
+        let shard = self.shard(hash);
+        let state = shard.read();
         let Some(place) = state.find(key) else {
-            state.miss(key.hash_value());
+            shard.miss(state, hash);
             return Lookup::Miss;
         };
+        let block = state.block(place).clone();
         let now = state.now();
-        let age = if is_current(state.block(place).dependencies()) {
-            Some(state.age(place, now))
+        let age = if is_current(block.dependencies()) {
+            Some(state.age(&block, now))
         } else {
             None
         };
-        let answer = |state: &State| state.block(place).clone().into();
+        let cost = block.cost_ms();
         match age {
             Some(Age::Fresh) => {
-                state.hit(place, now);
-                Lookup::Hit(answer(&state))
+                block.touch(now.tick());
+                shard.hit(state, place, cost);
+                Lookup::Hit(block.into())
             }
             Some(Age::Early) => {
-                state.hit(place, now);
-                Lookup::Refresh(answer(&state))
+                block.touch(now.tick());
+                shard.hit(state, place, cost);
+                Lookup::Refresh(block.into())
             }
             Some(Age::Stale) => {
-                state.hit(place, now);
-                state.counts.stale_hits += 1;
-                Lookup::Refresh(answer(&state))
+                block.touch(now.tick());
+                shard.hit(state, place, cost);
+                shard.write().count_stale_hit();
+                Lookup::Refresh(block.into())
             }
             Some(Age::Fallback) => {
-                state.miss(key.hash_value());
-                Lookup::Fallback(answer(&state))
+                shard.miss(state, hash);
+                Lookup::Fallback(block.into())
             }
             Some(Age::Dead) | None => {
-                let cause = age.map_or(Cause::Invalidated, |_| Cause::Expired);
-                let removed = state.remove(place, cause);
-                state.miss(key.hash_value());
                 drop(state);
-                self.release(&[removed]);
+                let cause = age.map_or(Cause::Invalidated, |_| Cause::Expired);
+                let mut state = shard.write();
+                let removed = state.remove_exactly(place, &block, cause);
+                state.miss(hash);
+                drop(state);
+                self.release(removed.as_slice());
                 Lookup::Stale
             }
         }
@@ -382,7 +385,7 @@ impl StorageBackend for InMemoryBackend {
         }
         let is_current = |block: &Block| is_current(block.dependencies());
         let index = self.shard_index(answer.hash);
-        if self.shards[index].0.lock().is_ranked_by_score() {
+        if self.shards[index].write().is_ranked_by_score() {
             self.insert_by_score(&answer, &is_current);
             return Inserted::Stored;
         }
@@ -421,7 +424,7 @@ impl StorageBackend for InMemoryBackend {
                 let mut goes_on = true;
                 while goes_on {
                     let mut dropped = Dropped::new();
-                    goes_on = shard.0.lock().sweep(SWEEP_STEP, &is_current, &mut dropped);
+                    goes_on = shard.write().sweep(SWEEP_STEP, &is_current, &mut dropped);
                     freed += self.release(&dropped);
                 }
             }
@@ -432,7 +435,7 @@ impl StorageBackend for InMemoryBackend {
     fn answers(&self) -> Vec<PackedAnswer> {
         let mut answers = Vec::new();
         for shard in &self.shards {
-            let blocks: Vec<_> = shard.0.lock().blocks().cloned().collect();
+            let blocks: Vec<_> = shard.read().blocks().cloned().collect();
             answers.extend(blocks.into_iter().map(PackedAnswer::of));
         }
         answers
@@ -441,12 +444,9 @@ impl StorageBackend for InMemoryBackend {
     fn clear(&self) {
         let setup = self.setup.load();
         for shard in &self.shards {
-            let mut state = shard.0.lock();
-            let counts = state.counts;
-            let before = std::mem::replace(&mut *state, setup.state());
-            state.counts = counts;
-            state.set_capacity(self.capacity() / self.shards.len());
-            drop(state);
+            let mut empty = setup.state();
+            empty.set_capacity(self.capacity() / self.shards.len());
+            let before = shard.replace(empty);
             let blocks: Vec<_> = before.blocks().cloned().collect();
             drop(before);
             self.release(&blocks);
@@ -460,9 +460,9 @@ impl StorageBackend for InMemoryBackend {
             ..Usage::default()
         };
         for shard in &self.shards {
-            let state = shard.0.lock();
-            usage.entries += state.len();
-            usage.counts.add(&state.counts);
+            let (entries, counts) = shard.counts();
+            usage.entries += entries;
+            usage.counts.add(&counts);
         }
         usage
     }

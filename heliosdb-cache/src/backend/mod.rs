@@ -3,6 +3,7 @@
 mod memory;
 mod shard;
 mod tiered;
+mod uses;
 
 use bytes::Bytes;
 

@@ -1,13 +1,15 @@
-//! One shard of the store in memory: what is under its lock.
+//! One shard of the store in memory.
 
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
+use crate::backend::uses::{Use, Uses};
 use crate::block::{BLOCK_OVERHEAD, Block};
-use crate::clock::{Clock, Moment, Tick};
+use crate::clock::{Clock, Moment};
 use crate::lifetime::{self, Age};
-use crate::order::{AnyOrder, Order, Sampled, next_word, reserve_place};
+use crate::order::{AnyOrder, Order, Sampled, reserve_place};
 use crate::stats::StoreCounts;
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::types::{CacheEntry, EntryMetadata, KeyRef};
 
 /// Bytes charged for an entry beside its key, its value, and four for each table that it depends on: the head of its
@@ -22,8 +24,17 @@ const PLACE_BYTES: usize = 7;
 /// Of the default order.
 const ORDER_BYTES: usize = 31;
 
-/// Why one lock: table, slots and order change together. Nothing but moves of values happens under it, and no policy
-/// of a user's runs.
+/// On cache lines of its own.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Shard {
+    state: RwLock<State>,
+    /// Look-ups since the state was last locked for a change.
+    uses: Uses,
+}
+
+/// Why one lock: table, slots and order change together. Look-ups share it, and only note what they used; the order
+/// learns of that before the next change. No policy of a user's runs under it.
 #[derive(Debug)]
 pub(super) struct State {
     /// Places in `slots`, by hash of the key.
@@ -38,8 +49,7 @@ pub(super) struct State {
     clock: Clock,
     /// The weight of refreshing ahead; 0 for not at all.
     refresh_ahead: f64,
-    random: u64,
-    pub(super) counts: StoreCounts,
+    counts: StoreCounts,
 }
 
 #[derive(Debug)]
@@ -54,7 +64,7 @@ struct Slot {
     block: Option<Block>,
     /// Half of the key's hash; of a free slot, the next one.
     hash: u32,
-    accessed: Tick,
+    uses: u32,
 }
 
 const NOWHERE: u32 = u32::MAX;
@@ -76,7 +86,61 @@ pub(super) type Dropped = SmallVec<[Block; 2]>;
 pub(super) struct Drawn {
     pub(super) block: Block,
     pub(super) place: u32,
-    accessed: Tick,
+    uses: u32,
+}
+
+impl Shard {
+    pub(super) fn new(state: State) -> Self {
+        Self {
+            state: RwLock::new(state),
+            uses: Uses::default(),
+        }
+    }
+
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read()
+    }
+
+    /// For a change, which the order makes knowing of all uses until now.
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, State> {
+        let mut state = self.state.write();
+        state.learn(&self.uses);
+        state
+    }
+
+    /// Notes that the entry at a place was used, for what it cost to compute.
+    pub(super) fn hit(&self, state: RwLockReadGuard<'_, State>, place: u32, cost_ms: f32) {
+        let is_full = self.uses.push(Use::Hit { place, cost_ms });
+        drop(state);
+        self.relieve(is_full);
+    }
+
+    /// Notes that a look-up was not answered.
+    pub(super) fn miss(&self, state: RwLockReadGuard<'_, State>, hash: u64) {
+        let is_full = self.uses.push(Use::Miss { half: half(hash) });
+        drop(state);
+        self.relieve(is_full);
+    }
+
+    /// Lets the order learn of the uses, if nobody is in the way; what is used meanwhile only counts.
+    fn relieve(&self, is_full: bool) {
+        if is_full && let Some(mut state) = self.state.try_write() {
+            state.learn(&self.uses);
+        }
+    }
+
+    pub(super) fn counts(&self) -> (usize, StoreCounts) {
+        let state = self.write();
+        (state.len(), state.counts)
+    }
+
+    /// Empties the shard.
+    pub(super) fn replace(&self, by: State) -> State {
+        let mut state = self.write();
+        let mut before = std::mem::replace(&mut *state, by);
+        state.counts = std::mem::take(&mut before.counts);
+        before
+    }
 }
 
 impl State {
@@ -89,7 +153,6 @@ impl State {
             hand: 0,
             clock,
             refresh_ahead,
-            random: 0x9e37_79b9_7f4a_7c15,
             counts: StoreCounts::default(),
         }
     }
@@ -140,33 +203,48 @@ impl State {
         block.expect("the table and the orders have no free places")
     }
 
-    pub(super) fn age(&mut self, place: u32, now: Moment) -> Age {
-        let Slot { accessed, .. } = self.slots[place as usize];
-        let block = self.block(place);
+    /// How old the entry is.
+    pub(super) fn age(&self, block: &Block, now: Moment) -> Age {
         let Some(times) = block.times() else {
             return Age::Fresh;
         };
-        if self.refresh_ahead == 0.0 {
-            return times.age(now, accessed, 0.0);
-        }
-        let (cost, beta) = (f64::from(block.cost_ms()), self.refresh_ahead);
-        // From the 53 bits that fit, and never 0.
-        let random = ((next_word(&mut self.random) >> 11) + 1) as f64 / (1_u64 << 53) as f64;
-        times.age(now, accessed, lifetime::early(cost, beta, random))
+        let beta = self.refresh_ahead;
+        let early = if beta > 0.0 {
+            // Never 0.
+            lifetime::early(block.cost_ms().into(), beta, 1.0 - fastrand::f64())
+        } else {
+            0.0
+        };
+        times.age(now, block.accessed(), early)
     }
 
-    /// Counts a use.
-    pub(super) fn hit(&mut self, place: u32, now: Moment) {
-        let slot = &mut self.slots[place as usize];
-        slot.accessed = now.tick();
-        if let Some(block) = &slot.block {
-            block.count_use();
-            self.counts.saved_ms += f64::from(block.cost_ms().max(0.0));
-        }
-        self.counts.hits += 1;
-        if let Ranked::ByOrder(order) = &mut self.order {
-            order.hit(place);
-        }
+    /// Tells the order what was used.
+    fn learn(&mut self, uses: &Uses) {
+        let Self {
+            slots,
+            order,
+            counts,
+            ..
+        } = self;
+        let taken = uses.take(|one| match (one, &mut *order) {
+            (Use::Hit { place, .. }, order) => {
+                let slot = &mut slots[place as usize];
+                slot.uses = slot.uses.saturating_add(1);
+                if let Ranked::ByOrder(order) = order {
+                    order.hit(place);
+                }
+            }
+            (Use::Miss { half }, Ranked::ByOrder(order)) => order.miss(spread(half)),
+            (Use::Miss { .. }, Ranked::ByScore(_)) => {}
+        });
+        counts.hits += taken.hits;
+        counts.misses += taken.misses;
+        counts.saved_ms += taken.saved_ms;
+    }
+
+    /// Counts a hit on what was past its time.
+    pub(super) fn count_stale_hit(&mut self) {
+        self.counts.stale_hits += 1;
     }
 
     /// Counts a look-up that was not answered.
@@ -177,8 +255,13 @@ impl State {
         }
     }
 
+    /// Takes back the count of an eviction that was none.
+    pub(super) fn uncount_eviction(&mut self) {
+        self.counts.evicted -= 1;
+    }
+
     /// Puts an entry in a free place, where it can be found from now on.
-    pub(super) fn push(&mut self, hash: u64, block: Block, now: Moment) -> u32 {
+    pub(super) fn push(&mut self, hash: u64, block: Block) -> u32 {
         let half = half(hash);
         let place = match self.free {
             NOWHERE => {
@@ -186,7 +269,7 @@ impl State {
                 let empty = Slot {
                     block: None,
                     hash: NOWHERE,
-                    accessed: now.tick(),
+                    uses: 0,
                 };
                 reserve_place(&mut self.slots, place, empty);
                 place
@@ -200,7 +283,7 @@ impl State {
         self.slots[place as usize] = Slot {
             block: Some(block),
             hash: half,
-            accessed: now.tick(),
+            uses: 0,
         };
         let Self { table, slots, .. } = self;
         table.insert_unique(spread(half), place, |place| {
@@ -243,10 +326,15 @@ impl State {
     }
 
     /// As [`remove`](Self::remove), if the place still holds this very block.
-    pub(super) fn remove_exactly(&mut self, drawn: &Drawn) -> Option<Block> {
-        let slot = &self.slots[drawn.place as usize];
-        slot.block.as_ref().filter(|block| block.is(&drawn.block))?;
-        Some(self.remove(drawn.place, Cause::Evicted))
+    pub(super) fn remove_exactly(
+        &mut self,
+        place: u32,
+        block: &Block,
+        cause: Cause,
+    ) -> Option<Block> {
+        let slot = self.slots.get(place as usize)?;
+        slot.block.as_ref().filter(|other| other.is(block))?;
+        Some(self.remove(place, cause))
     }
 
     /// Looks at up to `n` places and removes the entries that may not be served any more. False at the end of a round.
@@ -269,7 +357,7 @@ impl State {
             };
             if !is_current(block) {
                 dropped.push(self.remove(place, Cause::Invalidated));
-            } else if self.age(place, now) == Age::Dead {
+            } else if self.age(block, now) == Age::Dead {
                 dropped.push(self.remove(place, Cause::Expired));
             }
         }
@@ -278,27 +366,18 @@ impl State {
 
     /// Copies of up to `n` entries drawn at random.
     pub(super) fn draw(&mut self, n: usize) -> Vec<Drawn> {
-        let Self { order, slots, .. } = self;
-        let Ranked::ByScore(sampled) = order else {
+        let Ranked::ByScore(sampled) = &mut self.order else {
             return Vec::new();
         };
-        let drawn = sampled.draw(n).filter_map(|place| {
-            let slot = &slots[place as usize];
-            let block = slot.block.clone()?;
-            Some(Drawn {
-                block,
-                place,
-                accessed: slot.accessed,
-            })
-        });
-        drawn.collect()
+        let places: SmallVec<[u32; 16]> = sampled.draw(n).collect();
+        places.iter().map(|place| self.copy(*place)).collect()
     }
 
     pub(super) fn copy(&self, place: u32) -> Drawn {
         Drawn {
             block: self.block(place).clone(),
             place,
-            accessed: self.slots[place as usize].accessed,
+            uses: self.slots[place as usize].uses,
         }
     }
 
@@ -321,17 +400,15 @@ impl State {
 
 impl Drawn {
     pub(super) fn entry(&self, now: Moment) -> CacheEntry {
-        let Self {
-            block, accessed, ..
-        } = self;
+        let Self { block, uses, .. } = self;
         CacheEntry {
             key: block.key().to_key(),
             data: block.clone().into(),
             metadata: EntryMetadata {
                 size_bytes: charge(block),
                 created_at: now.date(block.created()),
-                last_accessed: now.date(*accessed),
-                access_count: block.uses().into(),
+                last_accessed: now.date(block.accessed()),
+                access_count: (*uses).into(),
                 execution_time_ms: block.cost_ms().into(),
             },
             block: block.clone(),

@@ -16,7 +16,7 @@ pub use hybrid::Hybrid;
 pub use lfu::Lfu;
 pub(crate) use lists::reserve_place;
 pub use lru::Lru;
-pub(crate) use sampled::{Sampled, next_word};
+pub(crate) use sampled::Sampled;
 
 use std::sync::Arc;
 

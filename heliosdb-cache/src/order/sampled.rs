@@ -61,7 +61,7 @@ fn next_random(state: &mut u64, below: usize) -> usize {
 }
 
 /// The next of a sequence that began with any number but 0.
-pub(crate) fn next_word(state: &mut u64) -> u64 {
+fn next_word(state: &mut u64) -> u64 {
     *state ^= *state >> 12;
     *state ^= *state << 25;
     *state ^= *state >> 27;
