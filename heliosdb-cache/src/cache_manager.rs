@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::backend::{InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend};
 use crate::block::{Answer, Block, Facts};
+use crate::clock::Moment;
 use crate::config::CacheConfig;
 use crate::error::Result;
 use crate::flights::{Fill, Flight, Flights, Follower, Joined};
@@ -452,6 +453,19 @@ impl<B: StorageBackend> CacheManager<B> {
     pub fn clear(&self) {
         self.shared.versions.invalidate_all();
         self.shared.storage.clear();
+    }
+
+    pub(crate) fn answers(&self) -> Vec<PackedAnswer> {
+        self.shared.storage.answers()
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        self.shared.config.clock.now()
+    }
+
+    /// Stores what was stored before. True if it is.
+    pub(crate) fn restore(&self, answer: PackedAnswer) -> bool {
+        self.shared.store(answer, None) == PutOutcome::Stored
     }
 
     /// What the cache did and holds.

@@ -21,6 +21,14 @@ pub enum CacheError {
     /// As many computations are in flight as are allowed: run it without the cache, or try later.
     #[error("{0}")]
     Overload(String),
+    /// A file of saved answers that can't be written or will not be loaded: go on without it.
+    #[error("snapshot {path}: {reason}")]
+    Snapshot {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 impl CacheError {

@@ -46,6 +46,7 @@ mod lifetime;
 #[doc(hidden)]
 pub mod order;
 mod record;
+mod snapshot;
 mod stampede_protection;
 mod stats;
 mod sync;
