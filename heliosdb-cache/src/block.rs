@@ -219,6 +219,16 @@ enum Source {
     Bytes(Bytes),
 }
 
+impl Answer {
+    /// None if it is not of this cache.
+    pub(crate) fn block(&self) -> Option<&Block> {
+        match &self.0 {
+            Source::Block(block) => Some(block),
+            Source::Bytes(_) => None,
+        }
+    }
+}
+
 impl From<Block> for Answer {
     fn from(block: Block) -> Self {
         Self(Source::Block(block))

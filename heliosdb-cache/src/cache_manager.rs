@@ -11,13 +11,18 @@ use smallvec::SmallVec;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::backend::{InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend};
+use crate::backend::{
+    ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend,
+};
 use crate::block::{Answer, Block, Facts};
 use crate::clock::Moment;
 use crate::config::CacheConfig;
+use crate::curve::{Curve, CurvePoint};
+use crate::doorkeeper::Doorkeeper;
 use crate::error::Result;
 use crate::flights::{Fill, Flight, Flights, Follower, Joined};
 use crate::lifetime::{Lifetime, Times};
+use crate::order::{AnyOrder, Contest, Lru};
 use crate::record::{self, Record};
 use crate::stats::{CacheStats, Counter, Rejections, StoreCounts};
 use crate::sync::Ordering;
@@ -53,6 +58,8 @@ pub(crate) struct Shared<B> {
     fills: Counter,
     pub(crate) rejections: Rejected,
     behind: Behind,
+    doorkeeper: Option<Doorkeeper>,
+    curve: Option<Curve>,
     /// Some entry has a lifetime, and may end without a write.
     has_lifetimes: AtomicBool,
     sweeper: OnceLock<AbortHandle>,
@@ -101,6 +108,7 @@ impl<B: StorageBackend> CacheManager<B> {
     #[must_use]
     pub fn new(backend: Arc<B>, config: CacheConfig) -> Self {
         backend.configure(&config);
+        let capacity = backend.usage().capacity_bytes.min(config.max_size_bytes);
         let shared = Arc::new(Shared {
             storage: backend,
             versions: VersionSlots::new(config.version_slot_bits),
@@ -110,6 +118,10 @@ impl<B: StorageBackend> CacheManager<B> {
             fills: Counter::default(),
             rejections: Rejected::default(),
             behind: Behind::default(),
+            doorkeeper: config.doorkeeper.then(|| Doorkeeper::new(capacity / 1024)),
+            curve: config
+                .estimate_curve
+                .then(|| Shared::<B>::curve(&config, capacity)),
             has_lifetimes: AtomicBool::new(false),
             sweeper: OnceLock::new(),
             config,
@@ -474,6 +486,18 @@ impl<B: StorageBackend> CacheManager<B> {
         self.shared.stats()
     }
 
+    /// Estimated hit ratios at a quarter of the capacity to eight times as much, so that it can be seen what more memory
+    /// would bring. Empty if [`CacheConfig::estimate_curve`] is off.
+    ///
+    /// From miniature caches on a sample of the questions, with the cache's own eviction policy (for one that goes by
+    /// scores, LRU). On recorded loads the error is mostly below 0.02; it is larger where few answers fit.
+    #[must_use]
+    pub fn curve(&self) -> Vec<CurvePoint> {
+        let shared = &self.shared;
+        let points = |curve: &Curve| curve.points(shared.lookups());
+        shared.curve.as_ref().map(points).unwrap_or_default()
+    }
+
     /// The slot that stands for a table's name.
     #[must_use]
     pub fn table_slot(&self, table: &str) -> SlotId {
@@ -505,7 +529,44 @@ impl<B: StorageBackend> fmt::Debug for CacheManager<B> {
 
 impl<B: StorageBackend> Shared<B> {
     fn find(&self, key: &KeyRef<'_>) -> Lookup {
-        self.storage.lookup(key, self.is_current())
+        let found = self.storage.lookup(key, self.is_current());
+        if let Some(curve) = &self.curve
+            && curve.is_sampled(key.hash_value())
+        {
+            self.trace(curve, key.hash_value(), &found);
+        }
+        found
+    }
+
+    fn curve(config: &CacheConfig, capacity: usize) -> Curve {
+        let order = || {
+            let contest = Arc::new(Contest::new(1));
+            AnyOrder::of(config.policy().ranking(), &config.clock, &contest)
+                .unwrap_or_else(|| AnyOrder::Lru(Lru::default()))
+        };
+        Curve::new(capacity, order)
+    }
+
+    fn trace(&self, curve: &Curve, hash: u64, found: &Lookup) {
+        if matches!(found, Lookup::Stale) {
+            curve.invalidated(hash);
+        }
+        curve.request(hash);
+        if let Lookup::Hit(answer) | Lookup::Refresh(answer) = found
+            && let Some(block) = answer.block()
+        {
+            self.trace_answer(curve, hash, block);
+        }
+    }
+
+    fn trace_answer(&self, curve: &Curve, hash: u64, block: &Block) {
+        let weight = block.len() + ENTRY_OVERHEAD;
+        curve.answer(hash, weight, block.cost_ms(), || self.lookups());
+    }
+
+    fn lookups(&self) -> u64 {
+        let counts = self.storage.usage().counts;
+        counts.hits + counts.misses
     }
 
     pub(crate) fn holds(&self, key: &KeyRef<'_>) -> bool {
@@ -606,7 +667,13 @@ impl<B: StorageBackend> Shared<B> {
 
     /// Stores an answer if it is worth it and still true; with the position as of which it is, also in the slower tier.
     pub(crate) fn store(&self, answer: PackedAnswer, position: Option<Position>) -> PutOutcome {
-        let Some(rejection) = self.rejection(&answer) else {
+        let is_new = position.is_some();
+        let Some(rejection) = self.rejection(&answer, is_new) else {
+            if let Some(curve) = &self.curve
+                && curve.is_sampled(answer.hash)
+            {
+                self.trace_answer(curve, answer.hash, &answer.block);
+            }
             if B::IS_TIERED
                 && let Some(position) = position
             {
@@ -630,7 +697,8 @@ impl<B: StorageBackend> Shared<B> {
         PutOutcome::Rejected
     }
 
-    fn rejection(&self, answer: &PackedAnswer) -> Option<&Counter> {
+    /// Why the answer is not to be stored; `is_new` if it was computed just now.
+    fn rejection(&self, answer: &PackedAnswer, is_new: bool) -> Option<&Counter> {
         let (config, rejections) = (&self.config, &self.rejections);
         let len = answer.block.value().len();
         let cost = f64::from(answer.block.cost_ms());
@@ -643,6 +711,11 @@ impl<B: StorageBackend> Shared<B> {
             Some(&rejections.too_cheap)
         } else if !self.versions.is_current(answer.block.dependencies()) {
             Some(&rejections.out_of_date)
+        } else if let Some(doorkeeper) = &self.doorkeeper
+            && is_new
+            && !doorkeeper.admit(answer.hash)
+        {
+            Some(&rejections.seen_once)
         } else {
             None
         }

@@ -46,6 +46,8 @@ pub struct CacheConfig {
     /// Where a Tokio runtime is running when the cache is made, a task of it removes what may not be served any more this
     /// often; elsewhere, call [`sweep`](crate::CacheManager::sweep). Default 10 s; zero for never.
     pub sweep_interval: Duration,
+    /// Keep what [`curve`](crate::CacheManager::curve) shows: about 2 MiB, and some nanoseconds a look-up. Default true.
+    pub estimate_curve: bool,
     /// What tells the time. Default the system's monotonic clock.
     pub clock: Clock,
     /// Evict by [`EntryMetadata::eviction_priority`](crate::EntryMetadata::eviction_priority) (cost, size, frequency
@@ -74,6 +76,7 @@ impl Default for CacheConfig {
             ttl_jitter: 0.0,
             refresh_ahead: 0.0,
             sweep_interval: Duration::from_secs(10),
+            estimate_curve: true,
             clock: Clock::system(),
             enable_ml_eviction: false,
             eviction_policy: Arc::new(AdaptivePolicy),
@@ -149,6 +152,7 @@ impl fmt::Debug for CacheConfig {
             ttl_jitter,
             refresh_ahead,
             sweep_interval,
+            estimate_curve,
             clock,
             enable_ml_eviction,
             eviction_policy,
@@ -167,6 +171,7 @@ impl fmt::Debug for CacheConfig {
             .field("ttl_jitter", ttl_jitter)
             .field("refresh_ahead", refresh_ahead)
             .field("sweep_interval", sweep_interval)
+            .field("estimate_curve", estimate_curve)
             .field("clock", clock)
             .field("enable_ml_eviction", enable_ml_eviction)
             .field("eviction_policy", &eviction_policy.name())

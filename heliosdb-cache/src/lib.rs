@@ -39,6 +39,8 @@ mod block;
 mod cache_manager;
 mod clock;
 mod config;
+mod curve;
+mod doorkeeper;
 mod error;
 mod eviction;
 mod flights;
@@ -61,6 +63,7 @@ pub use block::Answer;
 pub use cache_manager::{CacheManager, PutOutcome};
 pub use clock::Clock;
 pub use config::CacheConfig;
+pub use curve::{CURVE_HALF_LIFE, CurvePoint};
 pub use error::{CacheError, Result};
 pub use eviction::{
     AdaptivePolicy, CostAwarePolicy, EvictionPolicy, HybridPolicy, LFU_HALF_LIFE_SECONDS,

@@ -150,12 +150,12 @@ impl Remaining {
             }
             None => None,
         };
-        let mut lifetime = Lifetime::default();
-        lifetime.ttl = ttl;
-        lifetime.idle = self.idle.map(|idle| Duration::from_millis(idle.into()));
-        lifetime.stale_while_revalidate = Duration::from_millis(self.revalidate.into());
-        lifetime.stale_if_error = Duration::from_millis(self.error.into());
-        Some(lifetime)
+        Some(Lifetime {
+            ttl,
+            idle: self.idle.map(|idle| Duration::from_millis(idle.into())),
+            stale_while_revalidate: Duration::from_millis(self.revalidate.into()),
+            stale_if_error: Duration::from_millis(self.error.into()),
+        })
     }
 }
 

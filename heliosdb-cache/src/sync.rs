@@ -17,6 +17,8 @@ pub(crate) use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
 #[cfg(loom)]
 pub(crate) use loom::thread::yield_now;
 
+/// For what only statistics rest on. Never modelled.
+pub(crate) use parking_lot::Mutex as CountMutex;
 /// For counts that nothing is decided by. Never modelled: each access would double the schedules for nothing.
 pub(crate) use std::sync::atomic::{AtomicU32 as CountU32, AtomicU64 as CountU64};
 

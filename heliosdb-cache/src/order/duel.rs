@@ -96,7 +96,7 @@ impl Contest {
         duel.now = duel.now.wrapping_add(u32::from(!was_there));
         // A shard counts its own insertions, the duel those of the sample.
         let age = arrival.age.map(|age| {
-            let age = u64::from(age) * self.shards as u64 >> duel.shift;
+            let age = (u64::from(age) * self.shards as u64) >> duel.shift;
             u32::try_from(age).unwrap_or(u32::MAX / 2)
         });
         let now = duel.now;
