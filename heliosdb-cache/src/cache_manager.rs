@@ -234,7 +234,6 @@ impl<B: StorageBackend> CacheManager<B> {
     /// # Errors
     /// None with a store in memory; what is not admitted is not an error.
     #[expect(clippy::unused_async, reason = "other stores have to wait")]
-    #[expect(clippy::needless_pass_by_value, reason = "as `put` takes them")]
     pub async fn put_with(
         &self,
         key: QueryKey,

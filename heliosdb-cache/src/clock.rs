@@ -137,12 +137,10 @@ mod tests {
     #[test]
     fn clones_of_a_manual_clock_show_the_same_time() {
         let clock = Clock::manual();
-        let before = clock.clone().now();
+        let other = clock.clone();
+        let before = other.now();
         clock.advance(Duration::from_millis(1500));
-        assert_eq!(
-            clock.clone().now(),
-            before.after(Duration::from_millis(1500))
-        );
+        assert_eq!(other.now(), before.after(Duration::from_millis(1500)));
         assert_eq!(
             clock.now().tick().since(before.tick()),
             Duration::from_millis(1500)

@@ -315,12 +315,13 @@ mod tests {
     /// Favourites (about as often as 1 / rank), and a loop that none but large caches hold.
     fn requests() -> Vec<u64> {
         let mut random = 88_172_645_463_325_252_u64;
+        #[expect(clippy::cast_possible_truncation, reason = "the floor")]
         let requests = (0..600_000).map(|at: u64| {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
             let fraction = (random >> 11) as f64 / (1_u64 << 53) as f64;
-            if at % 4 == 0 {
+            if at.is_multiple_of(4) {
                 KEYS + at / 4 % 60_000
             } else {
                 ((KEYS as f64).powf(fraction) as u64) % KEYS

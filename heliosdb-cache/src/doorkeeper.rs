@@ -68,7 +68,6 @@ impl Doorkeeper {
             let at = hash
                 .wrapping_add(step.wrapping_mul(mark.into()))
                 .rotate_left(17);
-            #[expect(clippy::cast_possible_truncation, reason = "any bits will do")]
             let word = (at >> 6) as usize & mask;
             (word, 1 << (at & 63))
         })

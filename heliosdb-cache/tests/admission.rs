@@ -13,7 +13,7 @@ fn cache(bytes: usize, configure: impl FnOnce(&mut CacheConfig)) -> CacheManager
     let mut config = CacheConfig::default();
     config.sweep_interval = Duration::ZERO;
     configure(&mut config);
-    config.validate().unwrap();
+    config.validate().expect("a valid configuration");
     CacheManager::new(Arc::new(InMemoryBackend::new(bytes)), config)
 }
 

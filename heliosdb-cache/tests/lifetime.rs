@@ -24,7 +24,7 @@ fn subject(configure: impl FnOnce(&mut CacheConfig)) -> Subject {
     config.clock = clock.clone();
     config.sweep_interval = Duration::ZERO;
     configure(&mut config);
-    config.validate().unwrap();
+    config.validate().expect("a valid configuration");
     Subject {
         cache: CacheManager::new(Arc::new(InMemoryBackend::new(1 << 20)), config),
         clock,
@@ -51,13 +51,13 @@ impl Subject {
             Ok(Bytes::from(format!("v{n}")))
         };
         let answer = self.cache.get_or_compute(&key(0), &["t"], compute).await?;
-        Ok(String::from_utf8(answer.to_vec()).unwrap())
+        Ok(String::from_utf8(answer.to_vec()).expect("text"))
     }
 
     async fn fail(&self) -> Result<String, CacheError> {
         let compute = async { Err(CacheError::Compute("down".to_owned())) };
         let answer = self.cache.get_or_compute(&key(0), &["t"], compute).await?;
-        Ok(String::from_utf8(answer.to_vec()).unwrap())
+        Ok(String::from_utf8(answer.to_vec()).expect("text"))
     }
 }
 

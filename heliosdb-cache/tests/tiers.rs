@@ -59,8 +59,9 @@ fn following(map: &SharedMap, position: u64) -> CacheManager<Tiered> {
 
 async fn ask(node: &CacheManager<Tiered>, key: &QueryKey, value: &str) -> String {
     let compute = async { Ok(Bytes::copy_from_slice(value.as_bytes())) };
-    let answer = node.get_or_compute(key, &["t"], compute).await.unwrap();
-    String::from_utf8(answer.to_vec()).unwrap()
+    let answer = node.get_or_compute(key, &["t"], compute).await;
+    let answer = answer.expect("computed").to_vec();
+    String::from_utf8(answer).expect("text")
 }
 
 #[tokio::test]

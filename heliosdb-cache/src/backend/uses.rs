@@ -133,7 +133,6 @@ impl List {
 fn halves(word: u64) -> (u32, u32) {
     #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
     let low = word as u32;
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half")]
     let high = (word >> 32) as u32;
     (low, high)
 }
