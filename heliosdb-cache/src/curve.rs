@@ -9,7 +9,7 @@
 use hashbrown::HashTable;
 
 use crate::order::{AnyOrder, Order};
-use crate::sync::{AtomicU32, CountMutex, Ordering};
+use crate::sync::{CountMutex, CountU32, Ordering};
 
 /// A point of the curve.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -37,7 +37,7 @@ const ENTRIES_MAX: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Curve {
     /// One in 2^`shift` of the keys is in the sample.
-    shift: AtomicU32,
+    shift: CountU32,
     /// Why one lock: a request goes through all miniatures. Taken by requests of the sample only.
     state: CountMutex<State>,
 }
@@ -84,7 +84,7 @@ impl Curve {
         let shift = (capacity / 1024 * 8 / ENTRIES_MAX).max(1).ilog2();
         let miniature = |size| Miniature::new(order(), scaled(capacity, size, shift));
         Self {
-            shift: AtomicU32::new(shift),
+            shift: CountU32::new(shift),
             state: CountMutex::new(State {
                 capacity,
                 shift,

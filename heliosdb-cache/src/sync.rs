@@ -12,7 +12,6 @@ pub(crate) use self::modelled::{Mutex, RwLock};
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 #[cfg(loom)]
-#[cfg(loom)]
 pub(crate) use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
 #[cfg(loom)]
 pub(crate) use loom::thread::yield_now;

@@ -4,7 +4,7 @@ use super::Order;
 use super::lists::{Links, List, reserve_place};
 
 /// What was used least often leaves first; among entries of the same number of uses, what was not used for longest. All
-/// numbers of uses halve after [`HALF_LIFE`] uses an entry, so that favourites of the past leave. 9 bytes a place.
+/// numbers of uses halve after `HALF_LIFE` uses an entry, so that favourites of the past leave. 9 bytes a place.
 #[derive(Debug)]
 pub struct Lfu {
     links: Links,
