@@ -59,6 +59,8 @@ pub use backend::{
     ENTRY_OVERHEAD, InMemoryBackend, Inserted, Lookup, PackedAnswer, SecondTier, StorageBackend,
     TieredBackend, Usage,
 };
+#[cfg(feature = "redis")]
+pub use backend::{RedisBackend, RedisConfig, RedisStats};
 pub use block::Answer;
 pub use cache_manager::{CacheManager, PutOutcome};
 pub use clock::Clock;

@@ -14,4 +14,4 @@ mod redis;
 
 pub use postgres::{PostgresBuilder, PostgresCluster, postgres_bin_dir};
 pub use process::free_port;
-pub use redis::RedisServer;
+pub use redis::{RedisCluster, RedisServer};

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use packages::Need;
-use steps::{cargo, run, workspace_root};
+use steps::{FEATURES, cargo, run, workspace_root};
 
 /// Build, run and test Helios.
 ///
@@ -123,17 +123,12 @@ fn ci() -> anyhow::Result<()> {
         run(&mut cargo(&["fmt", "--all", "--check"]))
     })?;
     steps.run("lints", || {
-        run(&mut cargo(&[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]))
+        let mut clippy = cargo(&["clippy", "--workspace", "--all-targets"]);
+        run(clippy.args(FEATURES).args(["--", "-D", "warnings"]))
     })?;
     steps.run("documentation", || {
-        run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+        let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+        run(doc.args(FEATURES).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     if steps::has_program("cargo-deny") {
         steps.run("licences, advisories, sources", || {

@@ -21,6 +21,9 @@ pub(crate) fn target_dir() -> PathBuf {
     }
 }
 
+/// What is tested besides the default features.
+pub(crate) const FEATURES: [&str; 2] = ["--features", "heliosdb-cache/redis"];
+
 /// A cargo command on the workspace.
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

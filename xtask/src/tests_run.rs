@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-use crate::steps::{Steps, cargo, has_program, run, target_dir};
+use crate::steps::{FEATURES, Steps, cargo, has_program, run, target_dir};
 
 /// Two tests that prove a race or a leak only now and then.
 const REPEATED: [(&str, &str); 2] = [
@@ -22,20 +22,15 @@ pub(crate) fn all() -> anyhow::Result<()> {
     let mut steps = Steps::default();
     steps.run("tests of the workspace", || {
         if has_program("cargo-nextest") {
-            run(&mut cargo(&["nextest", "run", "--workspace"]))
+            run(cargo(&["nextest", "run", "--workspace"]).args(FEATURES))
         } else {
             println!("(cargo-nextest is not installed: using cargo test)");
-            run(&mut cargo(&[
-                "test",
-                "--workspace",
-                "--lib",
-                "--bins",
-                "--tests",
-            ]))
+            let mut tests = cargo(&["test", "--workspace", "--lib", "--bins", "--tests"]);
+            run(tests.args(FEATURES))
         }
     })?;
     steps.run("examples in the documentation", || {
-        run(&mut cargo(&["test", "--workspace", "--doc"]))
+        run(cargo(&["test", "--workspace", "--doc"]).args(FEATURES))
     })?;
     steps.run("model of the version slots, every interleaving", || {
         let loom = target_dir().join("loom");

@@ -1,6 +1,8 @@
 //! Where entries are kept.
 
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
 mod shard;
 mod tiered;
 mod uses;
@@ -16,6 +18,8 @@ use crate::types::{CacheEntry, EntryMetadata, KeyRef, QueryKey};
 use crate::version::DependenciesRef;
 
 pub use memory::InMemoryBackend;
+#[cfg(feature = "redis")]
+pub use redis::{RedisBackend, RedisConfig, RedisStats};
 pub use shard::ENTRY_OVERHEAD;
 pub use tiered::{SecondTier, TieredBackend};
 
