@@ -18,6 +18,10 @@ mod settings;
 mod statistics;
 mod workload;
 
+/// The one that helios has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -34,9 +38,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Compare the cache with others
-    #[command(subcommand)]
-    Cache(cache::Verb),
+    /// Compare the cache with others: without a command, everything that needs no recorded requests
+    Cache {
+        #[command(subcommand)]
+        command: Option<cache::Verb>,
+    },
     /// Answer every query with the same bytes, until killed
     #[command(hide = true)]
     Floor {
@@ -49,7 +55,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Verb::Cache(verb) => cache::run(verb),
+        Verb::Cache { command } => cache::run(command),
         Verb::Floor { listen } => floor::serve(listen),
         Verb::Gateway(args) => gateway::run(&args),
     };
