@@ -83,11 +83,13 @@ impl Block {
         })
     }
 
+    #[inline]
     pub(crate) fn dependencies(&self) -> DependenciesRef<'_> {
         let head = self.head();
         DependenciesRef::from_parts(&self.0.slice[..head.slots_len()], head.sum)
     }
 
+    #[inline]
     pub(crate) fn times(&self) -> Option<Times> {
         let head = self.head();
         if !head.has_times {
@@ -97,6 +99,7 @@ impl Block {
         Some(Times::from_bytes(bytes))
     }
 
+    #[inline]
     pub(crate) fn matches(&self, key: &KeyRef<'_>) -> bool {
         let head = self.head();
         head.params_len as usize == key.params().len()
@@ -131,6 +134,7 @@ impl Block {
         self.head().created
     }
 
+    #[inline]
     pub(crate) fn cost_ms(&self) -> f32 {
         self.head().cost_ms
     }
@@ -141,6 +145,7 @@ impl Block {
 
     /// Notes the time of a use; writes nothing where that was noted already, so that readers of one answer don't take its
     /// memory from each other.
+    #[inline]
     pub(crate) fn touch(&self, now: Tick) {
         if self.accessed() != now {
             self.head().accessed.store(now.0, Ordering::Relaxed);

@@ -68,6 +68,7 @@ impl Clock {
         }
     }
 
+    #[inline]
     pub(crate) fn now(&self) -> Moment {
         match &self.0 {
             Source::System => Moment(system_milliseconds()),

@@ -160,6 +160,7 @@ impl<'a> KeyRef<'a> {
 
     /// A key whose text was hashed before.
     #[must_use]
+    #[inline]
     pub fn prepared(query: &'a HashedStr, params: &'a [u8], namespace: &'a HashedStr) -> Self {
         let hash = combine(query.0.hash, params, namespace);
         Self {
@@ -267,6 +268,7 @@ fn hash_of(bytes: &[u8]) -> u64 {
     SEED.get_or_init(RandomState::default).hash_one(bytes)
 }
 
+#[inline]
 fn combine(query: u64, params: &[u8], namespace: &HashedStr) -> u64 {
     let mut hash = query ^ namespace.0.hash.rotate_left(21);
     if !params.is_empty() {

@@ -236,6 +236,7 @@ impl VersionSlots {
 
     /// True while nothing the dependencies name has changed, and nothing is about to.
     #[must_use]
+    #[inline]
     pub fn is_current<'a>(&self, dependencies: impl Into<DependenciesRef<'a>>) -> bool {
         let DependenciesRef {
             slots,

@@ -11,7 +11,7 @@ use crate::block::Block;
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 use crate::error::Result;
-use crate::eviction::{EvictionPolicy, SAMPLE};
+use crate::eviction::{EvictionPolicy, Ranking, SAMPLE};
 use crate::lifetime::Age;
 use crate::order::{AnyOrder, Contest, Sampled};
 use crate::sync::{AtomicUsize, Ordering, yield_now};
@@ -265,6 +265,10 @@ impl Setup {
         }
     }
 
+    fn is_ranked_by_score(&self) -> bool {
+        self.policy.ranking() == Ranking::Score
+    }
+
     fn state(&self) -> State {
         let order = AnyOrder::of(self.policy.ranking(), &self.clock, &self.contest);
         let ranked = order.map_or_else(|| Ranked::ByScore(Sampled::default()), Ranked::ByOrder);
@@ -384,8 +388,7 @@ impl StorageBackend for InMemoryBackend {
             return Inserted::TooLarge;
         }
         let is_current = |block: &Block| is_current(block.dependencies());
-        let index = self.shard_index(answer.hash);
-        if self.shards[index].write().is_ranked_by_score() {
+        if self.setup.load().is_ranked_by_score() {
             self.insert_by_score(&answer, &is_current);
             return Inserted::Stored;
         }
@@ -393,7 +396,7 @@ impl StorageBackend for InMemoryBackend {
             if let Some(inserted) = self.insert_by_order(&answer, &is_current) {
                 return inserted;
             }
-            self.make_room(index + 1, &is_current);
+            self.make_room(self.shard_index(answer.hash) + 1, &is_current);
         }
     }
 

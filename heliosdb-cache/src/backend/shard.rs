@@ -97,6 +97,7 @@ impl Shard {
         }
     }
 
+    #[inline]
     pub(super) fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read()
     }
@@ -109,6 +110,7 @@ impl Shard {
     }
 
     /// Notes that the entry at a place was used, for what it cost to compute.
+    #[inline]
     pub(super) fn hit(&self, state: RwLockReadGuard<'_, State>, place: u32, cost_ms: f32) {
         let is_full = self.uses.push(Use::Hit { place, cost_ms });
         drop(state);
@@ -116,6 +118,7 @@ impl Shard {
     }
 
     /// Notes that a look-up was not answered.
+    #[inline]
     pub(super) fn miss(&self, state: RwLockReadGuard<'_, State>, hash: u64) {
         let is_full = self.uses.push(Use::Miss { half: half(hash) });
         drop(state);
@@ -161,6 +164,7 @@ impl State {
         self.table.len()
     }
 
+    #[inline]
     pub(super) fn now(&self) -> Moment {
         self.clock.now()
     }
@@ -175,6 +179,7 @@ impl State {
         }
     }
 
+    #[inline]
     pub(super) fn find(&self, key: &KeyRef<'_>) -> Option<u32> {
         let half = half(key.hash_value());
         let is_same = |place: &u32| {
@@ -198,12 +203,14 @@ impl State {
         self.table.find(spread(half), is_same).copied()
     }
 
+    #[inline]
     pub(super) fn block(&self, place: u32) -> &Block {
         let block = self.slots[place as usize].block.as_ref();
         block.expect("the table and the orders have no free places")
     }
 
     /// How old the entry is.
+    #[inline]
     pub(super) fn age(&self, block: &Block, now: Moment) -> Age {
         let Some(times) = block.times() else {
             return Age::Fresh;

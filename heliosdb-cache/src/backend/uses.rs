@@ -58,6 +58,7 @@ impl Default for List {
 
 impl Uses {
     /// To be called while the lock is shared. True if it is time for somebody to take them.
+    #[inline]
     pub(super) fn push(&self, one: Use) -> bool {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
@@ -80,6 +81,7 @@ impl Uses {
 }
 
 impl List {
+    #[inline]
     fn push(&self, one: Use) -> bool {
         let (count, packed) = match one {
             Use::Hit { place, cost_ms } => {

@@ -1,7 +1,8 @@
 //! The default: the rule that has saved the most lately.
 
-use super::Order;
 use std::sync::Arc;
+
+use super::Order;
 
 use super::duel::{Contest, FIRST_RULE, RULES, VALUE_RULE};
 use super::history::{Ghosts, Sketch};
@@ -28,6 +29,25 @@ pub struct Adaptive {
     values: Option<(Log, Log)>,
     /// What sketch, ghosts and miniatures were last made for.
     sized_for: usize,
+    recent: Recent,
+}
+
+/// Favourites of the sample: what was asked for just now is there whatever the rule, and asking all miniatures would tell
+/// nothing. One key may be a tenth of all requests.
+#[derive(Debug, Default)]
+struct Recent([(u32, u32); 4]);
+
+impl Recent {
+    /// False if the same was asked for before less than one insertion into the sample ago.
+    fn is_news(&mut self, hash: u32, now: u32, entries: usize) -> bool {
+        let recent = &mut self.0[hash as usize & 3];
+        let (last, at) = *recent;
+        let is_news = last != hash || now.wrapping_sub(at) as usize > entries / 1024;
+        if is_news {
+            *recent = (hash, now);
+        }
+        is_news
+    }
 }
 
 impl Default for Adaptive {
@@ -56,37 +76,48 @@ impl Order for Adaptive {
         };
         self.prefer_value(arrival.value);
         self.follow();
+        self.sketch.grow(self.ranking.len() + 1);
         self.ranking.insert(place, arrival, &self.sketch);
-        self.insert_in_miniatures(arrival, false);
+        if let Some(contest) = self.contest_of(hash) {
+            contest.insert(arrival, false);
+        }
     }
 
     fn hit(&mut self, place: u32) {
-        let arrival = Arrival {
-            hash: self.ranking.hash(place),
-            weight: self.ranking.weight(place),
-            value: self.ranking.value(place),
-            age: Some(self.now.wrapping_sub(self.ranking.used(place))),
-            now: self.now,
-        };
-        self.sketch.add(arrival.hash);
+        let (hash, used) = (self.ranking.hash(place), self.ranking.used(place));
+        self.sketch.add(hash);
         self.ranking.hit(place, self.now);
-        self.request(arrival.hash, true);
-        // A miniature that doesn't have the entry would have fetched it.
-        self.insert_in_miniatures(arrival, true);
+        if self.contest_of(hash).is_some()
+            && self.recent.is_news(hash, self.now, self.ranking.len())
+            && let Some(contest) = &self.contest
+        {
+            contest.request(hash, true);
+            let arrival = Arrival {
+                hash,
+                weight: self.ranking.weight(place),
+                value: self.ranking.value(place),
+                age: Some(self.now.wrapping_sub(used)),
+                now: self.now,
+            };
+            // A miniature that doesn't have the entry would have fetched it.
+            contest.insert(arrival, true);
+        }
+        self.follow();
     }
 
     fn miss(&mut self, hash: u64) {
         let hash = short(hash);
         self.sketch.add(hash);
-        self.request(hash, false);
+        if let Some(contest) = self.contest_of(hash) {
+            contest.request(hash, false);
+        }
+        self.follow();
     }
 
     fn remove(&mut self, place: u32) {
         let hash = self.ranking.hash(place);
         self.ranking.remove(place);
-        if let Some(contest) = &self.contest
-            && contest.is_sampled(hash)
-        {
+        if let Some(contest) = self.contest_of(hash) {
             contest.remove(hash);
         }
     }
@@ -141,6 +172,7 @@ impl Adaptive {
             is_full: false,
             values: None,
             sized_for: 0,
+            recent: Recent::default(),
         }
     }
 
@@ -155,7 +187,7 @@ impl Adaptive {
         let (least, most) = self.values.unwrap_or((value, value));
         let (least, most) = (least.min(value), most.max(value));
         self.values = Some((least, most));
-        let differ = most.number() > 4.0 * least.number();
+        let differ = most.octaves_above(least) > 2.0;
         if let Some(contest) = &self.contest
             && differ
             && !self.is_full
@@ -165,13 +197,10 @@ impl Adaptive {
         }
     }
 
-    fn request(&mut self, hash: u32, is_hit: bool) {
-        if let Some(contest) = &self.contest
-            && contest.is_sampled(hash)
-        {
-            contest.request(hash, is_hit);
-        }
-        self.follow();
+    /// The duel, if a hash is in its sample.
+    fn contest_of(&self, hash: u32) -> Option<&Contest> {
+        let contest = self.contest.as_deref()?;
+        contest.is_sampled(hash).then_some(contest)
     }
 
     /// Goes by the rule in force.
@@ -182,14 +211,6 @@ impl Adaptive {
         {
             self.rule = rule;
             self.ranking.set_rule(RULES[rule]);
-        }
-    }
-
-    fn insert_in_miniatures(&self, arrival: Arrival, was_there: bool) {
-        if let Some(contest) = &self.contest
-            && contest.is_sampled(arrival.hash)
-        {
-            contest.insert(arrival, was_there);
         }
     }
 
@@ -230,7 +251,10 @@ impl Adaptive {
         // Not for every entry more or less, where they differ in weight.
         if entries.abs_diff(self.sized_for) > self.sized_for / 64 {
             self.sized_for = entries;
-            self.sketch.resize(entries);
+            self.sketch.set_capacity(entries);
+            if self.is_full {
+                self.sketch.grow(entries);
+            }
             if let Some(contest) = &self.contest {
                 self.ghosts.resize(entries);
                 contest.resize(entries, self.bytes);

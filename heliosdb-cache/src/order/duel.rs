@@ -182,7 +182,8 @@ impl Duel {
         }
         self.capacity = (entries >> self.shift).max(1);
         self.bytes = (bytes >> self.shift).max(1);
-        self.sketch.resize(self.capacity);
+        self.sketch.set_capacity(self.capacity);
+        self.sketch.grow(self.capacity);
         for miniature in &mut self.miniatures {
             if !miniature.is_full {
                 miniature.ranking.resize(self.capacity);

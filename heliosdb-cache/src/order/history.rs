@@ -5,78 +5,108 @@
 /// Conservative: only the smallest counters of a hash grow, which keeps what collides apart for longer.
 #[derive(Debug, Default)]
 pub(super) struct Sketch {
-    /// 16 counters a word.
-    words: Vec<u64>,
+    lines: Vec<Line>,
     additions: usize,
     period: usize,
 }
+
+/// 16 counters a word; what a processor fetches at once. All counters of a hash are in one line.
+type Line = [u64; 8];
 
 /// Counters halve after this many additions an entry.
 const PERIOD: usize = 10;
 /// So that a few entries have a memory that is worth something.
 const PERIOD_MIN: usize = 1280;
-const ROWS: u32 = 4;
-const COUNT_MAX: u64 = 15;
+const ROWS: usize = 4;
+const COUNT_MAX: u8 = 15;
 
 impl Sketch {
-    /// Makes room for what is needed beside `entries` entries.
-    pub(super) fn resize(&mut self, entries: usize) {
+    /// `entries` fit.
+    pub(super) fn set_capacity(&mut self, entries: usize) {
         self.period = (entries * PERIOD).max(PERIOD_MIN);
-        let words = (entries / WORD_ENTRIES).next_power_of_two().max(256);
-        while self.words.len() < words {
+    }
+
+    /// Makes room for what is needed beside `entries` entries, which are there.
+    pub(super) fn grow(&mut self, entries: usize) {
+        if entries <= self.lines.len() * LINE_ENTRIES && !self.lines.is_empty() {
+            return;
+        }
+        let lines = (entries / LINE_ENTRIES).next_power_of_two().max(32);
+        while self.lines.len() < lines {
             // An index gets one more bit at its upper end, so that each half begins with the counts there were.
-            let half = self.words.clone();
-            self.words.extend(half);
-            if self.words.is_empty() {
-                self.words = vec![0; words];
+            let half = self.lines.clone();
+            self.lines.extend(half);
+            if self.lines.is_empty() {
+                self.lines = vec![[0; 8]; lines];
             }
         }
     }
 
     pub(super) fn add(&mut self, hash: u32) {
-        let count = u64::from(self.count(hash));
-        if self.words.is_empty() || count == COUNT_MAX {
+        let counters = Counters::of(hash);
+        let Some(line) = self.line_mut(hash) else {
+            return;
+        };
+        let counts = counters.read(line);
+        let count = least(counts);
+        if count == COUNT_MAX {
             return;
         }
-        for row in 0..ROWS {
-            let (word, shift) = self.counter(hash, row);
-            if self.words[word] >> shift & COUNT_MAX == count {
-                self.words[word] += 1 << shift;
-            }
+        for ((word, shift), own) in counters.0.into_iter().zip(counts) {
+            line[word] += u64::from(own == count) << shift;
         }
         self.additions += 1;
         if self.additions >= self.period {
             self.additions /= 2;
-            for word in &mut self.words {
+            for word in self.lines.as_flattened_mut() {
                 *word = *word >> 1 & 0x7777_7777_7777_7777;
             }
         }
     }
 
     pub(super) fn count(&self, hash: u32) -> u8 {
-        if self.words.is_empty() {
-            return 0;
-        }
-        let counts = (0..ROWS).map(|row| {
-            let (word, shift) = self.counter(hash, row);
-            (self.words[word] >> shift & COUNT_MAX) as u8
-        });
-        counts.min().unwrap_or(0)
+        let line = self.lines.get(self.index(hash));
+        line.map_or(0, |line| least(Counters::of(hash).read(line)))
     }
 
-    /// Word and bit. All rows of a hash lie in 8 words, one line of a processor's cache.
-    fn counter(&self, hash: u32, row: u32) -> (usize, u32) {
+    fn line_mut(&mut self, hash: u32) -> Option<&mut Line> {
+        let index = self.index(hash);
+        self.lines.get_mut(index)
+    }
+
+    fn index(&self, hash: u32) -> usize {
         let mixed = u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let block = (mixed >> 32) as usize & (self.words.len() - 1) & !7;
-        let bits = u64::from(hash).wrapping_mul(0xd6e8_feb8_6659_fd93) >> (20 + 8 * row);
-        // Each row has two words of the line.
-        let word = block + (2 * row + (bits & 1) as u32) as usize;
-        (word, (bits >> 1 & 15) as u32 * 4)
+        (mixed >> 35) as usize & self.lines.len().wrapping_sub(1)
     }
 }
 
-/// Entries that one word of counters serves: 8 counters an entry.
-const WORD_ENTRIES: usize = 1;
+/// Where the counters of a hash are within its line: word and bit. Each row has two words of it.
+struct Counters([(usize, u32); ROWS]);
+
+impl Counters {
+    fn of(hash: u32) -> Self {
+        let bits = u64::from(hash).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        Self(std::array::from_fn(|row| {
+            let bits = bits >> (20 + 8 * row);
+            // Less than 8, as the compiler sees.
+            let word = (2 * row + (bits & 1) as usize) & 7;
+            (word, (bits >> 1 & 15) as u32 * 4)
+        }))
+    }
+
+    fn read(&self, line: &Line) -> [u8; ROWS] {
+        #[expect(clippy::cast_possible_truncation, reason = "the lower bits")]
+        let read = |(word, shift): (usize, u32)| (line[word] >> shift) as u8 & COUNT_MAX;
+        self.0.map(read)
+    }
+}
+
+fn least([a, b, c, d]: [u8; ROWS]) -> u8 {
+    a.min(b).min(c.min(d))
+}
+
+/// Entries that one line of counters serves: 16 counters an entry.
+const LINE_ENTRIES: usize = 8;
 
 /// When entries that left were last used: sets of four, of which the oldest makes room.
 #[derive(Debug, Default)]
@@ -151,12 +181,14 @@ mod tests {
     #[test]
     fn counts_grow_with_uses_and_halve() {
         let mut sketch = Sketch::default();
-        sketch.resize(100);
+        sketch.set_capacity(100);
+        sketch.grow(100);
         for _ in 0..8 {
             sketch.add(7);
         }
         assert_eq!((sketch.count(7), sketch.count(8)), (8, 0));
-        sketch.resize(10_000);
+        sketch.set_capacity(10_000);
+        sketch.grow(10_000);
         assert_eq!(sketch.count(7), 8, "growth forgets nothing");
         for hash in 0..100_000 {
             sketch.add(1000 + hash * 0x9e37);

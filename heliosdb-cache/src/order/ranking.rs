@@ -427,6 +427,10 @@ impl Log {
         self.log2().exp2()
     }
 
+    pub(super) fn octaves_above(self, other: Self) -> f32 {
+        self.log2() - other.log2()
+    }
+
     fn log2(self) -> f32 {
         f32::from(self.0) / 4.0
     }
