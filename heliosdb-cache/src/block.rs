@@ -15,7 +15,7 @@ use crate::version::DependenciesRef;
 
 /// An answer with its key and all that is known of it. Cloning copies a pointer.
 ///
-/// Behind the head lie, in this order: slots, [`Times`] if there are any, parameters, text, value.
+/// Behind the head lie, in this order: slots, [`Times`] if there are any, parameters, the text if it isn't shared, value.
 #[derive(Clone)]
 pub(crate) struct Block(ThinArc<Head, u8>);
 
@@ -23,12 +23,15 @@ struct Head {
     /// Of the versions of the slots.
     sum: u64,
     namespace: HashedStr,
+    /// The text, where the key came with it in a form that can be shared.
+    shared: Option<HashedStr>,
     created: Tick,
     /// A tick.
     accessed: CountU32,
     /// What computing it took, in milliseconds.
     cost_ms: f32,
     params_len: u32,
+    /// 0 if it is shared.
     text_len: u32,
     slots: u16,
     has_times: bool,
@@ -55,14 +58,17 @@ impl Block {
         }
         let (slots, sum) = facts.dependencies.parts();
         let len = |len: usize| u32::try_from(len).expect("no text has four gigabytes");
+        let shared = key.shared().cloned();
+        let text = if shared.is_some() { "" } else { key.query() };
         let head = Head {
             sum,
             namespace: key.namespace().clone(),
+            shared,
             created: facts.now.tick(),
             accessed: CountU32::new(facts.now.tick().0),
             cost_ms: narrow(facts.cost_ms),
             params_len: len(key.params().len()),
-            text_len: len(key.query().len()),
+            text_len: len(text.len()),
             slots: u16::try_from(slots.len() / SLOT).expect("no query has so many tables"),
             has_times: facts.times.is_some(),
         };
@@ -73,7 +79,7 @@ impl Block {
                 buffer.extend_from_slice(&times.to_bytes());
             }
             buffer.extend_from_slice(key.params());
-            buffer.extend_from_slice(key.query().as_bytes());
+            buffer.extend_from_slice(text.as_bytes());
             buffer.extend_from_slice(value);
             let block = Self(ThinArc::from_header_and_slice(head, buffer));
             if buffer.capacity() > KEPT {
@@ -103,31 +109,42 @@ impl Block {
     pub(crate) fn matches(&self, key: &KeyRef<'_>) -> bool {
         let head = self.head();
         head.params_len as usize == key.params().len()
-            && head.text_len as usize == key.query().len()
             && *key.params() == *self.params()
-            && *key.query().as_bytes() == *self.text()
+            && match (key.shared(), &head.shared) {
+                // Most often the same allocation: then not a byte is compared.
+                (Some(asked), Some(kept)) => asked == kept,
+                _ => *key.query() == *self.text(),
+            }
             && *key.namespace() == head.namespace
     }
 
     pub(crate) fn has_same_key(&self, other: &Self) -> bool {
+        let (head, others) = (self.head(), other.head());
         self.params() == other.params()
-            && self.text() == other.text()
-            && self.head().namespace == other.head().namespace
+            && match (&head.shared, &others.shared) {
+                (Some(own), Some(others)) => own == others,
+                _ => self.text() == other.text(),
+            }
+            && head.namespace == others.namespace
     }
 
     /// The key, hashed anew.
     pub(crate) fn key(&self) -> KeyRef<'_> {
-        let text = std::str::from_utf8(self.text()).expect("it was a str");
-        KeyRef::new(text, self.params(), &self.head().namespace)
+        let head = self.head();
+        match &head.shared {
+            Some(text) => KeyRef::prepared(text, self.params(), &head.namespace),
+            None => KeyRef::new(self.text(), self.params(), &head.namespace),
+        }
     }
 
     pub(crate) fn value(&self) -> &[u8] {
         &self.0.slice[self.head().value_at()..]
     }
 
-    /// Bytes of slots, key and value.
+    /// Bytes of slots, key and value. A text that entries share counts with each.
     pub(crate) fn len(&self) -> usize {
-        self.0.slice.len()
+        let shared = self.head().shared.as_ref().map_or(0, |text| text.len());
+        self.0.slice.len() + shared
     }
 
     pub(crate) fn created(&self) -> Tick {
@@ -165,9 +182,14 @@ impl Block {
         &self.0.slice[at..at + self.head().params_len as usize]
     }
 
-    fn text(&self) -> &[u8] {
-        let at = self.head().text_at();
-        &self.0.slice[at..at + self.head().text_len as usize]
+    fn text(&self) -> &str {
+        let head = self.head();
+        if let Some(text) = &head.shared {
+            return text;
+        }
+        let at = head.text_at();
+        let text = &self.0.slice[at..at + head.text_len as usize];
+        std::str::from_utf8(text).expect("it was a str")
     }
 }
 
@@ -300,7 +322,7 @@ mod tests {
     use crate::lifetime::Lifetime;
     use crate::version::VersionSlots;
 
-    fn block(times: Option<Times>) -> Block {
+    fn block(times: Option<Times>, is_shared: bool) -> Block {
         let versions = VersionSlots::new(8);
         let observed = versions
             .observe(&[versions.slot(1), versions.slot(2)])
@@ -312,7 +334,14 @@ mod tests {
             cost_ms: 7.5,
             now: Moment(5000),
         };
-        let block = Block::new(&KeyRef::new("SELECT 1", b"pp", &namespace), b"value", facts);
+        let text = HashedStr::new("SELECT 1");
+        let key = if is_shared {
+            KeyRef::prepared(&text, b"pp", &namespace)
+        } else {
+            KeyRef::new(&text, b"pp", &namespace)
+        };
+        let block = Block::new(&key, b"value", facts);
+        assert_eq!(block.len(), block.head().params_at() + 2 + 8 + 5);
         assert_eq!(block.dependencies(), observed.as_ref());
         block
     }
@@ -320,11 +349,16 @@ mod tests {
     #[test]
     fn all_parts_come_back() {
         let times = Times::new(&Lifetime::of(Duration::from_secs(1)), Moment(5000), 0.0);
-        for times in [None, times] {
-            let block = block(times);
+        for (times, is_shared) in [(None, false), (times, false), (None, true), (times, true)] {
+            let block = block(times, is_shared);
             let namespace = HashedStr::new("db");
             let key = KeyRef::new("SELECT 1", b"pp", &namespace);
             assert!(block.matches(&key));
+            assert!(block.matches(&KeyRef::prepared(
+                &HashedStr::new("SELECT 1"),
+                b"pp",
+                &namespace
+            )));
             assert_eq!(block.key().to_key(), key.to_key());
             assert_eq!(block.times(), times);
             assert_eq!(block.cost_ms(), 7.5);
@@ -335,7 +369,8 @@ mod tests {
 
     #[test]
     fn keys_that_differ_in_how_they_are_split_do_not_match() {
-        let block = block(None);
+        let blocks = [block(None, false), block(None, true)];
+        assert!(blocks[0].has_same_key(&blocks[1]));
         let (db, other) = (HashedStr::new("db"), HashedStr::new("other"));
         for (text, params, namespace) in [
             ("pSELECT 1", &b"p"[..], &db),
@@ -343,13 +378,17 @@ mod tests {
             ("SELECT 2", b"pp", &db),
             ("SELECT 1", b"pq", &db),
         ] {
-            assert!(!block.matches(&KeyRef::new(text, params, namespace)));
+            for block in &blocks {
+                assert!(!block.matches(&KeyRef::new(text, params, namespace)));
+                let text = HashedStr::new(text);
+                assert!(!block.matches(&KeyRef::prepared(&text, params, namespace)));
+            }
         }
     }
 
     #[test]
     fn an_answer_and_its_bytes_are_the_same_memory() {
-        let answer = Answer::from(block(None));
+        let answer = Answer::from(block(None, false));
         let at = answer.as_ptr();
         let bytes = Bytes::from(answer);
         assert_eq!(bytes.as_ptr(), at);

@@ -618,6 +618,7 @@ impl<B: StorageBackend> Shared<B> {
         PackedAnswer {
             block: Block::new(key, value, facts),
             hash: key.hash_value(),
+            changes: 0,
         }
     }
 
@@ -649,8 +650,11 @@ impl<B: StorageBackend> Shared<B> {
             return None;
         };
         self.behind.hits.add(1);
-        let hash = key.hash_value();
-        Some(PackedAnswer { block, hash })
+        Some(PackedAnswer {
+            block,
+            hash: key.hash_value(),
+            changes: 0,
+        })
     }
 
     fn store_behind(&self, answer: &PackedAnswer, position: Position) {
@@ -665,7 +669,7 @@ impl<B: StorageBackend> Shared<B> {
     }
 
     /// Stores an answer if it is worth it and still true; with the position as of which it is, also in the slower tier.
-    pub(crate) fn store(&self, answer: PackedAnswer, position: Option<Position>) -> PutOutcome {
+    pub(crate) fn store(&self, mut answer: PackedAnswer, position: Option<Position>) -> PutOutcome {
         let is_new = position.is_some();
         let Some(rejection) = self.rejection(&answer, is_new) else {
             if let Some(curve) = &self.curve
@@ -681,6 +685,7 @@ impl<B: StorageBackend> Shared<B> {
             if answer.block.times().is_some() {
                 self.has_lifetimes.store(true, Ordering::Relaxed);
             }
+            answer.changes = self.versions.invalidations();
             let rejection = match self.storage.insert(answer, self.is_current()) {
                 Inserted::Stored => {
                     self.fills.add(1);

@@ -194,6 +194,10 @@ impl<'a> KeyRef<'a> {
         self.query
     }
 
+    pub(crate) fn shared(&self) -> Option<&'a HashedStr> {
+        self.shared
+    }
+
     pub(crate) fn params(&self) -> &'a [u8] {
         self.params
     }

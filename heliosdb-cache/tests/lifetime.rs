@@ -132,22 +132,31 @@ async fn memory_comes_back_without_a_read() {
     );
 }
 
-/// As many insertions as entries look at all of them, whoever calls for no sweep.
+/// Three insertions for each entry look at all of them, whoever calls for no sweep.
 #[tokio::test]
 async fn insertions_reclaim_what_is_dead() {
     let subject = subject(|_| {});
-    for n in 0..500 {
-        let table = vec!["old".to_owned()];
-        let put = subject.cache.put(key(n), "x", table, 1.0);
-        put.await.unwrap();
-    }
+    let put = async |numbers: std::ops::Range<usize>, table: &str| {
+        for n in numbers {
+            let tables = vec![table.to_owned()];
+            let put = subject.cache.put(key(n), "x", tables, 1.0);
+            put.await.unwrap();
+        }
+    };
+    put(0..500, "old").await;
     subject.cache.invalidate_table("old");
-    for n in 500..1002 {
-        let put = subject.cache.put(key(n), "x", vec![], 1.0);
-        put.await.unwrap();
-    }
+    put(500..1002, "t").await;
     let stats = subject.cache.stats();
     assert_eq!((stats.entries, stats.invalidated), (502, 500));
+
+    // Once more, in the middle of a round that has passed half of them.
+    put(1002..1502, "old").await;
+    subject.cache.invalidate_table("u");
+    put(1502..2254, "t").await;
+    subject.cache.invalidate_table("old");
+    let entries = subject.cache.stats().entries;
+    put(2254..2254 + 3 * entries, "t").await;
+    assert_eq!(subject.cache.stats().invalidated, 1000);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 use std::num::NonZero;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 
@@ -26,8 +27,8 @@ use crate::version::DependenciesRef;
 /// * Each shard is one short lock over a table, an array and the eviction order. No operation holds two of them, each
 ///   is O(1), and no policy of a user's runs under a lock.
 /// * Entries that may not be served any more leave when they are looked up, with every insertion (which looks at one
-///   more entry of its shard: after as many insertions as entries, all were looked at), and with
-///   [`sweep`](StorageBackend::sweep); they count towards the bound until then.
+///   more entry of its shard, while there may be such: after two insertions for each entry of the shard, three while it
+///   grows, all were looked at), and with [`sweep`](StorageBackend::sweep); they count towards the bound until then.
 #[derive(Debug)]
 pub struct InMemoryBackend {
     shards: Box<[Shard]>,
@@ -38,6 +39,8 @@ pub struct InMemoryBackend {
     largest: AtomicUsize,
     /// Where the next eviction begins that is not for an insertion.
     turn: AtomicUsize,
+    /// What `setup` says, for every insertion to read.
+    is_ranked_by_score: AtomicBool,
     setup: ArcSwap<Setup>,
 }
 
@@ -73,6 +76,7 @@ impl InMemoryBackend {
             used: AtomicUsize::new(0),
             largest: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
+            is_ranked_by_score: AtomicBool::new(setup.is_ranked_by_score()),
             setup: ArcSwap::from_pointee(setup),
         };
         backend.set_shares(config.max_entry_share);
@@ -138,7 +142,7 @@ impl InMemoryBackend {
         if let Some(place) = state.find_same(answer.hash, &answer.block) {
             dropped.push(state.remove(place, Cause::Replaced));
         }
-        state.sweep(1, is_current, &mut dropped);
+        state.sweep_one(answer.changes, is_current, &mut dropped);
         self.release(&dropped);
         let mut released = dropped.len();
         let inserted = if self.reserve(charge) {
@@ -195,7 +199,7 @@ impl InMemoryBackend {
         if let Some(place) = state.find_same(answer.hash, &answer.block) {
             dropped.push(state.remove(place, Cause::Replaced));
         }
-        state.sweep(1, is_current, &mut dropped);
+        state.sweep_one(answer.changes, is_current, &mut dropped);
         state.push(answer.hash, answer.block.clone());
         drop(state);
         self.release(&dropped);
@@ -319,6 +323,8 @@ impl StorageBackend for InMemoryBackend {
             .fetch_min(config.max_size_bytes, Ordering::AcqRel);
         let setup = Setup::of(config, self.shards.len());
         let states: Vec<_> = self.shards.iter().map(|_| setup.state()).collect();
+        self.is_ranked_by_score
+            .store(setup.is_ranked_by_score(), Ordering::Relaxed);
         self.setup.store(Arc::new(setup));
         for (shard, state) in self.shards.iter().zip(states) {
             let before = shard.replace(state);
@@ -388,7 +394,7 @@ impl StorageBackend for InMemoryBackend {
             return Inserted::TooLarge;
         }
         let is_current = |block: &Block| is_current(block.dependencies());
-        if self.setup.load().is_ranked_by_score() {
+        if self.is_ranked_by_score.load(Ordering::Relaxed) {
             self.insert_by_score(&answer, &is_current);
             return Inserted::Stored;
         }

@@ -107,12 +107,18 @@ pub trait StorageBackend: Send + Sync + 'static {
 pub struct PackedAnswer {
     pub(crate) block: Block,
     pub(crate) hash: u64,
+    /// How much had been invalidated when it was stored.
+    pub(crate) changes: u64,
 }
 
 impl PackedAnswer {
     pub(crate) fn of(block: Block) -> Self {
         let hash = block.key().hash_value();
-        Self { block, hash }
+        Self {
+            block,
+            hash,
+            changes: 0,
+        }
     }
 
     /// The same as an entry that was stored just now.

@@ -46,6 +46,13 @@ pub(super) struct State {
     order: Ranked,
     /// The place that the sweep looks at next.
     hand: u32,
+    /// What had changed when the round of the hand began, and how many places there were; and what had changed when the
+    /// last whole round began: see `sweep_one`.
+    round: u64,
+    round_end: u32,
+    swept: u64,
+    /// Some entry's time may end.
+    has_times: bool,
     clock: Clock,
     /// The weight of refreshing ahead; 0 for not at all.
     refresh_ahead: f64,
@@ -154,6 +161,10 @@ impl State {
             free: NOWHERE,
             order,
             hand: 0,
+            round: 0,
+            round_end: 0,
+            swept: 0,
+            has_times: false,
             clock,
             refresh_ahead,
             counts: StoreCounts::default(),
@@ -287,6 +298,7 @@ impl State {
             }
         };
         let (charge, cost_ms) = (charge(&block), block.cost_ms());
+        self.has_times |= block.times().is_some();
         self.slots[place as usize] = Slot {
             block: Some(block),
             hash: half,
@@ -342,6 +354,28 @@ impl State {
         let slot = self.slots.get(place as usize)?;
         slot.block.as_ref().filter(|other| other.is(block))?;
         Some(self.remove(place, cause))
+    }
+
+    /// Looks at one place, if an entry may have become invalid since all were looked at: `changes` counts what was
+    /// invalidated until now.
+    pub(super) fn sweep_one(
+        &mut self,
+        changes: u64,
+        is_current: &impl Fn(&Block) -> bool,
+        dropped: &mut Dropped,
+    ) {
+        if changes <= self.swept && !self.has_times {
+            return;
+        }
+        if self.hand == 0 {
+            self.round = changes;
+            // What comes later is of later, and the hand would not catch up with it.
+            self.round_end = u32::try_from(self.slots.len()).expect("places are counted in u32");
+        }
+        if !self.sweep(1, is_current, dropped) || self.hand >= self.round_end {
+            self.hand = 0;
+            self.swept = self.round;
+        }
     }
 
     /// Looks at up to `n` places and removes the entries that may not be served any more. False at the end of a round.

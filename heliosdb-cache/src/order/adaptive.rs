@@ -85,8 +85,9 @@ impl Order for Adaptive {
 
     fn hit(&mut self, place: u32) {
         let (hash, used) = (self.ranking.hash(place), self.ranking.used(place));
-        self.sketch.add(hash);
-        self.ranking.hit(place, self.now);
+        if self.ranking.hit(place, self.now) {
+            self.sketch.add(hash);
+        }
         if self.contest_of(hash).is_some()
             && self.recent.is_news(hash, self.now, self.ranking.len())
             && let Some(contest) = &self.contest

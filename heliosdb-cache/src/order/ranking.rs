@@ -187,7 +187,8 @@ impl Ranking {
         self.rebalance();
     }
 
-    pub(super) fn hit(&mut self, place: u32, now: u32) {
+    /// False if the entry is where it was, for it was used just now.
+    pub(super) fn hit(&mut self, place: u32, now: u32) -> bool {
         let entry = &mut self.entries.0[place as usize];
         let (from, age) = (entry.list, now.wrapping_sub(entry.used));
         entry.uses = entry.uses.saturating_add(1);
@@ -200,12 +201,13 @@ impl Ranking {
         };
         // Most hits are of what was moved to the head just now, and need not touch its neighbours.
         if to == from && (age as usize) < self.len / STILL {
-            return;
+            return false;
         }
         self.remove(place);
         self.entries.0[place as usize].used = now;
         self.push(to, place);
         self.rebalance();
+        true
     }
 
     pub(super) fn remove(&mut self, place: u32) {
