@@ -166,7 +166,8 @@
 //! let (text, session) = (HashedStr::new("SELECT * FROM t WHERE id = $1"), HashedStr::new("db/role"));
 //! let slots = [cache.table_slot("t")];
 //!
-//! let key = KeyRef::prepared(&text, &7_u64.to_be_bytes(), &session);
+//! let id = 7_u64.to_be_bytes();
+//! let key = KeyRef::prepared(&text, &id, &session);
 //! if cache.lookup(&key).is_none() {
 //!     match cache.join(&key, &slots) {
 //!         // Ask the database, then complete. Dropped instead, the followers are told to ask themselves.

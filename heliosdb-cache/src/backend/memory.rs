@@ -53,7 +53,7 @@ struct Setup {
 }
 
 /// Below this capacity one shard is enough.
-const SHARD_BYTES_MIN: usize = 1 << 20;
+const SHARD_BYTES_MIN: usize = if cfg!(loom) { 64 } else { 1 << 20 };
 /// So that threads seldom meet on one.
 const SHARDS_A_THREAD: usize = 4;
 const SHARDS_MAX: usize = 256;
