@@ -38,7 +38,7 @@ pub(crate) fn run(out: &mut impl Write) -> anyhow::Result<()> {
         out,
         "## Memory of an entry\n\n{ENTRIES} entries of {} bytes under keys of 8 bytes, each cache in a process of its own. Growth \
          of resident memory for an entry, and what of it is neither key nor value. Query keys are those with {} bytes of \
-         statement, which quick_cache's share and heliosdb-cache's hold.\n",
+         statement, which all keys of quick_cache and heliosdb-cache share.\n",
         VALUE.len(),
         contestants::QUERY.len(),
     )?;
