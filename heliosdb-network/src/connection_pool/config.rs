@@ -16,7 +16,9 @@ pub struct ConnectionPoolConfig {
     pub connect_timeout: Duration,
     /// Connections opened at the same time. Default 4, at least 1.
     pub max_connecting: usize,
-    /// Age at which a connection is replaced, less up to a tenth by chance. `None`: never. Default 30 min.
+    /// Age at which a connection is closed, less up to a tenth by chance. Where there is room, another is opened before
+    /// that, at some time after four tenths of this age, so that nobody waits for it and connections don't all come at
+    /// once. `None`: never. Default 30 min.
     pub max_lifetime: Option<Duration>,
     /// Idleness after which a connection beyond `min_idle` is closed. `None`: never. Default 10 min.
     pub idle_timeout: Option<Duration>,
@@ -28,6 +30,9 @@ pub struct ConnectionPoolConfig {
     pub close_timeout: Duration,
     /// A connection that was idle for longer is health-checked before it is handed out. Default 30 s.
     pub validation_bypass: Duration,
+    /// A connection that is on loan for longer is reported once, with the place where it was acquired. Default `None`:
+    /// never; [`leases`](super::EnhancedConnectionPool::leases) shows all at any time.
+    pub leak_threshold: Option<Duration>,
 }
 
 impl Default for ConnectionPoolConfig {
@@ -44,6 +49,7 @@ impl Default for ConnectionPoolConfig {
             health_check_timeout: Duration::from_secs(1),
             close_timeout: Duration::from_secs(5),
             validation_bypass: Duration::from_secs(30),
+            leak_threshold: None,
         }
     }
 }

@@ -1,9 +1,35 @@
 //! Why no connection could be acquired.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::HeliosError;
+
+/// What an acquire was waiting for when its time was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AcquirePhase {
+    /// For another to give a connection back.
+    Wait,
+    /// For a connection to be opened: none stands.
+    Connect,
+    /// For an idle connection to show that it works.
+    Check,
+    /// For the pool to be resumed.
+    Suspended,
+}
+
+impl fmt::Display for AcquirePhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Wait => "no connection became free",
+            Self::Connect => "no connection was opened",
+            Self::Check => "no idle connection proved to work",
+            Self::Suspended => "the pool was not resumed",
+        })
+    }
+}
 
 /// Why no connection could be acquired.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -17,11 +43,13 @@ pub enum AcquireError {
     Connect(#[source] Arc<HeliosError>),
     /// None became free in time.
     #[error(
-        "no connection became free within {waited:?}: {active} of {max} in use, {idle} idle, {connecting} being \
+        "{phase} within {waited:?}: {active} of {max} in use, {idle} idle, {connecting} being \
          opened, {waiting} waiting{}",
         last_connect_error.as_ref().map(|error| format!("; last attempt to connect: {error}")).unwrap_or_default()
     )]
     Timeout {
+        /// What was waited for in the end.
+        phase: AcquirePhase,
         /// How long was waited.
         waited: Duration,
         /// Connections allowed.

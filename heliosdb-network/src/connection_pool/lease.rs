@@ -4,8 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::state::ConnectionMeta;
-use super::{Connector, EnhancedConnectionPool};
+use super::{ConnectionMeta, Connector, EnhancedConnectionPool};
 
 /// A connection that is the holder's until it drops it; then it goes to the next in line, after a reset if the
 /// [`Connector`] calls it dirty, or is closed if it calls it broken.
@@ -29,8 +28,8 @@ impl<C: Connector> Lease<C> {
 
     /// Closes the connection instead of giving it back.
     pub fn discard(mut self) {
-        if let Some((connection, _)) = self.held.take() {
-            self.pool.discard(connection);
+        if let Some((connection, meta)) = self.held.take() {
+            self.pool.discard(connection, &meta);
         }
     }
 

@@ -16,6 +16,10 @@ pub struct PoolMetrics {
     pub waiting: usize,
     /// Bound on the connections.
     pub max: usize,
+    /// Everybody has to wait: see [`suspend`](super::EnhancedConnectionPool::suspend).
+    pub suspended: bool,
+    /// Connections on loan for longer than `leak_threshold`.
+    pub overdue: usize,
     /// Connections handed out so far.
     pub acquired: u64,
     /// Connections opened so far.

@@ -1,0 +1,173 @@
+//! What a pool does unasked. Every task holds a weak pointer to it, and ends with it.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::exchange::Idle;
+use super::{Connector, Disposition, EnhancedConnectionPool, Lease, now};
+
+/// Health checks at the same time.
+const CHECKS_MAX: usize = 16;
+
+impl<C: Connector> EnhancedConnectionPool<C> {
+    /// Closes what is too old or idle for too long, opens successors, refills to `min_idle`, and reports what has been on
+    /// loan for too long.
+    pub(super) fn start_expiration_task(&self) {
+        let (this, gone, interval) = (self.this.clone(), Arc::clone(&self.gone), self.interval());
+        tokio::spawn(async move {
+            let mut pause = interval;
+            while let Some(pool) = next_round(&this, &gone, pause).await {
+                let expired = pool.exchange.take_expired(&pool.config, now());
+                if !expired.is_empty() {
+                    tracing::info!("Removed {} expired connections", expired.len());
+                }
+                pool.close_all(expired);
+                pool.connect_if_needed();
+                pool.report_overdue();
+                pause = pool.until_next_round();
+            }
+        });
+    }
+
+    fn until_next_round(&self) -> Duration {
+        /// Where a renewal is overdue, for want of room or of a server.
+        const LEAST: Duration = Duration::from_millis(100);
+        let interval = self.interval();
+        let renewal = self.exchange.next_renewal();
+        let until = renewal.map(|at| at.saturating_duration_since(now()));
+        match until {
+            Some(until) if until.is_zero() => interval,
+            Some(until) => interval.min(until.max(LEAST)),
+            None => interval,
+        }
+    }
+
+    fn report_overdue(&self) {
+        let Some(threshold) = self.config.leak_threshold else {
+            return;
+        };
+        for lease in self.exchange.overdue(threshold, now()) {
+            tracing::warn!(
+                connection = lease.connection,
+                acquired_at = %lease.place,
+                held = ?lease.held,
+                "a connection has been on loan for long: is it leaked?"
+            );
+        }
+    }
+
+    /// Checks the idle connections at each interval, each of them checked out and several at a time.
+    pub(super) fn start_health_check_task(&self) {
+        let (this, gone, interval) = (self.this.clone(), Arc::clone(&self.gone), self.interval());
+        tokio::spawn(async move {
+            while let Some(mut pool) = next_round(&this, &gone, interval).await {
+                let round = now();
+                loop {
+                    // Those that nobody used since the last round; others are left to those who come meanwhile.
+                    let idle = pool
+                        .exchange
+                        .take_to_check(CHECKS_MAX, pool.interval() / 2, round);
+                    let checks: Vec<_> = idle.into_iter().map(|idle| pool.check(idle)).collect();
+                    drop(pool);
+                    if checks.is_empty() {
+                        break;
+                    }
+                    for check in checks {
+                        let _ = check.await;
+                    }
+                    match this.upgrade() {
+                        Some(still_there) => pool = still_there,
+                        None => return,
+                    }
+                }
+            }
+        });
+    }
+
+    /// Checks one connection in a task of its own, and puts it back as idle as it was.
+    fn check(&self, idle: Idle<C::Connection>) -> JoinHandle<()> {
+        let lease = self.lease(idle.connection, idle.meta);
+        let checking = Checking(lease.pool_handle());
+        tokio::spawn(async move {
+            let (id, timeout) = (lease.meta().id, lease.pool().config.health_check_timeout);
+            let mut suspect = Suspect(Some(lease));
+            let checked = tokio::time::timeout(timeout, suspect.check()).await;
+            drop(checking);
+            if !matches!(checked, Ok(true)) {
+                tracing::warn!(
+                    connection = id,
+                    "closing a connection that failed its health check"
+                );
+            } else if let Some(lease) = suspect.cleared() {
+                let pool = lease.pool_handle();
+                let (connection, mut meta) = lease.into_parts();
+                meta.verified = now();
+                pool.put_back(connection, meta, now());
+            }
+        })
+    }
+}
+
+/// A lease whose connection is being checked or reset: closed unless [cleared](Self::cleared), whatever becomes of the
+/// future that does it.
+pub(super) struct Suspect<C: Connector>(pub(super) Option<Lease<C>>);
+
+impl<C: Connector> Suspect<C> {
+    /// True if the peer is well and nothing is left to be done.
+    pub(super) async fn check(&mut self) -> bool {
+        let Some(lease) = &mut self.0 else {
+            return false;
+        };
+        let connector = lease.connector();
+        connector.check(lease).await.is_ok() && connector.disposition(lease) == Disposition::Clean
+    }
+
+    /// True if the connection is as good as new.
+    pub(super) async fn reset(&mut self) -> bool {
+        let Some(lease) = &mut self.0 else {
+            return false;
+        };
+        let connector = lease.connector();
+        connector.reset(lease).await.is_ok() && connector.disposition(lease) == Disposition::Clean
+    }
+
+    pub(super) fn cleared(mut self) -> Option<Lease<C>> {
+        self.0.take()
+    }
+}
+
+impl<C: Connector> Drop for Suspect<C> {
+    fn drop(&mut self) {
+        if let Some(lease) = self.0.take() {
+            lease.discard();
+        }
+    }
+}
+
+/// A health check under way; counted out again whatever becomes of it.
+struct Checking<C: Connector>(Arc<EnhancedConnectionPool<C>>);
+
+impl<C: Connector> Drop for Checking<C> {
+    fn drop(&mut self) {
+        self.0.exchange.checked();
+    }
+}
+
+/// Waits for the next round of a background task. `None`: the pool is gone.
+pub(super) async fn next_round<C: Connector>(
+    this: &Weak<EnhancedConnectionPool<C>>,
+    gone: &Notify,
+    interval: Duration,
+) -> Option<Arc<EnhancedConnectionPool<C>>> {
+    let ended = gone.notified();
+    if this.strong_count() == 0 {
+        return None;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(interval) => this.upgrade(),
+        () = ended => None,
+    }
+}

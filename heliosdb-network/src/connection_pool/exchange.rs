@@ -1,0 +1,893 @@
+//! What a pool knows, and who gets which connection.
+//!
+//! One short lock, and under it values are moved and nothing else: no I/O, no user code, no `Drop` of a connection, no
+//! wake, no log. A connection that becomes free is put into the place of the first waiter, who finds it there when it is
+//! polled; so nobody who comes later can take it, and a waiter that leaves gives it to the next.
+
+use std::panic::Location;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use super::sync::Mutex;
+use super::{AcquireError, AcquirePhase, ConnectionPoolConfig, HeliosError, PoolMetrics};
+
+/// What is known of a connection besides itself.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ConnectionMeta {
+    /// Unique within the pool.
+    pub id: u64,
+    /// When it was opened.
+    pub created: Instant,
+    /// Handed out, or being checked or reset.
+    pub in_use: bool,
+    pub(super) expires: Option<Instant>,
+    /// When it was last used.
+    pub(super) idle_since: Instant,
+    /// When it was last known to be good: the end of its last use or of its last check.
+    pub(super) verified: Instant,
+    generation: u64,
+    /// Its place among those that stand.
+    slot: usize,
+}
+
+impl ConnectionMeta {
+    pub(super) fn is_too_old(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|expires| now >= expires)
+    }
+
+    pub(super) fn is_too_idle(&self, config: &ConnectionPoolConfig, now: Instant) -> bool {
+        config
+            .idle_timeout
+            .is_some_and(|timeout| now.saturating_duration_since(self.idle_since) >= timeout)
+    }
+
+    /// How long nothing was heard of the peer.
+    pub(super) fn unverified_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.verified)
+    }
+}
+
+/// A connection that nobody uses.
+#[derive(Debug)]
+pub(super) struct Idle<T> {
+    pub(super) connection: T,
+    pub(super) meta: ConnectionMeta,
+    pub(super) label: u64,
+}
+
+/// A connection on loan, for diagnosis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaseInfo {
+    /// [`ConnectionMeta::id`].
+    pub connection: u64,
+    /// How long it has been on loan.
+    pub held: Duration,
+    /// Where it was acquired.
+    pub place: &'static Location<'static>,
+}
+
+/// What an acquire asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish {
+    pub(super) label: u64,
+    pub(super) place: &'static Location<'static>,
+    /// It had its turn, and was given a connection that turned out to be dead.
+    pub(super) is_first: bool,
+}
+
+/// What it is told.
+#[derive(Debug)]
+pub(super) enum Answer<T> {
+    /// This one: it counts as active.
+    Taken(Idle<T>),
+    /// To wait.
+    Wait(Ticket),
+    Refused(AcquireError),
+}
+
+/// A place in the line. To be given back by [`Exchange::leave`] if [`Exchange::poll`] has not brought anything yet.
+#[derive(Debug)]
+pub(super) struct Ticket(usize);
+
+/// Why a connection is closed, for the counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    Expired,
+    Unhealthy,
+    /// The pool is drained or made smaller, or its connections were evicted.
+    Unwanted,
+}
+
+/// The state of a pool of `T`.
+#[derive(Debug)]
+pub(super) struct Exchange<T> {
+    state: Mutex<State<T>>,
+}
+
+/// Everything that changes together.
+///
+/// Invariants: unless suspended, there are no idle connections while somebody waits; and
+/// `idle + active + connecting + closing <= max`, where a connection that is being closed counts until its socket is
+/// gone, but for the time after `max` was lowered.
+#[derive(Debug)]
+struct State<T> {
+    /// The last one is the hottest: in the order of their last use.
+    idle: Vec<Idle<T>>,
+    line: Line<T>,
+    /// Those idle and active.
+    standing: Slab<Standing>,
+    active: usize,
+    /// Those among the active that are idle but for a health check.
+    checking: usize,
+    connecting: usize,
+    closing: usize,
+    max: usize,
+    min_idle: usize,
+    draining: bool,
+    suspended: bool,
+    /// Connections of an older generation are closed as they come back.
+    generation: u64,
+    breaker: Breaker,
+    next_id: u64,
+    counts: PoolMetrics,
+}
+
+/// A connection that is idle or active.
+#[derive(Debug)]
+struct Standing {
+    id: u64,
+    /// When another is to take its place.
+    renew_at: Option<Instant>,
+    /// Another has taken its place: it is closed as it comes back.
+    retired: bool,
+    held: Option<Held>,
+}
+
+/// Who has it.
+#[derive(Debug)]
+struct Held {
+    since: Instant,
+    place: &'static Location<'static>,
+    is_reported: bool,
+}
+
+/// Those who wait: a list in the order they came, and those who were served and have not looked yet.
+#[derive(Debug)]
+struct Line<T> {
+    places: Slab<Waiting<T>>,
+    head: usize,
+    tail: usize,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    previous: usize,
+    next: usize,
+    place: &'static Location<'static>,
+    served: Served<T>,
+}
+
+#[derive(Debug)]
+enum Served<T> {
+    NotYet(Option<Waker>),
+    With(Result<Idle<T>, AcquireError>),
+}
+
+const NOBODY: usize = usize::MAX;
+
+/// Remembers why connections can't be opened, and when to try again.
+#[derive(Debug, Default)]
+struct Breaker {
+    last_error: Option<Arc<HeliosError>>,
+    failures: u32,
+    retry_at: Option<Instant>,
+}
+
+/// Full jitter over an exponential ceiling (Brooker, "Exponential backoff and jitter").
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How many idle connections, from the hot end, are looked at for a label.
+const LABEL_SCAN: usize = 8;
+/// The share of its lifetime after which a connection's successor is opened, at the latest and at the earliest.
+const RENEWED_AT: f64 = 0.9;
+const RENEWED_AT_LEAST: f64 = 0.4;
+
+impl<T> Exchange<T> {
+    pub(super) fn new(config: &ConnectionPoolConfig) -> Self {
+        Self {
+            state: Mutex::new(State {
+                idle: Vec::new(),
+                line: Line::default(),
+                standing: Slab::new(),
+                active: 0,
+                checking: 0,
+                connecting: 0,
+                closing: 0,
+                max: config.max_connections,
+                min_idle: config.min_idle,
+                draining: false,
+                suspended: false,
+                generation: 0,
+                breaker: Breaker::default(),
+                next_id: 1,
+                counts: PoolMetrics::default(),
+            }),
+        }
+    }
+
+    /// Takes the hottest idle connection, preferring one with the label among the hottest few, or a place in the line.
+    pub(super) fn ask(&self, wish: Wish, now: Instant) -> Answer<T> {
+        let mut state = self.state.lock();
+        if state.draining {
+            return Answer::Refused(AcquireError::Closed);
+        }
+        if !state.suspended {
+            if let Some(mut idle) = state.take_idle(wish.label) {
+                state.hold(&mut idle.meta, now, wish.place);
+                state.counts.acquired += 1;
+                return Answer::Taken(idle);
+            }
+            let alive = state.active + state.connecting;
+            if let Some(error) = state.breaker.refusal(now).filter(|_| alive == 0) {
+                return Answer::Refused(AcquireError::Connect(Arc::clone(error)));
+            }
+        }
+        Answer::Wait(state.line.join(wish))
+    }
+
+    /// Takes an idle connection, if it was heard of lately: else `None`, and it stays.
+    pub(super) fn take(
+        &self,
+        label: u64,
+        place: &'static Location<'static>,
+        now: Instant,
+        bypass: Duration,
+    ) -> Option<Idle<T>> {
+        let mut state = self.state.lock();
+        if state.draining || state.suspended {
+            return None;
+        }
+        let at = state.choose_idle(label)?;
+        if state.idle[at].meta.unverified_for(now) >= bypass {
+            return None;
+        }
+        let mut idle = state.take_idle(label)?;
+        state.hold(&mut idle.meta, now, place);
+        state.counts.acquired += 1;
+        Some(idle)
+    }
+
+    /// What a place in the line was served with: then the place is gone.
+    pub(super) fn poll(
+        &self,
+        ticket: &Ticket,
+        waker: &Waker,
+    ) -> Option<Result<Idle<T>, AcquireError>> {
+        let waker = waker.clone();
+        let mut state = self.state.lock();
+        let waiting = &mut state.line.places[ticket.0];
+        if let Served::NotYet(known) = &mut waiting.served {
+            let before = known.replace(waker);
+            drop(state);
+            drop(before);
+            return None;
+        }
+        let Waiting {
+            served: Served::With(served),
+            ..
+        } = state.line.places.remove(ticket.0)
+        else {
+            unreachable!("it was served");
+        };
+        state.counts.acquired += u64::from(served.is_ok());
+        Some(served)
+    }
+
+    /// Gives a place in the line up, and returns the connection that was in it already.
+    pub(super) fn leave(&self, ticket: Ticket) -> Option<Idle<T>> {
+        let mut state = self.state.lock();
+        let left = state.line.leave(ticket);
+        drop(state);
+        match left {
+            Served::With(Ok(idle)) => Some(idle),
+            Served::With(Err(_)) | Served::NotYet(_) => None,
+        }
+    }
+
+    /// Gives an active connection to the first who waits, or puts it among the idle ones by its last use. Returned if it
+    /// is to be closed: then it counts as closing.
+    pub(super) fn put_back(&self, mut idle: Idle<T>, now: Instant) -> Option<T> {
+        let mut state = self.state.lock();
+        if let Some(why) = state.is_unwanted(&idle.meta, now) {
+            state.begin_close(&idle.meta, why);
+            return Some(idle.connection);
+        }
+        if !state.suspended
+            && let Some(at) = state.line.first()
+        {
+            let place = state.line.places[at].place;
+            state.hold(&mut idle.meta, now, place);
+            let waker = state.line.serve(at, Ok(idle));
+            drop(state);
+            wake(waker);
+            return None;
+        }
+        state.active -= 1;
+        state.standing[idle.meta.slot].held = None;
+        idle.meta.in_use = false;
+        state.put_idle(idle);
+        None
+    }
+
+    /// An active connection becomes one that is being closed.
+    pub(super) fn begin_close(&self, meta: &ConnectionMeta, why: Why) {
+        self.state.lock().begin_close(meta, why);
+    }
+
+    /// The socket of one that was being closed is gone.
+    pub(super) fn closed(&self) {
+        self.state.lock().closing -= 1;
+    }
+
+    /// How many connections to open now; they count as being opened from here on.
+    pub(super) fn begin_connects(&self, config: &ConnectionPoolConfig, now: Instant) -> usize {
+        self.state.lock().begin_connects(config, now)
+    }
+
+    /// One of them stands: it counts as active. The idle connection whose place it takes, if there is one, counts as
+    /// closing.
+    pub(super) fn connected(
+        &self,
+        connection: T,
+        label: u64,
+        config: &ConnectionPoolConfig,
+        now: Instant,
+        jitter: f64,
+    ) -> (Idle<T>, Option<Idle<T>>) {
+        let mut state = self.state.lock();
+        state.connecting -= 1;
+        state.active += 1;
+        state.breaker = Breaker::default();
+        state.counts.created += 1;
+        let id = state.next_id;
+        state.next_id += 1;
+        let predecessor = state.retire_one(now);
+        // Subtracted, never added: the configured lifetime is a promise to somebody's firewall.
+        let expires = config
+            .max_lifetime
+            .and_then(|max| now.checked_add(max - max.mul_f64(0.1 * jitter)));
+        let renew_at = config
+            .max_lifetime
+            .and_then(|max| state.plan_renewal(now, max, jitter));
+        let slot = state.standing.insert(Standing {
+            id,
+            renew_at,
+            retired: false,
+            held: None,
+        });
+        let meta = ConnectionMeta {
+            id,
+            created: now,
+            in_use: true,
+            expires,
+            idle_since: now,
+            verified: now,
+            generation: state.generation,
+            slot,
+        };
+        let new = Idle {
+            connection,
+            meta,
+            label,
+        };
+        (new, predecessor)
+    }
+
+    /// An attempt failed. With no other connection to wait for, waiting would only hide the reason: then everybody who
+    /// waits hears of it. Returns when to try again, and how many heard. `jitter` is between 0 and 1.
+    pub(super) fn connect_failed(
+        &self,
+        error: &Arc<HeliosError>,
+        now: Instant,
+        jitter: f64,
+    ) -> (Instant, usize) {
+        let mut state = self.state.lock();
+        state.connecting -= 1;
+        state.counts.connect_failures += 1;
+        let retry_at = state.breaker.open(Arc::clone(error), now, jitter);
+        let hopeless = error.is_permanent() || state.active + state.connecting == 0;
+        let wakers = if hopeless {
+            let refused = || Err(AcquireError::Connect(Arc::clone(error)));
+            state.line.serve_all(refused)
+        } else {
+            Vec::new()
+        };
+        drop(state);
+        let n = wakers.len();
+        wakers.into_iter().for_each(wake);
+        (retry_at, n)
+    }
+
+    /// Takes out what is not to be used any more: too old, of an older generation, too many, with no room for its
+    /// successor, or idle for too long; the last down to `min_idle`. They count as closing.
+    pub(super) fn take_expired(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
+        self.state.lock().take_expired(config, now)
+    }
+
+    /// Takes out up to half of the idle connections, at most `n`, that nothing was heard of since `before`. They count
+    /// as active, and as being checked until [`checked`](Self::checked).
+    pub(super) fn take_to_check(&self, n: usize, silent: Duration, now: Instant) -> Vec<Idle<T>> {
+        let mut state = self.state.lock();
+        let at_once = state.idle.len().div_ceil(2).min(n);
+        let is_silent = |idle: &mut Idle<T>| idle.meta.unverified_for(now) >= silent;
+        let taken: Vec<_> = state
+            .idle
+            .extract_if(.., is_silent)
+            .take(at_once)
+            .collect();
+        state.active += taken.len();
+        state.checking += taken.len();
+        taken
+    }
+
+    pub(super) fn checked(&self) {
+        self.state.lock().checking -= 1;
+    }
+
+    pub(super) fn count_reset(&self) {
+        self.state.lock().counts.resets += 1;
+    }
+
+    /// A connection that was acquired turned out to be dead.
+    pub(super) fn uncount_acquired(&self) {
+        self.state.lock().counts.acquired -= 1;
+    }
+
+    /// Counts an acquire that waited in vain, and says why.
+    pub(super) fn timed_out(&self, waited: Duration, is_check: bool) -> AcquireError {
+        let mut state = self.state.lock();
+        state.counts.timeouts += 1;
+        let phase = if state.suspended {
+            AcquirePhase::Suspended
+        } else if is_check {
+            AcquirePhase::Check
+        } else if state.connecting > 0 && state.active == 0 {
+            AcquirePhase::Connect
+        } else {
+            AcquirePhase::Wait
+        };
+        AcquireError::Timeout {
+            phase,
+            waited,
+            max: state.max,
+            active: state.active,
+            idle: state.idle.len(),
+            connecting: state.connecting,
+            waiting: state.line.len,
+            last_connect_error: state.breaker.last_error.clone(),
+        }
+    }
+
+    /// Whatever stands now is closed, as it comes back if not at once.
+    pub(super) fn evict_all(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
+        let mut state = self.state.lock();
+        state.generation += 1;
+        state.take_expired(config, now)
+    }
+
+    /// Lets nobody in any more, and sends those who wait away.
+    pub(super) fn drain(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
+        let mut state = self.state.lock();
+        state.draining = true;
+        let wakers = state.line.serve_all(|| Err(AcquireError::Closed));
+        let expired = state.take_expired(config, now);
+        drop(state);
+        wakers.into_iter().for_each(wake);
+        expired
+    }
+
+    /// Lets everybody wait, until [`resume`](Self::resume).
+    pub(super) fn suspend(&self) {
+        self.state.lock().suspended = true;
+    }
+
+    /// Serves those who waited meanwhile with what is idle. Returns what is to be closed.
+    pub(super) fn resume(&self, now: Instant) -> Vec<T> {
+        let mut state = self.state.lock();
+        state.suspended = false;
+        let (mut wakers, mut unwanted) = (Vec::new(), Vec::new());
+        while let Some(at) = state.line.first()
+            && let Some(mut idle) = state.take_idle(0)
+        {
+            if let Some(why) = state.is_unwanted(&idle.meta, now) {
+                state.begin_close(&idle.meta, why);
+                unwanted.push(idle.connection);
+                continue;
+            }
+            let place = state.line.places[at].place;
+            state.hold(&mut idle.meta, now, place);
+            wakers.push(state.line.serve(at, Ok(idle)));
+        }
+        drop(state);
+        wakers.into_iter().for_each(wake);
+        unwanted
+    }
+
+    /// Sets the bounds. What is too many is returned, as far as it is idle; the rest is closed as it comes back.
+    pub(super) fn resize(
+        &self,
+        max: usize,
+        min_idle: usize,
+        config: &ConnectionPoolConfig,
+        now: Instant,
+    ) -> Vec<Idle<T>> {
+        let mut state = self.state.lock();
+        (state.max, state.min_idle) = (max, min_idle);
+        state.take_expired(config, now)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.lock().total() == 0
+    }
+
+    pub(super) fn active(&self) -> usize {
+        self.state.lock().active
+    }
+
+    /// When the next connection is to be renewed.
+    pub(super) fn next_renewal(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let planned = state.standing.iter().filter(|(_, one)| !one.retired);
+        planned.filter_map(|(_, one)| one.renew_at).min()
+    }
+
+    /// What is on loan.
+    pub(super) fn leases(&self, now: Instant) -> Vec<LeaseInfo> {
+        let state = self.state.lock();
+        let held = |standing: &Standing| standing.lease(now);
+        state
+            .standing
+            .iter()
+            .filter_map(|(_, one)| held(one))
+            .collect()
+    }
+
+    /// What has been on loan for longer than `threshold` and was not reported yet.
+    pub(super) fn overdue(&self, threshold: Duration, now: Instant) -> Vec<LeaseInfo> {
+        let mut state = self.state.lock();
+        let mut overdue = Vec::new();
+        for (_, standing) in &mut state.standing {
+            let lease = standing.lease(now);
+            let lease = lease.filter(|lease| lease.held >= threshold);
+            if let (Some(lease), Some(held)) = (lease, &mut standing.held)
+                && !held.is_reported
+            {
+                held.is_reported = true;
+                overdue.push(lease);
+            }
+        }
+        overdue
+    }
+
+    pub(super) fn metrics(&self, config: &ConnectionPoolConfig, now: Instant) -> PoolMetrics {
+        let state = self.state.lock();
+        let mut metrics = state.counts;
+        metrics.idle = state.idle.len();
+        metrics.active = state.active;
+        metrics.connecting = state.connecting;
+        metrics.closing = state.closing;
+        metrics.waiting = state.line.len;
+        metrics.max = state.max;
+        metrics.suspended = state.suspended;
+        if let Some(threshold) = config.leak_threshold {
+            let leases = state.standing.iter();
+            let leases = leases.filter_map(|(_, standing)| standing.lease(now));
+            metrics.overdue = leases.filter(|lease| lease.held >= threshold).count();
+        }
+        metrics
+    }
+
+    /// The idle connections of a pool that goes.
+    pub(super) fn into_idle(&mut self) -> Vec<Idle<T>> {
+        std::mem::take(&mut self.state.lock().idle)
+    }
+}
+
+impl<T> State<T> {
+    /// Connections of any kind.
+    fn total(&self) -> usize {
+        self.idle.len() + self.active + self.connecting + self.closing
+    }
+
+    fn choose_idle(&self, label: u64) -> Option<usize> {
+        let hottest = self.idle.len().checked_sub(1)?;
+        let labelled = (0..self.idle.len())
+            .rev()
+            .take(LABEL_SCAN)
+            .find(|at| self.idle[*at].label == label);
+        Some(labelled.unwrap_or(hottest))
+    }
+
+    fn take_idle(&mut self, label: u64) -> Option<Idle<T>> {
+        let at = self.choose_idle(label)?;
+        let idle = self.idle.remove(at);
+        self.counts.label_hits += u64::from(idle.label == label);
+        self.active += 1;
+        Some(idle)
+    }
+
+    /// Puts a connection among the idle ones, by its last use.
+    fn put_idle(&mut self, idle: Idle<T>) {
+        let since = idle.meta.idle_since;
+        if self
+            .idle
+            .last()
+            .is_none_or(|last| last.meta.idle_since <= since)
+        {
+            self.idle.push(idle);
+            return;
+        }
+        let at = self
+            .idle
+            .partition_point(|other| other.meta.idle_since <= since);
+        self.idle.insert(at, idle);
+    }
+
+    /// Notes who has a connection.
+    fn hold(&mut self, meta: &mut ConnectionMeta, now: Instant, place: &'static Location<'static>) {
+        meta.in_use = true;
+        self.standing[meta.slot].held = Some(Held {
+            since: now,
+            place,
+            is_reported: false,
+        });
+    }
+
+    fn begin_close(&mut self, meta: &ConnectionMeta, why: Why) {
+        self.active -= 1;
+        self.count_closing(meta.slot, why);
+    }
+
+    fn count_closing(&mut self, slot: usize, why: Why) {
+        self.standing.remove(slot);
+        self.closing += 1;
+        match why {
+            Why::Expired => self.counts.expired += 1,
+            Why::Unhealthy => self.counts.unhealthy += 1,
+            Why::Unwanted => {}
+        }
+    }
+
+    /// Why a connection must not be used again.
+    fn is_unwanted(&self, meta: &ConnectionMeta, now: Instant) -> Option<Why> {
+        let is_unwanted =
+            self.draining || meta.generation != self.generation || self.total() > self.max;
+        let is_expired = || meta.is_too_old(now) || self.standing[meta.slot].retired;
+        match is_unwanted {
+            true => Some(Why::Unwanted),
+            false => is_expired().then_some(Why::Expired),
+        }
+    }
+
+    fn begin_connects(&mut self, config: &ConnectionPoolConfig, now: Instant) -> usize {
+        if self.draining || self.suspended || self.breaker.refusal(now).is_some() {
+            return 0;
+        }
+        // While nothing is known to work, one attempt is enough to find out.
+        let at_once = if self.breaker.failures == 0 {
+            config.max_connecting
+        } else {
+            1
+        };
+        let spare = self.min_idle.saturating_sub(self.idle.len() + self.checking);
+        let to_renew = self.standing.iter().filter(|(_, one)| one.is_due(now));
+        let wanted = (self.line.len + spare + to_renew.count()).saturating_sub(self.connecting);
+        let room = self.max.saturating_sub(self.total());
+        let n = wanted
+            .min(room)
+            .min(at_once.saturating_sub(self.connecting));
+        self.connecting += n;
+        n
+    }
+
+    /// Retires the connection that has waited longest for a successor. Returned if it is idle.
+    fn retire_one(&mut self, now: Instant) -> Option<Idle<T>> {
+        let due = self.standing.iter().filter(|(_, one)| one.is_due(now));
+        let (slot, _) = due.min_by_key(|(_, one)| one.renew_at)?;
+        let standing = &mut self.standing[slot];
+        standing.retired = true;
+        let at = self.idle.iter().position(|idle| idle.meta.slot == slot)?;
+        let idle = self.idle.remove(at);
+        self.count_closing(slot, Why::Expired);
+        Some(idle)
+    }
+
+    /// When a connection that opens now is to be renewed: at nine tenths of its life, or earlier, so that one follows the
+    /// other and they don't all reconnect together. The rate never exceeds twice its mean.
+    fn plan_renewal(&self, now: Instant, lifetime: Duration, jitter: f64) -> Option<Instant> {
+        let gap = lifetime / u32::try_from(2 * self.max).unwrap_or(u32::MAX);
+        let latest = now.checked_add(lifetime.mul_f64(RENEWED_AT))?;
+        let earliest = now + lifetime.mul_f64(RENEWED_AT_LEAST);
+        let mut planned: Vec<_> = self
+            .standing
+            .iter()
+            .filter_map(|(_, one)| one.renew_at)
+            .collect();
+        planned.sort_unstable();
+        let mut at = latest;
+        for other in planned.into_iter().rev() {
+            if other >= at + gap {
+                continue;
+            }
+            if other + gap <= at {
+                break;
+            }
+            at = other.checked_sub(gap)?;
+        }
+        if at < earliest {
+            at = earliest + (latest - earliest).mul_f64(jitter);
+        }
+        Some(at)
+    }
+
+    fn take_expired(&mut self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
+        let mut kept = Vec::with_capacity(self.idle.len());
+        let mut expired = Vec::new();
+        let mut alive = self.idle.len() + self.checking;
+        let mut total = self.total();
+        // The coldest first: it is they that go when there are too many.
+        for idle in std::mem::take(&mut self.idle) {
+            let unwanted =
+                self.draining || idle.meta.generation != self.generation || total > self.max;
+            // Where there is room, its successor comes first.
+            let standing = &self.standing[idle.meta.slot];
+            let too_old = idle.meta.is_too_old(now) || standing.is_due(now) && total == self.max;
+            let too_many = alive > self.min_idle && idle.meta.is_too_idle(config, now);
+            if too_old || unwanted || too_many {
+                alive -= 1;
+                total -= 1;
+                let why = if unwanted {
+                    Why::Unwanted
+                } else {
+                    Why::Expired
+                };
+                self.count_closing(idle.meta.slot, why);
+                expired.push(idle);
+            } else {
+                kept.push(idle);
+            }
+        }
+        self.idle = kept;
+        expired
+    }
+}
+
+impl Standing {
+    fn is_due(&self, now: Instant) -> bool {
+        !self.retired && self.renew_at.is_some_and(|at| now >= at)
+    }
+
+    fn lease(&self, now: Instant) -> Option<LeaseInfo> {
+        let held = self.held.as_ref()?;
+        Some(LeaseInfo {
+            connection: self.id,
+            held: now.saturating_duration_since(held.since),
+            place: held.place,
+        })
+    }
+}
+
+impl<T> Line<T> {
+    fn first(&self) -> Option<usize> {
+        (self.head != NOBODY).then_some(self.head)
+    }
+
+    fn join(&mut self, wish: Wish) -> Ticket {
+        let (previous, next) = if wish.is_first {
+            (NOBODY, self.head)
+        } else {
+            (self.tail, NOBODY)
+        };
+        let at = self.places.insert(Waiting {
+            previous,
+            next,
+            place: wish.place,
+            served: Served::NotYet(None),
+        });
+        *self.next_of(previous) = at;
+        *self.previous_of(next) = at;
+        self.len += 1;
+        Ticket(at)
+    }
+
+    /// What is in a place that is given up.
+    fn leave(&mut self, ticket: Ticket) -> Served<T> {
+        if matches!(self.places[ticket.0].served, Served::NotYet(_)) {
+            self.unlink(ticket.0);
+        }
+        self.places.remove(ticket.0).served
+    }
+
+    fn serve(&mut self, at: usize, with: Result<Idle<T>, AcquireError>) -> Option<Waker> {
+        self.unlink(at);
+        match std::mem::replace(&mut self.places[at].served, Served::With(with)) {
+            Served::NotYet(waker) => waker,
+            Served::With(_) => unreachable!("who was served is not in the line"),
+        }
+    }
+
+    fn serve_all(
+        &mut self,
+        with: impl Fn() -> Result<Idle<T>, AcquireError>,
+    ) -> Vec<Option<Waker>> {
+        let mut wakers = Vec::with_capacity(self.len);
+        while let Some(at) = self.first() {
+            wakers.push(self.serve(at, with()));
+        }
+        wakers
+    }
+
+    fn unlink(&mut self, at: usize) {
+        let Waiting { previous, next, .. } = self.places[at];
+        *self.next_of(previous) = next;
+        *self.previous_of(next) = previous;
+        self.len -= 1;
+    }
+
+    fn next_of(&mut self, at: usize) -> &mut usize {
+        match at {
+            NOBODY => &mut self.head,
+            at => &mut self.places[at].next,
+        }
+    }
+
+    fn previous_of(&mut self, at: usize) -> &mut usize {
+        match at {
+            NOBODY => &mut self.tail,
+            at => &mut self.places[at].previous,
+        }
+    }
+}
+
+impl<T> Default for Line<T> {
+    fn default() -> Self {
+        Self {
+            places: Slab::new(),
+            head: NOBODY,
+            tail: NOBODY,
+            len: 0,
+        }
+    }
+}
+
+impl Breaker {
+    fn open(&mut self, error: Arc<HeliosError>, now: Instant, jitter: f64) -> Instant {
+        let ceiling = BACKOFF_MIN
+            .saturating_mul(1 << self.failures.min(16))
+            .min(BACKOFF_MAX);
+        let retry_at = now + BACKOFF_MIN + ceiling.mul_f64(jitter);
+        self.failures = self.failures.saturating_add(1);
+        self.last_error = Some(error);
+        self.retry_at = Some(retry_at);
+        retry_at
+    }
+
+    /// The cached reason, while it is too early to try again.
+    fn refusal(&self, now: Instant) -> Option<&Arc<HeliosError>> {
+        self.last_error
+            .as_ref()
+            .filter(|_| self.retry_at.is_some_and(|at| now < at))
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
