@@ -464,9 +464,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
 
     fn on_connect_failed(&self, error: HeliosError) {
         let error = Arc::new(error);
-        let (retry_at, waiters) = self
-            .exchange
-            .connect_failed(&error, now(), rand::random());
+        let (retry_at, waiters) = self.exchange.connect_failed(&error, now(), rand::random());
         tracing::warn!(%error, waiters, "cannot connect");
         self.shrunk.notify_waiters();
         // Also where nobody waits now: whoever comes before then can't connect and relies on this.
@@ -510,7 +508,7 @@ const RESET_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 impl<C: Connector> Drop for EnhancedConnectionPool<C> {
     fn drop(&mut self) {
         self.gone.notify_waiters();
-        let idle = self.exchange.into_idle();
+        let idle = self.exchange.take_idle();
         self.close_all(idle);
     }
 }

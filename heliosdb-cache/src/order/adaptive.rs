@@ -188,7 +188,7 @@ impl Adaptive {
         let (least, most) = self.values.unwrap_or((value, value));
         let (least, most) = (least.min(value), most.max(value));
         self.values = Some((least, most));
-        let differ = most.octaves_above(least) > 4.0;
+        let differ = most.octaves_above(least) > 2.0;
         if let Some(contest) = &self.contest
             && differ
             && !self.is_full

@@ -290,9 +290,13 @@ impl<T> Exchange<T> {
     }
 
     /// Gives a place in the line up, and returns the connection that was in it already.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the place is gone afterwards"
+    )]
     pub(super) fn leave(&self, ticket: Ticket) -> Option<Idle<T>> {
         let mut state = self.state.lock();
-        let left = state.line.leave(ticket);
+        let left = state.line.leave(&ticket);
         drop(state);
         match left {
             Served::With(Ok(idle)) => Some(idle),
@@ -426,11 +430,7 @@ impl<T> Exchange<T> {
         let mut state = self.state.lock();
         let at_once = state.idle.len().div_ceil(2).min(n);
         let is_silent = |idle: &mut Idle<T>| idle.meta.unverified_for(now) >= silent;
-        let taken: Vec<_> = state
-            .idle
-            .extract_if(.., is_silent)
-            .take(at_once)
-            .collect();
+        let taken: Vec<_> = state.idle.extract_if(.., is_silent).take(at_once).collect();
         state.active += taken.len();
         state.checking += taken.len();
         taken
@@ -594,7 +594,7 @@ impl<T> Exchange<T> {
     }
 
     /// The idle connections of a pool that goes.
-    pub(super) fn into_idle(&mut self) -> Vec<Idle<T>> {
+    pub(super) fn take_idle(&mut self) -> Vec<Idle<T>> {
         std::mem::take(&mut self.state.lock().idle)
     }
 }
@@ -685,7 +685,9 @@ impl<T> State<T> {
         } else {
             1
         };
-        let spare = self.min_idle.saturating_sub(self.idle.len() + self.checking);
+        let spare = self
+            .min_idle
+            .saturating_sub(self.idle.len() + self.checking);
         let to_renew = self.standing.iter().filter(|(_, one)| one.is_due(now));
         let wanted = (self.line.len + spare + to_renew.count()).saturating_sub(self.connecting);
         let room = self.max.saturating_sub(self.total());
@@ -807,7 +809,7 @@ impl<T> Line<T> {
     }
 
     /// What is in a place that is given up.
-    fn leave(&mut self, ticket: Ticket) -> Served<T> {
+    fn leave(&mut self, ticket: &Ticket) -> Served<T> {
         if matches!(self.places[ticket.0].served, Served::NotYet(_)) {
             self.unlink(ticket.0);
         }
