@@ -1,7 +1,7 @@
 //! What a pool does unasked. Every task holds a weak pointer to it, and ends with it.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -36,13 +36,10 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         /// Where a renewal is overdue, for want of room or of a server.
         const LEAST: Duration = Duration::from_millis(100);
         let interval = self.interval();
-        let renewal = self.exchange.next_renewal();
-        let until = renewal.map(|at| at.saturating_duration_since(now()));
-        match until {
-            Some(until) if until.is_zero() => interval,
-            Some(until) => interval.min(until.max(LEAST)),
-            None => interval,
-        }
+        let until = |at: Instant| at.saturating_duration_since(now()).max(LEAST);
+        self.exchange
+            .next_renewal()
+            .map_or(interval, |at| interval.min(until(at)))
     }
 
     fn report_overdue(&self) {

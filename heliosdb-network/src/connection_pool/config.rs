@@ -16,9 +16,9 @@ pub struct ConnectionPoolConfig {
     pub connect_timeout: Duration,
     /// Connections opened at the same time. Default 4, at least 1.
     pub max_connecting: usize,
-    /// Age at which a connection is closed, less up to a tenth by chance. Where there is room, another is opened before
-    /// that, at some time after four tenths of this age, so that nobody waits for it and connections don't all come at
-    /// once. `None`: never. Default 30 min.
+    /// Age at which a connection is closed, less up to a tenth by chance. Where there is room, another takes its place
+    /// before: one after the other, at eight tenths of this age on the average, so that nobody waits for it and they don't
+    /// all come at once. `None`: never. Default 30 min.
     pub max_lifetime: Option<Duration>,
     /// Idleness after which a connection beyond `min_idle` is closed. `None`: never. Default 10 min.
     pub idle_timeout: Option<Duration>,

@@ -128,6 +128,9 @@ struct State<T> {
     closing: usize,
     max: usize,
     min_idle: usize,
+    max_lifetime: Option<Duration>,
+    /// When a connection last took another's place.
+    renewed: Option<Instant>,
     draining: bool,
     suspended: bool,
     /// Connections of an older generation are closed as they come back.
@@ -141,8 +144,7 @@ struct State<T> {
 #[derive(Debug)]
 struct Standing {
     id: u64,
-    /// When another is to take its place.
-    renew_at: Option<Instant>,
+    created: Instant,
     /// Another has taken its place: it is closed as it comes back.
     retired: bool,
     held: Option<Held>,
@@ -194,9 +196,13 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How many idle connections, from the hot end, are looked at for a label.
 const LABEL_SCAN: usize = 8;
-/// The share of its lifetime after which a connection's successor is opened, at the latest and at the earliest.
-const RENEWED_AT: f64 = 0.9;
-const RENEWED_AT_LEAST: f64 = 0.4;
+/// Connections take each other's place one after the other, so that they don't all reconnect together, and nobody waits
+/// for it: with n of them, the oldest one's successor is opened after so much of the lifetime, divided by n. So each lives
+/// for this share of it, however they came.
+const PACE: f64 = 0.8;
+/// And is not renewed before this share, where they came together, nor after that one.
+const RENEWED_FROM: f64 = 0.1;
+const RENEWED_UNTIL: f64 = 0.9;
 
 impl<T> Exchange<T> {
     pub(super) fn new(config: &ConnectionPoolConfig) -> Self {
@@ -211,6 +217,8 @@ impl<T> Exchange<T> {
                 closing: 0,
                 max: config.max_connections,
                 min_idle: config.min_idle,
+                max_lifetime: config.max_lifetime,
+                renewed: None,
                 draining: false,
                 suspended: false,
                 generation: 0,
@@ -309,6 +317,9 @@ impl<T> Exchange<T> {
     pub(super) fn put_back(&self, mut idle: Idle<T>, now: Instant) -> Option<T> {
         let mut state = self.state.lock();
         if let Some(why) = state.is_unwanted(&idle.meta, now) {
+            if state.must_make_room(idle.meta.slot, now) {
+                state.renewed = Some(now);
+            }
             state.begin_close(&idle.meta, why);
             return Some(idle.connection);
         }
@@ -366,12 +377,9 @@ impl<T> Exchange<T> {
         let expires = config
             .max_lifetime
             .and_then(|max| now.checked_add(max - max.mul_f64(0.1 * jitter)));
-        let renew_at = config
-            .max_lifetime
-            .and_then(|max| state.plan_renewal(now, max, jitter));
         let slot = state.standing.insert(Standing {
             id,
-            renew_at,
+            created: now,
             retired: false,
             held: None,
         });
@@ -543,8 +551,7 @@ impl<T> Exchange<T> {
     /// When the next connection is to be renewed.
     pub(super) fn next_renewal(&self) -> Option<Instant> {
         let state = self.state.lock();
-        let planned = state.standing.iter().filter(|(_, one)| !one.retired);
-        planned.filter_map(|(_, one)| one.renew_at).min()
+        state.next_renewal().map(|(_, at)| at)
     }
 
     /// What is on loan.
@@ -666,13 +673,41 @@ impl<T> State<T> {
 
     /// Why a connection must not be used again.
     fn is_unwanted(&self, meta: &ConnectionMeta, now: Instant) -> Option<Why> {
-        let is_unwanted =
-            self.draining || meta.generation != self.generation || self.total() > self.max;
-        let is_expired = || meta.is_too_old(now) || self.standing[meta.slot].retired;
+        let is_unwanted = self.draining
+            || meta.generation != self.generation
+            || self.total() - self.closing > self.max;
+        let is_expired = || {
+            meta.is_too_old(now)
+                || self.standing[meta.slot].retired
+                || self.must_make_room(meta.slot, now)
+        };
         match is_unwanted {
             true => Some(Why::Unwanted),
             false => is_expired().then_some(Why::Expired),
         }
+    }
+
+    /// The connection that is the next to be replaced, and when.
+    fn next_renewal(&self) -> Option<(usize, Instant)> {
+        let lifetime = self.max_lifetime?;
+        let standing = || self.standing.iter().filter(|(_, one)| !one.retired);
+        let (slot, oldest) = standing().min_by_key(|(_, one)| (one.created, one.id))?;
+        let after = |since: Instant, share: f64| since.checked_add(lifetime.mul_f64(share));
+        let pace = PACE / standing().count() as f64;
+        let paced = after(self.renewed.unwrap_or(oldest.created), pace)?;
+        let paced = paced.max(after(oldest.created, RENEWED_FROM)?);
+        Some((slot, paced.min(after(oldest.created, RENEWED_UNTIL)?)))
+    }
+
+    /// The connection that is to be replaced now.
+    fn due(&self, now: Instant) -> Option<usize> {
+        let (slot, at) = self.next_renewal()?;
+        (now >= at).then_some(slot)
+    }
+
+    /// Is a connection to be replaced, and there is no room for its successor?
+    fn must_make_room(&self, slot: usize, now: Instant) -> bool {
+        self.total() >= self.max && self.due(now) == Some(slot)
     }
 
     fn begin_connects(&mut self, config: &ConnectionPoolConfig, now: Instant) -> usize {
@@ -688,8 +723,8 @@ impl<T> State<T> {
         let spare = self
             .min_idle
             .saturating_sub(self.idle.len() + self.checking);
-        let to_renew = self.standing.iter().filter(|(_, one)| one.is_due(now));
-        let wanted = (self.line.len + spare + to_renew.count()).saturating_sub(self.connecting);
+        let to_renew = usize::from(self.due(now).is_some());
+        let wanted = (self.line.len + spare + to_renew).saturating_sub(self.connecting);
         let room = self.max.saturating_sub(self.total());
         let n = wanted
             .min(room)
@@ -698,62 +733,37 @@ impl<T> State<T> {
         n
     }
 
-    /// Retires the connection that has waited longest for a successor. Returned if it is idle.
+    /// Retires the connection that is due. Returned if it is idle.
     fn retire_one(&mut self, now: Instant) -> Option<Idle<T>> {
-        let due = self.standing.iter().filter(|(_, one)| one.is_due(now));
-        let (slot, _) = due.min_by_key(|(_, one)| one.renew_at)?;
-        let standing = &mut self.standing[slot];
-        standing.retired = true;
+        let slot = self.due(now)?;
+        self.renewed = Some(now);
+        self.standing[slot].retired = true;
         let at = self.idle.iter().position(|idle| idle.meta.slot == slot)?;
         let idle = self.idle.remove(at);
         self.count_closing(slot, Why::Expired);
         Some(idle)
     }
 
-    /// When a connection that opens now is to be renewed: at nine tenths of its life, or earlier, so that one follows the
-    /// other and they don't all reconnect together. The rate never exceeds twice its mean.
-    fn plan_renewal(&self, now: Instant, lifetime: Duration, jitter: f64) -> Option<Instant> {
-        let gap = lifetime / u32::try_from(2 * self.max).unwrap_or(u32::MAX);
-        let latest = now.checked_add(lifetime.mul_f64(RENEWED_AT))?;
-        let earliest = now + lifetime.mul_f64(RENEWED_AT_LEAST);
-        let mut planned: Vec<_> = self
-            .standing
-            .iter()
-            .filter_map(|(_, one)| one.renew_at)
-            .collect();
-        planned.sort_unstable();
-        let mut at = latest;
-        for other in planned.into_iter().rev() {
-            if other >= at + gap {
-                continue;
-            }
-            if other + gap <= at {
-                break;
-            }
-            at = other.checked_sub(gap)?;
-        }
-        if at < earliest {
-            at = earliest + (latest - earliest).mul_f64(jitter);
-        }
-        Some(at)
-    }
-
     fn take_expired(&mut self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
         let mut kept = Vec::with_capacity(self.idle.len());
         let mut expired = Vec::new();
         let mut alive = self.idle.len() + self.checking;
-        let mut total = self.total();
+        let mut standing = self.total() - self.closing;
+        // Where there is room, its successor comes first.
+        let due = self.due(now).filter(|_| self.total() >= self.max);
         // The coldest first: it is they that go when there are too many.
         for idle in std::mem::take(&mut self.idle) {
             let unwanted =
-                self.draining || idle.meta.generation != self.generation || total > self.max;
-            // Where there is room, its successor comes first.
-            let standing = &self.standing[idle.meta.slot];
-            let too_old = idle.meta.is_too_old(now) || standing.is_due(now) && total == self.max;
+                self.draining || idle.meta.generation != self.generation || standing > self.max;
+            let is_due = due == Some(idle.meta.slot);
+            if is_due {
+                self.renewed = Some(now);
+            }
+            let too_old = idle.meta.is_too_old(now) || is_due;
             let too_many = alive > self.min_idle && idle.meta.is_too_idle(config, now);
             if too_old || unwanted || too_many {
                 alive -= 1;
-                total -= 1;
+                standing -= 1;
                 let why = if unwanted {
                     Why::Unwanted
                 } else {
@@ -771,10 +781,6 @@ impl<T> State<T> {
 }
 
 impl Standing {
-    fn is_due(&self, now: Instant) -> bool {
-        !self.retired && self.renew_at.is_some_and(|at| now >= at)
-    }
-
     fn lease(&self, now: Instant) -> Option<LeaseInfo> {
         let held = self.held.as_ref()?;
         Some(LeaseInfo {
