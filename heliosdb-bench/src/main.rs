@@ -12,6 +12,7 @@ mod gateway;
 mod interrupt;
 mod peers;
 mod pgbench;
+mod pool;
 mod process;
 mod report;
 mod settings;
@@ -51,6 +52,11 @@ enum Verb {
     },
     /// Compare helios with PgBouncer, pgpool-II, PostgreSQL itself, and the least that a server can cost
     Gateway(gateway::Args),
+    /// Compare the connection pool with others: without a command, all of it
+    Pool {
+        #[command(subcommand)]
+        command: Option<pool::Verb>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -58,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Cache { command } => cache::run(command),
         Verb::Floor { listen } => floor::serve(listen),
         Verb::Gateway(args) => gateway::run(&args),
+        Verb::Pool { command } => pool::run(command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
