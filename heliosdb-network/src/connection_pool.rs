@@ -31,7 +31,7 @@ use crate::client::HidbConnector;
 use crate::error::HeliosError;
 
 use background::{Suspect, next_round};
-use exchange::{Answer, Exchange, Idle, Ticket, Why, Wish};
+use exchange::{Answer, Exchange, Idle, Item, Ticket, Why, Wish};
 
 pub use config::{ConfigError, ConnectionPoolConfig};
 pub use connector::{Connector, Disposition};
@@ -60,6 +60,8 @@ pub struct EnhancedConnectionPool<C: Connector = HidbConnector> {
     runtime: OnceLock<Handle>,
     /// Told whenever the pool holds one connection less.
     shrunk: Notify,
+    /// Told when somebody waits whose time nobody watches.
+    waited_for: Arc<Notify>,
 }
 
 /// What a drain left.
@@ -114,6 +116,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             tasks_started: AtomicBool::new(false),
             runtime: OnceLock::new(),
             shrunk: Notify::new(),
+            waited_for: Arc::new(Notify::new()),
         });
         pool.start_tasks();
         pool
@@ -167,25 +170,40 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     async fn acquire_for(&self, mut wish: Wish) -> Result<Lease<C>, AcquireError> {
         self.start_tasks();
         let began = now();
+        let mut now = began;
         loop {
-            let idle = match self.exchange.ask(wish, now()) {
+            let idle = match self.exchange.ask(wish, &self.config, began, now) {
                 Answer::Taken(idle) => idle,
                 Answer::Refused(error) => return Err(error),
-                Answer::Wait(ticket) => {
+                Answer::Wait {
+                    ticket,
+                    connects,
+                    is_unwatched,
+                } => {
                     let mut place = Place {
                         pool: self,
                         ticket: Some(ticket),
                     };
-                    self.connect_if_needed();
-                    let served = tokio::time::timeout(self.patience(began), place.served()).await;
-                    let Ok(served) = served else {
-                        drop(place);
-                        return Err(self.timed_out(began, false));
+                    self.spawn_connects(connects);
+                    if is_unwatched {
+                        self.waited_for.notify_one();
+                    }
+                    let served = if wish.is_first || !self.is_watched_here() {
+                        match tokio::time::timeout(self.patience(began), place.served()).await {
+                            Ok(served) => served,
+                            Err(_) => {
+                                drop(place);
+                                return Err(self.timed_out(began, false));
+                            }
+                        }
+                    } else {
+                        place.served().await
                     };
+                    now = self::now();
                     served?
                 }
             };
-            if let Some(lease) = self.validated(idle, began).await {
+            if let Some(lease) = self.validated(idle, began, now).await {
                 return Ok(lease);
             }
             self.exchange.uncount_acquired();
@@ -193,7 +211,16 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                 return Err(self.timed_out(began, true));
             }
             wish.is_first = true;
+            now = self::now();
         }
+    }
+
+    /// Does the expiration task, which ends with its runtime, look after the times of those who wait? It takes the place
+    /// of a timer for each.
+    fn is_watched_here(&self) -> bool {
+        let here = Handle::try_current();
+        let there = self.runtime.get();
+        here.is_ok_and(|here| there.is_some_and(|there| here.id() == there.id()))
     }
 
     /// How much longer an acquire that began then may take.
@@ -308,8 +335,12 @@ impl<C: Connector> EnhancedConnectionPool<C> {
 
     /// A connection for an acquire that began then, if it is still good. One that was idle for long is asked, but not one
     /// that another has used or opened meanwhile.
-    async fn validated(&self, idle: Idle<C::Connection>, began: Instant) -> Option<Lease<C>> {
-        let now = now();
+    async fn validated(
+        &self,
+        idle: Item<C::Connection>,
+        began: Instant,
+        now: Instant,
+    ) -> Option<Lease<C>> {
         let is_known = idle.meta.verified > began
             || idle.meta.unverified_for(now) < self.config.validation_bypass;
         let lease = self.alive(idle, now)?;
@@ -326,7 +357,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     /// A connection fresh from the idle list, if it is not too old and its socket shows nothing wrong.
-    fn alive(&self, mut idle: Idle<C::Connection>, now: Instant) -> Option<Lease<C>> {
+    fn alive(&self, mut idle: Item<C::Connection>, now: Instant) -> Option<Lease<C>> {
         let outdated = idle.meta.is_too_old(now);
         if outdated || !self.connector.is_alive(&mut idle.connection) {
             let why = if outdated {
@@ -338,54 +369,51 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             self.spawn_close(idle.connection);
             return None;
         }
-        Some(self.lease(idle.connection, idle.meta))
+        Some(self.lease(idle))
     }
 
     /// Hands a connection out. It counts as active already.
-    fn lease(&self, connection: C::Connection, meta: ConnectionMeta) -> Lease<C> {
+    fn lease(&self, held: Item<C::Connection>) -> Lease<C> {
         let pool = self
             .this
             .upgrade()
             .expect("whoever calls a method of the pool holds it");
-        Lease::new(pool, connection, meta)
+        Lease::new(pool, held)
     }
 
     /// The end of a lease.
-    fn release(&self, connection: C::Connection, mut meta: ConnectionMeta) {
-        match self.connector.disposition(&connection) {
+    fn release(&self, mut held: Item<C::Connection>) {
+        match self.connector.disposition(&held.connection) {
             Disposition::Clean => {
                 let now = now();
-                meta.idle_since = now;
-                meta.verified = now;
-                self.put_back(connection, meta, now);
+                held.meta.idle_since = now;
+                held.meta.verified = now;
+                self.put_back(held, now);
             }
-            Disposition::Dirty => self.spawn_reset(connection, meta),
-            Disposition::Broken => self.discard(connection, &meta),
+            Disposition::Dirty => self.spawn_reset(held),
+            Disposition::Broken => self.discard(held),
         }
     }
 
     /// Gives a clean connection to the first who waits, or puts it among the idle ones, as idle as it is.
-    fn put_back(&self, connection: C::Connection, meta: ConnectionMeta, now: Instant) {
-        let idle = Idle {
-            label: self.connector.label(&connection),
-            connection,
-            meta,
-        };
-        self.pass_on(idle, now);
+    fn put_back(&self, mut held: Item<C::Connection>, now: Instant) {
+        held.label = self.connector.label(&held.connection);
+        self.pass_on(held, now);
     }
 
-    fn pass_on(&self, idle: Idle<C::Connection>, now: Instant) {
-        if let Some(unwanted) = self.exchange.put_back(idle, now) {
+    fn pass_on(&self, held: Item<C::Connection>, now: Instant) {
+        if let Some(unwanted) = self.exchange.put_back(held, now) {
             self.spawn_close(unwanted);
         }
     }
 
-    fn discard(&self, connection: C::Connection, meta: &ConnectionMeta) {
-        self.exchange.begin_close(meta, Why::Unhealthy);
-        self.spawn_close(connection);
+    #[expect(clippy::boxed_local, reason = "it comes in a box")]
+    fn discard(&self, held: Item<C::Connection>) {
+        self.exchange.begin_close(&held.meta, Why::Unhealthy);
+        self.spawn_close(held.connection);
     }
 
-    fn close_all(&self, idle: impl IntoIterator<Item = Idle<C::Connection>>) {
+    fn close_all(&self, idle: impl IntoIterator<Item = Box<Idle<C::Connection>>>) {
         for idle in idle {
             self.spawn_close(idle.connection);
         }
@@ -413,9 +441,9 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     /// Cleans in the background, then puts back.
-    fn spawn_reset(&self, connection: C::Connection, meta: ConnectionMeta) {
+    fn spawn_reset(&self, held: Item<C::Connection>) {
         // A reset that is cut off, fails, or leaves it dirty would come back here for ever.
-        let mut suspect = Suspect(Some(self.lease(connection, meta)));
+        let mut suspect = Suspect(Some(self.lease(held)));
         let timeout = self.config.health_check_timeout.max(RESET_TIMEOUT_MIN);
         self.exchange.count_reset();
         self.spawn(async move {
@@ -528,7 +556,7 @@ struct Place<'a, C: Connector> {
 }
 
 impl<C: Connector> Place<'_, C> {
-    async fn served(&mut self) -> Result<Idle<C::Connection>, AcquireError> {
+    async fn served(&mut self) -> Result<Item<C::Connection>, AcquireError> {
         poll_fn(|context| {
             let Some(ticket) = &self.ticket else {
                 return Poll::Ready(Err(AcquireError::Closed));

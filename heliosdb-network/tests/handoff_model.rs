@@ -24,7 +24,7 @@ use shuttle::future::block_on;
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::thread;
 
-use exchange::{Answer, Exchange, Idle, Wish};
+use exchange::{Answer, Exchange, Item, Wish};
 
 #[path = "../src/connection_pool/exchange.rs"]
 #[expect(
@@ -87,15 +87,15 @@ impl World {
             place: Location::caller(),
             is_first: false,
         };
-        self.exchange.ask(wish, self.now)
+        self.exchange.ask(wish, &self.config, self.now, self.now)
     }
 
     /// Waits as long as it takes.
-    fn acquire(&self) -> Idle<usize> {
+    fn acquire(&self) -> Item<usize> {
         match self.ask() {
             Answer::Taken(idle) => idle,
             Answer::Refused(error) => panic!("{error}"),
-            Answer::Wait(ticket) => {
+            Answer::Wait { ticket, .. } => {
                 let served = block_on(poll_fn(|context| {
                     self.exchange
                         .poll(&ticket, context.waker())
@@ -107,11 +107,11 @@ impl World {
     }
 
     /// Looks some times, and leaves if there was nothing.
-    fn acquire_or_leave(&self) -> Option<Idle<usize>> {
+    fn acquire_or_leave(&self) -> Option<Item<usize>> {
         match self.ask() {
             Answer::Taken(idle) => Some(idle),
             Answer::Refused(error) => panic!("{error}"),
-            Answer::Wait(ticket) => {
+            Answer::Wait { ticket, .. } => {
                 let waker = Context::from_waker(Waker::noop()).waker().clone();
                 for _ in 0..thread_rng().gen_range(0..3) {
                     if let Some(served) = self.exchange.poll(&ticket, &waker) {
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// Uses a connection, alone.
-    fn work(&self, idle: Idle<usize>) {
+    fn work(&self, idle: Item<usize>) {
         let number = idle.connection;
         let hold = |is_held| {
             let mut held = self.held.lock().expect("no panic");
@@ -140,7 +140,7 @@ impl World {
         self.put_back(idle);
     }
 
-    fn put_back(&self, idle: Idle<usize>) {
+    fn put_back(&self, idle: Item<usize>) {
         assert!(self.exchange.put_back(idle, self.now).is_none());
     }
 
@@ -200,7 +200,7 @@ fn nobody_overtakes() {
         // All wait, one behind the other, before anything comes back.
         let waiting: Vec<_> = (0..3)
             .map(|_| match world.ask() {
-                Answer::Wait(ticket) => ticket,
+                Answer::Wait { ticket, .. } => ticket,
                 _ => panic!("nothing is idle"),
             })
             .collect();

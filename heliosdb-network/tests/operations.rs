@@ -167,7 +167,10 @@ async fn who_holds_a_connection_and_for_how_long_can_be_seen() {
     let mut leases = pool.leases();
     let lease = leases.pop().expect("one is on loan");
     assert!(leases.is_empty());
-    assert_eq!((lease.connection, lease.held), (leaked.meta().id, 5 * SECOND));
+    assert_eq!(
+        (lease.connection, lease.held),
+        (leaked.meta().id, 5 * SECOND)
+    );
     assert_eq!(
         (lease.place.file(), lease.place.line()),
         (here.file(), here.line() + 1)
@@ -237,8 +240,14 @@ async fn connections_that_came_together_do_not_go_together() {
         before = opened;
     }
     let mean = (before - N) as f64 / 400.0;
-    assert!(mean > N as f64 / 100.0, "each lives less than the bound: {mean}");
-    assert!(worst as f64 <= 2.0 * mean, "{worst} in one step, {mean} in the mean");
+    assert!(
+        mean > N as f64 / 100.0,
+        "each lives less than the bound: {mean}"
+    );
+    assert!(
+        worst as f64 <= 2.0 * mean,
+        "{worst} in one step, {mean} in the mean"
+    );
 }
 
 #[tokio::test(start_paused = true)]

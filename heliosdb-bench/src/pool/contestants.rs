@@ -181,9 +181,7 @@ impl bb8::ManageConnection for Manager {
 
 fn bb8() -> bb8::Pool<Manager> {
     let size = u32::try_from(CONNECTIONS).expect("a small number");
-    bb8::Pool::builder()
-        .max_size(size)
-        .build_unchecked(Manager)
+    bb8::Pool::builder().max_size(size).build_unchecked(Manager)
 }
 
 impl Contestant for bb8::Pool<Manager> {

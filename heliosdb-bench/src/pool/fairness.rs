@@ -49,7 +49,11 @@ impl<W: Write> Visitor for Watch<'_, W> {
             writeln!(
                 self.out,
                 "| {name} | {} | {:.0} | {:.1} | {:.1} | {:.3} |",
-                if is_greedy { "at once" } else { "after a yield" },
+                if is_greedy {
+                    "at once"
+                } else {
+                    "after a yield"
+                },
                 served.iter().sum::<u64>() as f64 / self.args.time.as_secs_f64(),
                 milliseconds(50)?,
                 milliseconds(99)?,

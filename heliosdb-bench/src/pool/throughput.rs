@@ -91,9 +91,9 @@ impl Visitor for Turn<'_> {
                     continue;
                 }
                 let time = self.args.time;
-                let round = self
-                    .runtime
-                    .block_on(measure(Arc::clone(&pool), tasks, usage, time))?;
+                let round =
+                    self.runtime
+                        .block_on(measure(Arc::clone(&pool), tasks, usage, time))?;
                 self.rounds
                     .entry((tasks, usage, at))
                     .or_default()
@@ -130,7 +130,10 @@ pub(super) fn run(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     writeln!(out, "| --: | --- | --- | --: | --: | --: | --: | --: |")?;
     for ((tasks, usage, at), own) in &turn.rounds {
         let floor = &turn.rounds[&(*tasks, *usage, 0)];
-        let ratios = own.iter().zip(floor).map(|(own, floor)| own.cpu_ns / floor.cpu_ns);
+        let ratios = own
+            .iter()
+            .zip(floor)
+            .map(|(own, floor)| own.cpu_ns / floor.cpu_ns);
         let spread =
             |figure: fn(&Round) -> f64| Spread::of(own.iter().map(figure)).context("no round");
         writeln!(

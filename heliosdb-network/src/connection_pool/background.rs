@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::exchange::Idle;
+use super::exchange::Item;
 use super::{Connector, Disposition, EnhancedConnectionPool, Lease, now};
 
 /// Health checks at the same time.
@@ -17,17 +17,27 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// loan for too long.
     pub(super) fn start_expiration_task(&self) {
         let (this, gone, interval) = (self.this.clone(), Arc::clone(&self.gone), self.interval());
+        let waited_for = Arc::clone(&self.waited_for);
         tokio::spawn(async move {
-            let mut pause = interval;
-            while let Some(pool) = next_round(&this, &gone, pause).await {
-                let expired = pool.exchange.take_expired(&pool.config, now());
+            let _watch = Watch(this.clone());
+            let mut round_at = now().checked_add(interval);
+            let mut wake_at = round_at;
+            while let Some(pool) = wait(&this, &gone, &waited_for, wake_at).await {
+                let now = now();
+                let expires_at = pool.exchange.expire(&pool.config, now);
+                if round_at.is_none_or(|at| now < at) {
+                    wake_at = expires_at.into_iter().chain(round_at).min();
+                    continue;
+                }
+                let expired = pool.exchange.take_expired(&pool.config, now);
                 if !expired.is_empty() {
                     tracing::info!("Removed {} expired connections", expired.len());
                 }
                 pool.close_all(expired);
                 pool.connect_if_needed();
                 pool.report_overdue();
-                pause = pool.until_next_round();
+                round_at = now.checked_add(pool.until_next_round());
+                wake_at = expires_at.into_iter().chain(round_at).min();
             }
         });
     }
@@ -85,8 +95,8 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     /// Checks one connection in a task of its own, and puts it back as idle as it was.
-    fn check(&self, idle: Idle<C::Connection>) -> JoinHandle<()> {
-        let lease = self.lease(idle.connection, idle.meta);
+    fn check(&self, idle: Item<C::Connection>) -> JoinHandle<()> {
+        let lease = self.lease(idle);
         let checking = Checking(lease.pool_handle());
         tokio::spawn(async move {
             let (id, timeout) = (lease.meta().id, lease.pool().config.health_check_timeout);
@@ -100,11 +110,22 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                 );
             } else if let Some(lease) = suspect.cleared() {
                 let pool = lease.pool_handle();
-                let (connection, mut meta) = lease.into_parts();
-                meta.verified = now();
-                pool.put_back(connection, meta, now());
+                let mut held = lease.into_held();
+                held.meta.verified = now();
+                pool.put_back(held, now());
             }
         })
+    }
+}
+
+/// The expiration task, which watches over those who wait until it ends with its runtime.
+struct Watch<C: Connector>(Weak<EnhancedConnectionPool<C>>);
+
+impl<C: Connector> Drop for Watch<C> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0.upgrade() {
+            pool.exchange.unwatch();
+        }
     }
 }
 
@@ -165,6 +186,30 @@ pub(super) async fn next_round<C: Connector>(
     }
     tokio::select! {
         () = tokio::time::sleep(interval) => this.upgrade(),
+        () = ended => None,
+    }
+}
+
+/// Waits until then, or until somebody waits whose time nobody watches. `None`: the pool is gone.
+async fn wait<C: Connector>(
+    this: &Weak<EnhancedConnectionPool<C>>,
+    gone: &Notify,
+    waited_for: &Notify,
+    until: Option<Instant>,
+) -> Option<Arc<EnhancedConnectionPool<C>>> {
+    let ended = gone.notified();
+    if this.strong_count() == 0 {
+        return None;
+    }
+    let until = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = until => this.upgrade(),
+        () = waited_for.notified() => this.upgrade(),
         () = ended => None,
     }
 }

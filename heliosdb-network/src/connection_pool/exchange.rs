@@ -51,7 +51,9 @@ impl ConnectionMeta {
     }
 }
 
-/// A connection that nobody uses.
+/// A connection and what is known of it. It moves between hands all the time, and so is boxed.
+pub(super) type Item<T> = Box<Idle<T>>;
+
 #[derive(Debug)]
 pub(super) struct Idle<T> {
     pub(super) connection: T,
@@ -84,9 +86,15 @@ pub(super) struct Wish {
 #[derive(Debug)]
 pub(super) enum Answer<T> {
     /// This one: it counts as active.
-    Taken(Idle<T>),
+    Taken(Item<T>),
     /// To wait.
-    Wait(Ticket),
+    Wait {
+        ticket: Ticket,
+        /// So many connections are to be opened.
+        connects: usize,
+        /// Nobody looks after the times of those who wait.
+        is_unwatched: bool,
+    },
     Refused(AcquireError),
 }
 
@@ -117,7 +125,7 @@ pub(super) struct Exchange<T> {
 #[derive(Debug)]
 struct State<T> {
     /// The last one is the hottest: in the order of their last use.
-    idle: Vec<Idle<T>>,
+    idle: Vec<Item<T>>,
     line: Line<T>,
     /// Those idle and active.
     standing: Slab<Standing>,
@@ -131,8 +139,12 @@ struct State<T> {
     max_lifetime: Option<Duration>,
     /// When a connection last took another's place.
     renewed: Option<Instant>,
+    /// The connection that is the next to be replaced, and when: planned anew with each that comes or goes.
+    renewal: Option<(usize, Instant)>,
     draining: bool,
     suspended: bool,
+    /// Somebody calls `expire` when the time of the first who waits is over.
+    is_watched: bool,
     /// Connections of an older generation are closed as they come back.
     generation: u64,
     breaker: Breaker,
@@ -172,13 +184,15 @@ struct Waiting<T> {
     previous: usize,
     next: usize,
     place: &'static Location<'static>,
+    /// Those who come later have later ones, as the same time is given to all.
+    deadline: Option<Instant>,
     served: Served<T>,
 }
 
 #[derive(Debug)]
 enum Served<T> {
     NotYet(Option<Waker>),
-    With(Result<Idle<T>, AcquireError>),
+    With(Result<Item<T>, AcquireError>),
 }
 
 const NOBODY: usize = usize::MAX;
@@ -219,8 +233,10 @@ impl<T> Exchange<T> {
                 min_idle: config.min_idle,
                 max_lifetime: config.max_lifetime,
                 renewed: None,
+                renewal: None,
                 draining: false,
                 suspended: false,
+                is_watched: false,
                 generation: 0,
                 breaker: Breaker::default(),
                 next_id: 1,
@@ -230,7 +246,13 @@ impl<T> Exchange<T> {
     }
 
     /// Takes the hottest idle connection, preferring one with the label among the hottest few, or a place in the line.
-    pub(super) fn ask(&self, wish: Wish, now: Instant) -> Answer<T> {
+    pub(super) fn ask(
+        &self,
+        wish: Wish,
+        config: &ConnectionPoolConfig,
+        began: Instant,
+        now: Instant,
+    ) -> Answer<T> {
         let mut state = self.state.lock();
         if state.draining {
             return Answer::Refused(AcquireError::Closed);
@@ -246,7 +268,46 @@ impl<T> Exchange<T> {
                 return Answer::Refused(AcquireError::Connect(Arc::clone(error)));
             }
         }
-        Answer::Wait(state.line.join(wish))
+        let ticket = state
+            .line
+            .join(wish, began.checked_add(config.acquire_timeout));
+        Answer::Wait {
+            ticket,
+            connects: state.begin_connects(config, now),
+            is_unwatched: !std::mem::replace(&mut state.is_watched, true),
+        }
+    }
+
+    /// Tells those whose time is over, and returns when the next one's will be. `None` if nobody waits: then the line is
+    /// not watched any more.
+    pub(super) fn expire(&self, config: &ConnectionPoolConfig, now: Instant) -> Option<Instant> {
+        let mut wakers = Vec::new();
+        let mut state = self.state.lock();
+        let next = loop {
+            let Some(at) = state.line.first() else {
+                state.is_watched = false;
+                break None;
+            };
+            let deadline = state.line.places[at].deadline;
+            match deadline {
+                Some(deadline) if deadline <= now => {
+                    let over = now.saturating_duration_since(deadline);
+                    let error = state.timed_out(config.acquire_timeout + over, false);
+                    wakers.push(state.line.serve(at, Err(error)));
+                }
+                // Of one without end; it is looked at again when the next round comes.
+                None => break now.checked_add(config.health_check_timeout),
+                deadline => break deadline,
+            }
+        };
+        drop(state);
+        wakers.into_iter().for_each(wake);
+        next
+    }
+
+    /// Nobody calls [`expire`](Self::expire) any more.
+    pub(super) fn unwatch(&self) {
+        self.state.lock().is_watched = false;
     }
 
     /// Takes an idle connection, if it was heard of lately: else `None`, and it stays.
@@ -256,7 +317,7 @@ impl<T> Exchange<T> {
         place: &'static Location<'static>,
         now: Instant,
         bypass: Duration,
-    ) -> Option<Idle<T>> {
+    ) -> Option<Item<T>> {
         let mut state = self.state.lock();
         if state.draining || state.suspended {
             return None;
@@ -276,7 +337,7 @@ impl<T> Exchange<T> {
         &self,
         ticket: &Ticket,
         waker: &Waker,
-    ) -> Option<Result<Idle<T>, AcquireError>> {
+    ) -> Option<Result<Item<T>, AcquireError>> {
         let waker = waker.clone();
         let mut state = self.state.lock();
         let waiting = &mut state.line.places[ticket.0];
@@ -302,7 +363,7 @@ impl<T> Exchange<T> {
         clippy::needless_pass_by_value,
         reason = "the place is gone afterwards"
     )]
-    pub(super) fn leave(&self, ticket: Ticket) -> Option<Idle<T>> {
+    pub(super) fn leave(&self, ticket: Ticket) -> Option<Item<T>> {
         let mut state = self.state.lock();
         let left = state.line.leave(&ticket);
         drop(state);
@@ -314,12 +375,13 @@ impl<T> Exchange<T> {
 
     /// Gives an active connection to the first who waits, or puts it among the idle ones by its last use. Returned if it
     /// is to be closed: then it counts as closing.
-    pub(super) fn put_back(&self, mut idle: Idle<T>, now: Instant) -> Option<T> {
+    pub(super) fn put_back(&self, mut idle: Item<T>, now: Instant) -> Option<T> {
         let mut state = self.state.lock();
         if let Some(why) = state.is_unwanted(&idle.meta, now) {
             if state.must_make_room(idle.meta.slot, now) {
                 state.renewed = Some(now);
             }
+            // Which plans anew.
             state.begin_close(&idle.meta, why);
             return Some(idle.connection);
         }
@@ -364,7 +426,7 @@ impl<T> Exchange<T> {
         config: &ConnectionPoolConfig,
         now: Instant,
         jitter: f64,
-    ) -> (Idle<T>, Option<Idle<T>>) {
+    ) -> (Item<T>, Option<Item<T>>) {
         let mut state = self.state.lock();
         state.connecting -= 1;
         state.active += 1;
@@ -383,6 +445,7 @@ impl<T> Exchange<T> {
             retired: false,
             held: None,
         });
+        state.plan_renewal();
         let meta = ConnectionMeta {
             id,
             created: now,
@@ -393,11 +456,11 @@ impl<T> Exchange<T> {
             generation: state.generation,
             slot,
         };
-        let new = Idle {
+        let new = Box::new(Idle {
             connection,
             meta,
             label,
-        };
+        });
         (new, predecessor)
     }
 
@@ -428,16 +491,16 @@ impl<T> Exchange<T> {
 
     /// Takes out what is not to be used any more: too old, of an older generation, too many, with no room for its
     /// successor, or idle for too long; the last down to `min_idle`. They count as closing.
-    pub(super) fn take_expired(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
+    pub(super) fn take_expired(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Item<T>> {
         self.state.lock().take_expired(config, now)
     }
 
     /// Takes out up to half of the idle connections, at most `n`, that nothing was heard of since `before`. They count
     /// as active, and as being checked until [`checked`](Self::checked).
-    pub(super) fn take_to_check(&self, n: usize, silent: Duration, now: Instant) -> Vec<Idle<T>> {
+    pub(super) fn take_to_check(&self, n: usize, silent: Duration, now: Instant) -> Vec<Item<T>> {
         let mut state = self.state.lock();
         let at_once = state.idle.len().div_ceil(2).min(n);
-        let is_silent = |idle: &mut Idle<T>| idle.meta.unverified_for(now) >= silent;
+        let is_silent = |idle: &mut Item<T>| idle.meta.unverified_for(now) >= silent;
         let taken: Vec<_> = state.idle.extract_if(.., is_silent).take(at_once).collect();
         state.active += taken.len();
         state.checking += taken.len();
@@ -459,38 +522,18 @@ impl<T> Exchange<T> {
 
     /// Counts an acquire that waited in vain, and says why.
     pub(super) fn timed_out(&self, waited: Duration, is_check: bool) -> AcquireError {
-        let mut state = self.state.lock();
-        state.counts.timeouts += 1;
-        let phase = if state.suspended {
-            AcquirePhase::Suspended
-        } else if is_check {
-            AcquirePhase::Check
-        } else if state.connecting > 0 && state.active == 0 {
-            AcquirePhase::Connect
-        } else {
-            AcquirePhase::Wait
-        };
-        AcquireError::Timeout {
-            phase,
-            waited,
-            max: state.max,
-            active: state.active,
-            idle: state.idle.len(),
-            connecting: state.connecting,
-            waiting: state.line.len,
-            last_connect_error: state.breaker.last_error.clone(),
-        }
+        self.state.lock().timed_out(waited, is_check)
     }
 
     /// Whatever stands now is closed, as it comes back if not at once.
-    pub(super) fn evict_all(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
+    pub(super) fn evict_all(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Item<T>> {
         let mut state = self.state.lock();
         state.generation += 1;
         state.take_expired(config, now)
     }
 
     /// Lets nobody in any more, and sends those who wait away.
-    pub(super) fn drain(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
+    pub(super) fn drain(&self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Item<T>> {
         let mut state = self.state.lock();
         state.draining = true;
         let wakers = state.line.serve_all(|| Err(AcquireError::Closed));
@@ -534,7 +577,7 @@ impl<T> Exchange<T> {
         min_idle: usize,
         config: &ConnectionPoolConfig,
         now: Instant,
-    ) -> Vec<Idle<T>> {
+    ) -> Vec<Item<T>> {
         let mut state = self.state.lock();
         (state.max, state.min_idle) = (max, min_idle);
         state.take_expired(config, now)
@@ -551,7 +594,7 @@ impl<T> Exchange<T> {
     /// When the next connection is to be renewed.
     pub(super) fn next_renewal(&self) -> Option<Instant> {
         let state = self.state.lock();
-        state.next_renewal().map(|(_, at)| at)
+        state.renewal.map(|(_, at)| at)
     }
 
     /// What is on loan.
@@ -601,12 +644,35 @@ impl<T> Exchange<T> {
     }
 
     /// The idle connections of a pool that goes.
-    pub(super) fn take_idle(&mut self) -> Vec<Idle<T>> {
+    pub(super) fn take_idle(&mut self) -> Vec<Item<T>> {
         std::mem::take(&mut self.state.lock().idle)
     }
 }
 
 impl<T> State<T> {
+    fn timed_out(&mut self, waited: Duration, is_check: bool) -> AcquireError {
+        self.counts.timeouts += 1;
+        let phase = if self.suspended {
+            AcquirePhase::Suspended
+        } else if is_check {
+            AcquirePhase::Check
+        } else if self.connecting > 0 && self.active == 0 {
+            AcquirePhase::Connect
+        } else {
+            AcquirePhase::Wait
+        };
+        AcquireError::Timeout {
+            phase,
+            waited,
+            max: self.max,
+            active: self.active,
+            idle: self.idle.len(),
+            connecting: self.connecting,
+            waiting: self.line.len,
+            last_connect_error: self.breaker.last_error.clone(),
+        }
+    }
+
     /// Connections of any kind.
     fn total(&self) -> usize {
         self.idle.len() + self.active + self.connecting + self.closing
@@ -621,7 +687,7 @@ impl<T> State<T> {
         Some(labelled.unwrap_or(hottest))
     }
 
-    fn take_idle(&mut self, label: u64) -> Option<Idle<T>> {
+    fn take_idle(&mut self, label: u64) -> Option<Item<T>> {
         let at = self.choose_idle(label)?;
         let idle = self.idle.remove(at);
         self.counts.label_hits += u64::from(idle.label == label);
@@ -630,7 +696,7 @@ impl<T> State<T> {
     }
 
     /// Puts a connection among the idle ones, by its last use.
-    fn put_idle(&mut self, idle: Idle<T>) {
+    fn put_idle(&mut self, idle: Item<T>) {
         let since = idle.meta.idle_since;
         if self
             .idle
@@ -663,6 +729,7 @@ impl<T> State<T> {
 
     fn count_closing(&mut self, slot: usize, why: Why) {
         self.standing.remove(slot);
+        self.plan_renewal();
         self.closing += 1;
         match why {
             Why::Expired => self.counts.expired += 1,
@@ -687,7 +754,10 @@ impl<T> State<T> {
         }
     }
 
-    /// The connection that is the next to be replaced, and when.
+    fn plan_renewal(&mut self) {
+        self.renewal = self.next_renewal();
+    }
+
     fn next_renewal(&self) -> Option<(usize, Instant)> {
         let lifetime = self.max_lifetime?;
         let standing = || self.standing.iter().filter(|(_, one)| !one.retired);
@@ -701,7 +771,7 @@ impl<T> State<T> {
 
     /// The connection that is to be replaced now.
     fn due(&self, now: Instant) -> Option<usize> {
-        let (slot, at) = self.next_renewal()?;
+        let (slot, at) = self.renewal?;
         (now >= at).then_some(slot)
     }
 
@@ -734,17 +804,18 @@ impl<T> State<T> {
     }
 
     /// Retires the connection that is due. Returned if it is idle.
-    fn retire_one(&mut self, now: Instant) -> Option<Idle<T>> {
+    fn retire_one(&mut self, now: Instant) -> Option<Item<T>> {
         let slot = self.due(now)?;
         self.renewed = Some(now);
         self.standing[slot].retired = true;
+        self.plan_renewal();
         let at = self.idle.iter().position(|idle| idle.meta.slot == slot)?;
         let idle = self.idle.remove(at);
         self.count_closing(slot, Why::Expired);
         Some(idle)
     }
 
-    fn take_expired(&mut self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Idle<T>> {
+    fn take_expired(&mut self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Item<T>> {
         let mut kept = Vec::with_capacity(self.idle.len());
         let mut expired = Vec::new();
         let mut alive = self.idle.len() + self.checking;
@@ -796,7 +867,7 @@ impl<T> Line<T> {
         (self.head != NOBODY).then_some(self.head)
     }
 
-    fn join(&mut self, wish: Wish) -> Ticket {
+    fn join(&mut self, wish: Wish, deadline: Option<Instant>) -> Ticket {
         let (previous, next) = if wish.is_first {
             (NOBODY, self.head)
         } else {
@@ -806,6 +877,7 @@ impl<T> Line<T> {
             previous,
             next,
             place: wish.place,
+            deadline,
             served: Served::NotYet(None),
         });
         *self.next_of(previous) = at;
@@ -822,7 +894,7 @@ impl<T> Line<T> {
         self.places.remove(ticket.0).served
     }
 
-    fn serve(&mut self, at: usize, with: Result<Idle<T>, AcquireError>) -> Option<Waker> {
+    fn serve(&mut self, at: usize, with: Result<Item<T>, AcquireError>) -> Option<Waker> {
         self.unlink(at);
         match std::mem::replace(&mut self.places[at].served, Served::With(with)) {
             Served::NotYet(waker) => waker,
@@ -832,7 +904,7 @@ impl<T> Line<T> {
 
     fn serve_all(
         &mut self,
-        with: impl Fn() -> Result<Idle<T>, AcquireError>,
+        with: impl Fn() -> Result<Item<T>, AcquireError>,
     ) -> Vec<Option<Waker>> {
         let mut wakers = Vec::with_capacity(self.len);
         while let Some(at) = self.first() {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use super::exchange::Item;
 use super::{ConnectionMeta, Connector, EnhancedConnectionPool};
 
 /// A connection that is the holder's until it drops it; then it goes to the next in line, after a reset if the
@@ -11,32 +12,28 @@ use super::{ConnectionMeta, Connector, EnhancedConnectionPool};
 pub struct Lease<C: Connector> {
     pool: Arc<EnhancedConnectionPool<C>>,
     /// Present until the lease ends.
-    held: Option<(C::Connection, ConnectionMeta)>,
+    held: Option<Item<C::Connection>>,
 }
 
 impl<C: Connector> Lease<C> {
-    pub(super) fn new(
-        pool: Arc<EnhancedConnectionPool<C>>,
-        connection: C::Connection,
-        meta: ConnectionMeta,
-    ) -> Self {
+    pub(super) fn new(pool: Arc<EnhancedConnectionPool<C>>, held: Item<C::Connection>) -> Self {
         Self {
             pool,
-            held: Some((connection, meta)),
+            held: Some(held),
         }
     }
 
     /// Closes the connection instead of giving it back.
     pub fn discard(mut self) {
-        if let Some((connection, meta)) = self.held.take() {
-            self.pool.discard(connection, &meta);
+        if let Some(held) = self.held.take() {
+            self.pool.discard(held);
         }
     }
 
     /// What is known of the connection.
     #[must_use]
     pub fn meta(&self) -> &ConnectionMeta {
-        &self.held().1
+        &self.held().meta
     }
 
     pub(super) fn pool(&self) -> &EnhancedConnectionPool<C> {
@@ -51,11 +48,11 @@ impl<C: Connector> Lease<C> {
         Arc::clone(&self.pool.connector)
     }
 
-    pub(super) fn into_parts(mut self) -> (C::Connection, ConnectionMeta) {
+    pub(super) fn into_held(mut self) -> Item<C::Connection> {
         self.held.take().expect("present until the lease ends")
     }
 
-    fn held(&self) -> &(C::Connection, ConnectionMeta) {
+    fn held(&self) -> &Item<C::Connection> {
         self.held.as_ref().expect("present until the lease ends")
     }
 }
@@ -64,20 +61,24 @@ impl<C: Connector> Deref for Lease<C> {
     type Target = C::Connection;
 
     fn deref(&self) -> &C::Connection {
-        &self.held().0
+        &self.held().connection
     }
 }
 
 impl<C: Connector> DerefMut for Lease<C> {
     fn deref_mut(&mut self) -> &mut C::Connection {
-        &mut self.held.as_mut().expect("present until the lease ends").0
+        &mut self
+            .held
+            .as_mut()
+            .expect("present until the lease ends")
+            .connection
     }
 }
 
 impl<C: Connector> Drop for Lease<C> {
     fn drop(&mut self) {
-        if let Some((connection, meta)) = self.held.take() {
-            self.pool.release(connection, meta);
+        if let Some(held) = self.held.take() {
+            self.pool.release(held);
         }
     }
 }
@@ -85,7 +86,7 @@ impl<C: Connector> Drop for Lease<C> {
 impl<C: Connector> fmt::Debug for Lease<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
-            .field("meta", &self.held.as_ref().map(|held| &held.1))
+            .field("meta", &self.held.as_ref().map(|held| &held.meta))
             .finish_non_exhaustive()
     }
 }
