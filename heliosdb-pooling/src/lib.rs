@@ -32,6 +32,7 @@
 //! a choice among idle connections, not a reason to wait for one.
 #![forbid(unsafe_code)]
 
+pub mod advisor;
 mod affinity;
 mod fingerprint;
 mod latency;

@@ -73,6 +73,17 @@ impl PoolOptimizer {
             .unwrap_or_default()
     }
 
+    /// Of some idle connections, the one that ran the statement last. `None` if none of them did: then any is as good.
+    #[must_use]
+    pub fn best_connection(&self, fingerprint: &QueryFingerprint, idle: &[Uuid]) -> Option<Uuid> {
+        let affinity = self.affinity_map.read();
+        let known = affinity.peek(fingerprint)?.connections.as_slice();
+        known
+            .iter()
+            .find(|connection| idle.contains(connection))
+            .copied()
+    }
+
     /// How long the statement takes, if it is remembered.
     #[must_use]
     pub fn latency(&self, fingerprint: &QueryFingerprint) -> Option<Latency> {

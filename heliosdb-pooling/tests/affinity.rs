@@ -45,6 +45,21 @@ fn a_closed_connection_is_not_advised() {
 }
 
 #[test]
+fn the_best_of_the_idle_ones_is_the_one_that_ran_the_statement_last() {
+    let optimizer = PoolOptimizer::new();
+    let [a, b, c] = [(); 3].map(|()| Uuid::new_v4());
+    for connection in [a, b, c] {
+        optimizer.record_query_execution(connection, fingerprint(1), 1.0);
+    }
+    let best = |idle: &[Uuid]| optimizer.best_connection(&fingerprint(1), idle);
+    assert_eq!(best(&[a, b]), Some(b));
+    assert_eq!(best(&[a]), Some(a));
+    assert_eq!(best(&[Uuid::new_v4()]), None);
+    assert_eq!(best(&[]), None);
+    assert_eq!(optimizer.best_connection(&fingerprint(2), &[a]), None);
+}
+
+#[test]
 fn times_are_summarised_and_nonsense_is_left_out() {
     let optimizer = PoolOptimizer::new();
     for ms in [1.0, f64::NAN, 3.0] {
