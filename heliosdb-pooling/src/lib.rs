@@ -18,12 +18,13 @@
 //! assert!(optimizer.preferred_connections(&again).is_empty());
 //! ```
 //!
-//! How large the pool should be is [`sizing`]'s part.
+//! How large the pool should be is [`sizing`]'s part for a load that is known, and [`advisor`]'s for one that changes.
 //!
 //! # Guarantees
 //! * **Bounded** in both dimensions: at most [`MAX_FINGERPRINTS`] statements (configurable), the least recently recorded
 //!   forgotten first, with at most [`MAX_AFFINITY_CONNECTIONS`] distinct connections each. A statement takes no more
-//!   than [`MAX_FINGERPRINT_BYTES`] for its text and about 800 bytes for the rest: 2 MiB in all by default.
+//!   than [`MAX_FINGERPRINT_BYTES`] for its text and about 8 KiB for the rest, mostly the sketches of its times: 9 MiB in all
+//!   by default, where all are used often and take very different times.
 //! * **Fresh**: a connection that was forgotten is not advised again, unless it is recorded again.
 //! * **Constant time** for recording and asking.
 //!
@@ -39,8 +40,10 @@ mod latency;
 mod optimizer;
 mod recency;
 pub mod sizing;
+mod statements;
 
 pub use affinity::MAX_AFFINITY_CONNECTIONS;
 pub use fingerprint::{MAX_FINGERPRINT_BYTES, QueryFingerprint};
 pub use latency::Latency;
 pub use optimizer::{MAX_FINGERPRINTS, PoolOptimizer};
+pub use statements::{StatementHandle, StatementStats};

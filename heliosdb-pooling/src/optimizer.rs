@@ -1,12 +1,15 @@
 //! What was learnt from the statements that ran.
 
+use std::sync::Arc;
+
 use parking_lot::RwLock;
 use uuid::Uuid;
 
 use crate::affinity::Connections;
 use crate::fingerprint::QueryFingerprint;
-use crate::latency::{Latency, Times};
+use crate::latency::Latency;
 use crate::recency::RecencyMap;
+use crate::statements::{Counts, StatementHandle, StatementStats};
 
 /// Statements remembered by default.
 pub const MAX_FINGERPRINTS: usize = 1024;
@@ -22,7 +25,13 @@ pub struct PoolOptimizer {
 #[derive(Debug, Default)]
 struct Statement {
     connections: Connections,
-    times: Times,
+    counts: Arc<Counts>,
+}
+
+impl Drop for Statement {
+    fn drop(&mut self) {
+        self.counts.forget();
+    }
 }
 
 impl Default for PoolOptimizer {
@@ -57,7 +66,7 @@ impl PoolOptimizer {
         let mut affinity = self.affinity_map.write();
         let statement = affinity.touch(fingerprint);
         statement.connections.touch(connection_id);
-        statement.times.record(execution_time_ms);
+        statement.counts.times.lock().record(execution_time_ms);
     }
 
     /// The connections that ran the statement, the most recent first. Asking does not count as a use.
@@ -90,7 +99,26 @@ impl PoolOptimizer {
         let affinity = self.affinity_map.read();
         affinity
             .peek(fingerprint)
-            .map(|statement| statement.times.summary())
+            .map(|statement| statement.counts.times.lock().summary())
+    }
+
+    /// Where to count what becomes of a statement, which is remembered from here on.
+    #[must_use]
+    pub fn statement(&self, fingerprint: QueryFingerprint) -> StatementHandle {
+        StatementHandle::new(&self.affinity_map.write().touch(fingerprint).counts)
+    }
+
+    /// All statements remembered, those first that took the most time in all.
+    #[must_use]
+    pub fn statements(&self) -> Vec<StatementStats> {
+        let mut statements: Vec<_> = self
+            .affinity_map
+            .read()
+            .iter()
+            .map(|(fingerprint, statement)| statement.counts.stats(fingerprint.clone()))
+            .collect();
+        statements.sort_by(|a, b| b.total_ms().total_cmp(&a.total_ms()));
+        statements
     }
 
     /// Forgets a connection that was closed. Looks at every statement: connections close seldom, and an index for them

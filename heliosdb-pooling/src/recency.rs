@@ -47,6 +47,10 @@ impl<K: Clone + Eq + Hash, V: Default> RecencyMap<K, V> {
         self.places.get(key).map(|place| &self.nodes[*place].value)
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.nodes.iter().map(|node| (&node.key, &node.value))
+    }
+
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
         self.nodes.iter_mut().map(|node| &mut node.value)
     }

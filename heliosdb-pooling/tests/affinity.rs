@@ -1,5 +1,7 @@
 //! The affinity map is bounded in both dimensions, keeps distinct connections by recency, and forgets.
 
+use std::time::Duration;
+
 use heliosdb_pooling::{MAX_AFFINITY_CONNECTIONS, PoolOptimizer, QueryFingerprint};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -67,6 +69,45 @@ fn times_are_summarised_and_nonsense_is_left_out() {
     }
     let latency = optimizer.latency(&fingerprint(1)).expect("recorded");
     assert_eq!((latency.count, latency.mean_ms), (2, 2.0));
+}
+
+#[test]
+fn what_becomes_of_statements_is_counted_until_they_make_room() {
+    let optimizer = PoolOptimizer::with_capacity(2);
+    let (first, second) = (
+        optimizer.statement(fingerprint(1)),
+        optimizer.statement(fingerprint(2)),
+    );
+    first.record_miss();
+    first.record_execution(Duration::from_millis(4));
+    first.record_hit();
+    first.record_hit();
+    second.record_refusal("volatile");
+    second.record_execution(Duration::from_millis(90));
+    // Another handle counts in the same place.
+    optimizer.statement(fingerprint(1)).record_hit();
+    let statements = optimizer.statements();
+    let [slow, fast] = &*statements else {
+        panic!("{statements:?}");
+    };
+    assert_eq!(
+        (slow.calls(), slow.refused, slow.refusal),
+        (1, 1, Some("volatile"))
+    );
+    assert_eq!((fast.calls(), fast.hits, fast.misses), (4, 3, 1));
+    assert!((fast.total_ms() - 4.0).abs() < 0.01, "{fast:?}");
+
+    let third = optimizer.statement(fingerprint(3));
+    assert!(second.is_forgotten() && !first.is_forgotten() && !third.is_forgotten());
+    let again = optimizer.statement(fingerprint(2));
+    again.record_hit();
+    assert!(first.is_forgotten());
+    let known: Vec<_> = optimizer
+        .statements()
+        .iter()
+        .map(|known| known.hits)
+        .collect();
+    assert_eq!(known.iter().sum::<u64>(), 1, "counted from the start");
 }
 
 proptest! {
