@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::session::prepared::{Interner, KnownClass, Prepared};
 use crate::sql::memo::ClassMemo;
 use crate::sql::{Class, NameScope};
+use crate::statements::Statements;
 use crate::stats::Stats;
 use crate::upstream::Upstream;
 use crate::upstream::database::{Database, LoadedCatalog};
@@ -27,6 +28,7 @@ pub(crate) struct Gateway {
     pub(crate) clients: Arc<ClientRegistry>,
     pub(crate) interner: Interner,
     pub(crate) stats: Stats,
+    pub(crate) statements: Statements,
     memo: ClassMemo,
     /// The class of what is not understood at all.
     unknown: Arc<Class>,
@@ -52,6 +54,7 @@ impl Gateway {
             clients: Arc::default(),
             interner: Interner::new(),
             stats: Stats::default(),
+            statements: Statements::default(),
             memo: ClassMemo::new(MEMO_BYTES),
             unknown,
             started_at: SystemTime::now(),

@@ -16,6 +16,7 @@ mod metrics;
 mod server;
 mod session;
 pub mod sql;
+mod statements;
 mod stats;
 mod upstream;
 

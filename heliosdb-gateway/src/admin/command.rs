@@ -14,7 +14,7 @@ pub(super) enum Answer {
 }
 
 /// The commands, for the error message and for `SHOW HELP`.
-pub(super) const COMMANDS: [(&str, &str); 12] = [
+pub(super) const COMMANDS: [(&str, &str); 13] = [
     (
         "SHOW CACHE",
         "hits, misses, fills, memory of the result cache",
@@ -39,6 +39,10 @@ pub(super) const COMMANDS: [(&str, &str); 12] = [
     ("SHOW POOLS", "server connections by user and database"),
     ("SHOW REFUSALS", "reads that were not cached, by reason"),
     ("SHOW SERVERS", "server connections, one by one"),
+    (
+        "SHOW STATEMENTS",
+        "statements without their values: calls, times, hits, why not cached",
+    ),
     ("SHOW STATS", "statements, transactions and bytes"),
     ("SHOW VERSION", "version of helios"),
     ("FLUSH CACHE", "forget all cached answers"),
@@ -61,6 +65,7 @@ pub(super) fn run(gateway: &Arc<Gateway>, statement: &str) -> Result<Answer, Cli
         ["SHOW", "POOLS"] => tables::pools(gateway),
         ["SHOW", "REFUSALS"] => tables::refusals(gateway),
         ["SHOW", "SERVERS"] => tables::servers(gateway),
+        ["SHOW", "STATEMENTS"] => tables::statements(gateway),
         ["SHOW", "STATS"] => tables::stats(gateway),
         ["SHOW", "VERSION"] => tables::version(),
         ["FLUSH", "CACHE"] => {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use bytes::BytesMut;
 use heliosdb_network::postgres::message;
+use heliosdb_pooling::StatementStats;
 
 use crate::clients::{Activity, ClientInfo};
 use crate::gateway::Gateway;
@@ -72,6 +73,42 @@ pub(super) fn refusals(gateway: &Gateway) -> Table {
     Table {
         columns: &["reason", "reads"],
         rows,
+    }
+}
+
+pub(super) fn statements(gateway: &Gateway) -> Table {
+    let row = |statement: StatementStats| {
+        let latency = statement.latency;
+        let ms = |ms: f64| format!("{ms:.3}");
+        vec![
+            statement.fingerprint.to_string(),
+            statement.calls().to_string(),
+            ms(statement.total_ms()),
+            ms(latency.mean_ms),
+            ms(latency.p50_ms),
+            ms(latency.p95_ms),
+            ms(latency.p99_ms),
+            statement.hits.to_string(),
+            statement.misses.to_string(),
+            statement.refused.to_string(),
+            statement.refusal.unwrap_or_default().to_owned(),
+        ]
+    };
+    Table {
+        columns: &[
+            "statement",
+            "calls",
+            "total_ms",
+            "mean_ms",
+            "p50_ms",
+            "p95_ms",
+            "p99_ms",
+            "hits",
+            "misses",
+            "not_cached",
+            "why_not",
+        ],
+        rows: gateway.statements.list().into_iter().map(row).collect(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! leave, and each message that will be answered is noted.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BufMut as _;
 use heliosdb_cache::HashedStr;
@@ -12,9 +13,10 @@ use crate::sql::{Class, Effect, Write};
 use super::link::{Expect, Undo, put_frame};
 use super::pins::Pin;
 use super::prepared::Prepared;
+use super::request::refusal_label;
 use super::settings::Settings;
 use super::unit::{is_same, message, split_bind, split_nul, split_parse};
-use super::{End, Session};
+use super::{End, Running, Session};
 
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
@@ -90,6 +92,7 @@ impl Session {
         let class = self.classify_now(text);
         self.mark_writes(&class);
         self.count_query();
+        self.begin_statement(&String::from_utf8_lossy(text), &class);
         // A simple query drops the unnamed statement.
         self.statements.remove(b"");
         let Some(link) = &mut self.link else {
@@ -110,6 +113,27 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// A statement is on its way to the server.
+    fn begin_statement(&mut self, text: &str, class: &Class) {
+        let statement = self.gateway.statements.of(text);
+        if self.gateway.cache_enabled() {
+            // Nobody has asked whether it is for the cache.
+            if self.status != b'I' {
+                let reason = class
+                    .cacheable()
+                    .map_or_else(|| refusal_label(class), |_| "transaction");
+                statement.record_refusal(reason);
+            } else if self.pins.taint().is_some() {
+                statement.record_refusal("session_state");
+            }
+        }
+        self.running = match self.running {
+            Running::Nothing => Running::One(statement, Instant::now()),
+            // How the time is divided among them is not known.
+            Running::One(..) | Running::Several => Running::Several,
+        };
     }
 
     fn forward_parse(&mut self, body: &[u8]) -> Result<(), End> {
@@ -225,7 +249,11 @@ impl Session {
     fn forward_execute(&mut self, message: &[u8]) -> Result<(), End> {
         let (portal, _) = split_nul(&message[5..]).ok_or_else(|| malformed("Execute"))?;
         let class = match self.portals.get(portal).cloned() {
-            Some(statement) => self.classify_prepared_now(&statement),
+            Some(statement) => {
+                let class = self.classify_prepared_now(&statement);
+                self.begin_statement(&statement.text, &class);
+                class
+            }
             // A cursor of DECLARE, or something prepared by SQL.
             None => self.gateway.unknown_class(),
         };

@@ -361,6 +361,8 @@ impl Session {
             let is_simple = unit.is_simple();
             if !unit.is_prepare() {
                 self.count_query();
+                let text = unit.text.as_str();
+                self.gateway.statements.of(text).record_hit();
             }
             if let Some((name, statement)) = self.statement_to_remember(&unit) {
                 self.statements.insert(&name, statement);

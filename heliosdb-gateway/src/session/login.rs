@@ -349,6 +349,7 @@ impl Parts {
             pins,
             intent: None,
             capture: None,
+            running: super::Running::default(),
             class: None,
             skip_to_sync: false,
             reply_buffer: Vec::new(),

@@ -21,9 +21,11 @@ mod unit;
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use heliosdb_cache::{Fill, HashedStr, WriteIntent};
+use heliosdb_pooling::StatementHandle;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -89,6 +91,7 @@ pub(crate) struct Session {
     /// Marks the slots of what this session writes, from before the first write until the transaction's end is known.
     intent: Option<WriteIntent>,
     capture: Option<Capture>,
+    running: Running,
     /// The class of the statement that is sent next, where the cache asked for it already.
     class: Option<Arc<Class>>,
     /// An error was answered here: everything up to the next Sync is dropped.
@@ -116,6 +119,16 @@ struct Capture {
     reply: Vec<u8>,
     /// Longer replies are not collected, in bytes.
     reply_max: usize,
+}
+
+/// What the server is at, in the unit under way.
+#[derive(Debug, Default)]
+enum Running {
+    #[default]
+    Nothing,
+    /// Since then.
+    One(StatementHandle, Instant),
+    Several,
 }
 
 /// Why a session ends.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Buf as _;
 use heliosdb_cache::{Flight, Follower, KeyRef, SlotId};
 use heliosdb_network::error::HeliosError;
+use heliosdb_pooling::StatementHandle;
 use smallvec::SmallVec;
 
 use crate::clients::{Activity, Counters, Signal};
@@ -134,6 +135,8 @@ impl Session {
         put_reply(&mut self.out, &unit.protocol, reply);
         if !unit.is_prepare() {
             self.count_query();
+            let text = unit.text.as_str();
+            self.gateway.statements.of(text).record_hit();
         }
         let (len, is_simple) = (unit.len, unit.is_simple());
         if let Some((name, statement)) = self.statement_to_remember(&unit) {
@@ -153,8 +156,15 @@ impl Session {
         catalog: Option<&Arc<LoadedCatalog>>,
         scratch: &mut Vec<u8>,
     ) -> Decision {
+        // Asking for a meaning is no call.
+        let count = |count: &dyn Fn(&StatementHandle)| {
+            if !unit.is_prepare() {
+                count(&self.gateway.statements.of(unit.text.as_str()));
+            }
+        };
         let bypass = |reason, class| {
             self.gateway.stats.count_bypass(reason);
+            count(&|statement| statement.record_refusal(reason));
             Decision::Ask {
                 class,
                 capture: None,
@@ -201,6 +211,7 @@ impl Session {
                 if !database.is_current(catalog) {
                     return bypass("schema change", None);
                 }
+                count(&StatementHandle::record_miss);
                 Decision::Ask {
                     class,
                     capture: Some(Capture {
@@ -403,7 +414,7 @@ impl Session {
 }
 
 /// Why a class is not cacheable, as a metric label.
-fn refusal_label(class: &Class) -> &'static str {
+pub(super) fn refusal_label(class: &Class) -> &'static str {
     match class.statements.as_slice() {
         [] => "empty",
         [statement] => match &statement.read {

@@ -9,7 +9,7 @@ use heliosdb_network::postgres::ErrorFields;
 use crate::error::{ClientError, ErrorKind};
 
 use super::link::{Completed, Expect, Link};
-use super::{Capture, End, Session};
+use super::{Capture, End, Running, Session};
 
 /// Whether a message goes on to the client.
 #[derive(Debug, PartialEq, Eq)]
@@ -140,6 +140,9 @@ impl Session {
         let failed = std::mem::take(&mut link.unit_failed);
         let completed = std::mem::take(&mut link.completed);
         link.lease.pg.set_transaction_status(status);
+        if let Running::One(statement, since) = std::mem::take(&mut self.running) {
+            statement.record_execution(since.elapsed());
+        }
         if let Some(capture) = self.capture.take()
             && status == b'I'
             && !failed

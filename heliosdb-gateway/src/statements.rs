@@ -1,0 +1,49 @@
+//! What becomes of each statement, for `SHOW STATEMENTS`.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use heliosdb_pooling::{PoolOptimizer, QueryFingerprint, StatementHandle, StatementStats};
+use rapidhash::fast::RandomState;
+use rapidhash::v3::rapidhash_v3;
+
+/// The statements that ran lately, without their values.
+#[derive(Debug, Default)]
+pub(crate) struct Statements {
+    optimizer: PoolOptimizer,
+}
+
+/// Texts whose statement a thread knows without looking into them. A collision costs a wrong count.
+type Known = HashMap<u64, StatementHandle, RandomState>;
+
+thread_local! {
+    static KNOWN: RefCell<Known> = RefCell::default();
+}
+
+/// Texts that a thread knows at the most; then it forgets all of them.
+const KNOWN_MAX: usize = 4096;
+
+impl Statements {
+    /// Where a text is counted.
+    pub(crate) fn of(&self, text: &str) -> StatementHandle {
+        KNOWN.with_borrow_mut(|known| {
+            let hash = rapidhash_v3(text.as_bytes());
+            if let Some(handle) = known.get(&hash)
+                && !handle.is_forgotten()
+            {
+                return handle.clone();
+            }
+            if known.len() >= KNOWN_MAX {
+                known.clear();
+            }
+            let handle = self.optimizer.statement(QueryFingerprint::of(text));
+            known.insert(hash, handle.clone());
+            handle
+        })
+    }
+
+    /// Those first that took the most time in all.
+    pub(crate) fn list(&self) -> Vec<StatementStats> {
+        self.optimizer.statements()
+    }
+}
