@@ -16,6 +16,7 @@ use heliosdb_network::postgres::{PgConnection, PgTarget};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::advice;
 use crate::cli::{self, Command};
 use crate::config::{Config, Eviction, PoolMode};
 use crate::gateway::Gateway;
@@ -165,7 +166,9 @@ async fn serve(source: cli::Source) -> anyhow::Result<()> {
     if let Some(listener) = http {
         tokio::spawn(metrics::serve(Arc::clone(&gateway), listener, stopping));
     }
+    let advising = tokio::spawn(advice::run(Arc::downgrade(&gateway)));
     wait_for_signals(&gateway, &source).await?;
+    advising.abort();
     let _ = stop.send(true);
     let mut impatient = signal(SignalKind::interrupt())?;
     tokio::select! {

@@ -80,6 +80,19 @@ pub enum PoolMode {
     Transaction,
 }
 
+/// What is done with the advice on a pool's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum PoolAdvice {
+    /// None is given.
+    Off,
+    /// `SHOW ADVICE` has it.
+    Advise,
+    /// It is followed, between `min_idle` and `size`.
+    Auto,
+}
+
 /// Server connections.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -105,6 +118,8 @@ pub struct PoolConfig {
     pub health_check_interval: Duration,
     /// Prepared statements kept on each; the server pays for their plans. Default 256, at least 1.
     pub max_prepared_statements: usize,
+    /// What is done with the advice on `size`. Default `advise`.
+    pub advice: PoolAdvice,
 }
 
 /// Who is evicted first.
@@ -215,6 +230,7 @@ impl Default for PoolConfig {
             idle_timeout: Duration::from_secs(600),
             health_check_interval: Duration::from_secs(30),
             max_prepared_statements: 256,
+            advice: PoolAdvice::Advise,
         }
     }
 }

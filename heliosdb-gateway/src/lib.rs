@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod advice;
 pub mod cli;
 mod clients;
 mod commands;

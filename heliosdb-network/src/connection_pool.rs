@@ -36,7 +36,7 @@ use exchange::{Answer, Exchange, Idle, Item, Ticket, Why, Wish};
 pub use config::{ConfigError, ConnectionPoolConfig};
 pub use connector::{Connector, Disposition};
 pub use error::{AcquireError, AcquirePhase};
-pub use exchange::{ConnectionMeta, LeaseInfo};
+pub use exchange::{ConnectionMeta, LeaseInfo, PoolWindow};
 pub use lease::Lease;
 pub use metrics::PoolMetrics;
 
@@ -62,6 +62,7 @@ pub struct EnhancedConnectionPool<C: Connector = HidbConnector> {
     shrunk: Notify,
     /// Told when somebody waits whose time nobody watches.
     waited_for: Arc<Notify>,
+    made: Instant,
 }
 
 /// What a drain left.
@@ -117,6 +118,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             runtime: OnceLock::new(),
             shrunk: Notify::new(),
             waited_for: Arc::new(Notify::new()),
+            made: now(),
         });
         pool.start_tasks();
         pool
@@ -259,6 +261,12 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     #[must_use]
     pub fn leases(&self) -> Vec<LeaseInfo> {
         self.exchange.leases(now())
+    }
+
+    /// What the pool saw since the last call, or since it was made: one caller's, at its own interval.
+    #[must_use]
+    pub fn take_window(&self) -> PoolWindow {
+        self.exchange.take_window(self.made, now())
     }
 
     /// What the pool goes by, as it was made: see [`resize`](Self::resize).

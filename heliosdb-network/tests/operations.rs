@@ -191,6 +191,32 @@ async fn who_holds_a_connection_and_for_how_long_can_be_seen() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_happened_in_a_window_is_told_once() {
+    let pool = World::new().pool(support::config(3));
+    for n in 0..100 {
+        let leases = acquire_many(&pool, if n == 0 { 3 } else { 1 }).await;
+        sleep(if n == 50 { SECOND } else { 4 * MS }).await;
+        drop(leases);
+    }
+    let window = pool.take_window();
+    assert_eq!((window.releases, window.active_max), (102, 3));
+    assert_eq!(window.length, SECOND + 99 * 4 * MS);
+    assert_eq!(window.hold_mean, (SECOND + 101 * 4 * MS) / 102);
+    assert!((4 * MS..=6 * MS).contains(&window.hold_p99), "{window:?}");
+    let lease = pool.acquire().await.expect("idle");
+    sleep(SECOND).await;
+    let window = pool.take_window();
+    assert_eq!(
+        (window.releases, window.active_max, window.length),
+        (0, 1, SECOND)
+    );
+    let window = pool.take_window();
+    assert_eq!((window.releases, window.active_max), (0, 1));
+    drop(lease);
+    assert_eq!(pool.take_window().hold_p99, Duration::from_micros(2 << 19));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_successor_is_opened_before_a_connection_goes() {
     let world = World::new();
     // So slow that whoever had to wait for it would show.

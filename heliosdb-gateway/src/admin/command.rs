@@ -14,7 +14,11 @@ pub(super) enum Answer {
 }
 
 /// The commands, for the error message and for `SHOW HELP`.
-pub(super) const COMMANDS: [(&str, &str); 13] = [
+pub(super) const COMMANDS: [(&str, &str); 14] = [
+    (
+        "SHOW ADVICE",
+        "how large each pool should be, and why (every 10 seconds)",
+    ),
     (
         "SHOW CACHE",
         "hits, misses, fills, memory of the result cache",
@@ -56,6 +60,7 @@ pub(super) fn run(gateway: &Arc<Gateway>, statement: &str) -> Result<Answer, Cli
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let table = match words.as_slice() {
+        ["SHOW", "ADVICE"] => tables::advice(gateway),
         ["SHOW", "CACHE"] => tables::cache(gateway),
         ["SHOW", "CLIENTS"] => tables::clients(gateway),
         ["SHOW", "CONFIG"] => tables::config(gateway),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use heliosdb_network::postgres::message;
@@ -11,6 +11,7 @@ use heliosdb_pooling::StatementStats;
 use crate::clients::{Activity, ClientInfo};
 use crate::gateway::Gateway;
 use crate::session::pins::PinNames;
+use crate::upstream::ServerPool;
 
 use super::command::COMMANDS;
 
@@ -111,6 +112,55 @@ pub(super) fn statements(gateway: &Gateway) -> Table {
         rows: gateway.statements.list().into_iter().map(row).collect(),
     }
 }
+
+pub(super) fn advice(gateway: &Gateway) -> Table {
+    let ms = |time: Duration| format!("{:.3}", time.as_secs_f64() * 1000.0);
+    let row = |pool: &Arc<ServerPool>| {
+        let mut row = vec![
+            pool.user.clone(),
+            pool.database.name.clone(),
+            pool.connections.metrics().max.to_string(),
+        ];
+        let Some((seen, advised)) = pool.advisor.last() else {
+            row.resize(ADVICE_COLUMNS.len(), String::new());
+            return row;
+        };
+        let rate = seen.releases as f64 / seen.length.as_secs_f64().max(f64::MIN_POSITIVE);
+        row.extend([
+            advised.size.to_string(),
+            advised.target.to_string(),
+            advised.reason.to_string(),
+            format!("{rate:.1}"),
+            ms(seen.hold_mean),
+            ms(seen.hold_p99),
+            seen.active_max.to_string(),
+            format!("{:.2}", advised.load.busy),
+            ms(advised.load.wait_p99),
+        ]);
+        row
+    };
+    Table {
+        columns: &ADVICE_COLUMNS,
+        rows: gateway.upstream.pools().iter().map(row).collect(),
+    }
+}
+
+/// What a pool has, what it should have next and in the end, and why: the load of the last window with use, and the waits
+/// that the advised size would lead to.
+const ADVICE_COLUMNS: [&str; 12] = [
+    "user",
+    "database",
+    "size",
+    "advised",
+    "target",
+    "reason",
+    "acquires_per_s",
+    "hold_mean_ms",
+    "hold_p99_ms",
+    "in_use_max",
+    "busy",
+    "wait_p99_ms",
+];
 
 pub(super) fn errors(gateway: &Gateway) -> Table {
     let rows = gateway

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::{
-    CacheSection, ClientsConfig, Config, Eviction, Invalidation, LogConfig, PoolConfig, PoolMode,
-    UpstreamConfig,
+    CacheSection, ClientsConfig, Config, Eviction, Invalidation, LogConfig, PoolAdvice, PoolConfig,
+    PoolMode, UpstreamConfig,
 };
 
 /// What a reload changes.
@@ -35,13 +35,14 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 8] = [
+const RELOADABLE: [&str; 9] = [
     "cache.enabled",
     "cache.max_entry",
     "clients.allow_remote_trust",
     "clients.login_timeout",
     "clients.max",
     "clients.shutdown_timeout",
+    "pool.advice",
     "pool.max_prepared_statements",
     "pool.mode",
 ];
@@ -92,6 +93,7 @@ impl Config {
         merged.cache.enabled = new.cache.enabled;
         merged.cache.max_entry = new.cache.max_entry;
         merged.clients = new.clients.clone();
+        merged.pool.advice = new.pool.advice;
         merged.pool.max_prepared_statements = new.pool.max_prepared_statements;
         merged.pool.mode = new.pool.mode;
         merged
@@ -125,6 +127,7 @@ impl Config {
             idle_timeout,
             health_check_interval,
             max_prepared_statements,
+            advice,
         } = pool;
         let CacheSection {
             enabled,
@@ -177,6 +180,14 @@ impl Config {
             (
                 "pool.max_prepared_statements",
                 max_prepared_statements.to_string(),
+            ),
+            (
+                "pool.advice",
+                match advice {
+                    PoolAdvice::Off => "off".to_owned(),
+                    PoolAdvice::Advise => "advise".to_owned(),
+                    PoolAdvice::Auto => "auto".to_owned(),
+                },
             ),
             ("cache.enabled", enabled.to_string()),
             ("cache.size", size(*cache_size)),
@@ -275,6 +286,7 @@ max_lifetime = "90m"
 idle_timeout = "11m"
 health_check_interval = "31s"
 max_prepared_statements = 257
+advice = "auto"
 [cache]
 enabled = false
 size = "257 MiB"

@@ -141,7 +141,9 @@ impl Session {
         let completed = std::mem::take(&mut link.completed);
         link.lease.pg.set_transaction_status(status);
         if let Running::One(statement, since) = std::mem::take(&mut self.running) {
-            statement.record_execution(since.elapsed());
+            let took = since.elapsed();
+            statement.record_execution(took);
+            self.pool.advisor.record_execution(took);
         }
         if let Some(capture) = self.capture.take()
             && status == b'I'

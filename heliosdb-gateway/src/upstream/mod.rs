@@ -18,7 +18,8 @@ use heliosdb_network::connection_pool::{
 use heliosdb_network::postgres::PgTarget;
 use parking_lot::Mutex;
 
-use crate::config::Config;
+use crate::advice::PoolAdvisor;
+use crate::config::{Config, PoolAdvice};
 use crate::error::{ClientError, ErrorKind};
 use crate::session::settings::Effective;
 
@@ -37,6 +38,8 @@ pub(crate) struct Upstream {
     /// One user, one database, one connection, no cancel: the server inside this process.
     embedded: bool,
     pool_config: ConnectionPoolConfig,
+    /// As it was at the start: bounds what is advised.
+    advice: PoolAdvice,
     versions: Arc<VersionSlots>,
     /// Why a lock: a look-up per client login. Pools are made under it, but making one does no I/O.
     pools: Mutex<BTreeMap<(String, String), Arc<ServerPool>>>,
@@ -51,6 +54,7 @@ pub(crate) struct ServerPool {
     pub(crate) database: Arc<Database>,
     pub(crate) connections: Arc<EnhancedConnectionPool<ServerConnector>>,
     pub(crate) embedded: bool,
+    pub(crate) advisor: PoolAdvisor,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
     /// What the server reports to a client with these settings, so that a login needs no server connection.
@@ -81,6 +85,7 @@ impl Upstream {
             target,
             embedded,
             pool_config: pool_config(config, embedded),
+            advice: config.pool.advice,
             versions: Arc::clone(versions),
             pools: Mutex::default(),
             databases: Mutex::default(),
@@ -139,6 +144,11 @@ impl Upstream {
             database: self.database(database),
             connections,
             embedded: self.embedded,
+            advisor: PoolAdvisor::new(
+                self.pool_config.max_connections,
+                self.pool_config.min_idle,
+                self.advice,
+            ),
             baseline: ArcSwapOption::empty(),
             parameters: Mutex::default(),
         });

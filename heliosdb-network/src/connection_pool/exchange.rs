@@ -150,6 +150,36 @@ struct State<T> {
     breaker: Breaker,
     next_id: u64,
     counts: PoolMetrics,
+    observed: Observed,
+}
+
+/// What happened since somebody asked.
+#[derive(Debug)]
+struct Observed {
+    since: Option<Instant>,
+    holds: u64,
+    held: Duration,
+    /// By time, two ranges for each doubling of a microsecond.
+    by_time: [u32; HOLD_RANGES],
+    active_max: usize,
+}
+
+const HOLD_RANGES: usize = 80;
+
+/// What a pool saw between two questions: see [`EnhancedConnectionPool::take_window`](super::EnhancedConnectionPool::take_window).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolWindow {
+    /// From the last question to this.
+    pub length: Duration,
+    /// Connections that came back.
+    pub releases: u64,
+    /// Mean time for which one was held.
+    pub hold_mean: Duration,
+    /// 99 of 100 were not held for longer; too long by half at most.
+    pub hold_p99: Duration,
+    /// Connections in use at the same time, at the most.
+    pub active_max: usize,
 }
 
 /// A connection that is idle or active.
@@ -241,6 +271,7 @@ impl<T> Exchange<T> {
                 breaker: Breaker::default(),
                 next_id: 1,
                 counts: PoolMetrics::default(),
+                observed: Observed::default(),
             }),
         }
     }
@@ -377,6 +408,7 @@ impl<T> Exchange<T> {
     /// is to be closed: then it counts as closing.
     pub(super) fn put_back(&self, mut idle: Item<T>, now: Instant) -> Option<T> {
         let mut state = self.state.lock();
+        state.note_hold(idle.meta.slot, now);
         if let Some(why) = state.is_unwanted(&idle.meta, now) {
             if state.must_make_room(idle.meta.slot, now) {
                 state.renewed = Some(now);
@@ -396,7 +428,6 @@ impl<T> Exchange<T> {
             return None;
         }
         state.active -= 1;
-        state.standing[idle.meta.slot].held = None;
         idle.meta.in_use = false;
         state.put_idle(idle);
         None
@@ -597,6 +628,17 @@ impl<T> Exchange<T> {
         state.renewal.map(|(_, at)| at)
     }
 
+    /// What was observed since the last time, or since the pool was made, which is `made` ago.
+    pub(super) fn take_window(&self, made: Instant, now: Instant) -> PoolWindow {
+        let mut state = self.state.lock();
+        let active = state.active;
+        let observed = std::mem::take(&mut state.observed);
+        state.observed.since = Some(now);
+        state.observed.active_max = active;
+        drop(state);
+        observed.window(made, now)
+    }
+
     /// What is on loan.
     pub(super) fn leases(&self, now: Instant) -> Vec<LeaseInfo> {
         let state = self.state.lock();
@@ -712,9 +754,18 @@ impl<T> State<T> {
         self.idle.insert(at, idle);
     }
 
+    /// Notes for how long a connection was held that comes back.
+    fn note_hold(&mut self, slot: usize, now: Instant) {
+        if let Some(held) = self.standing[slot].held.take() {
+            self.observed
+                .hold(now.saturating_duration_since(held.since));
+        }
+    }
+
     /// Notes who has a connection.
     fn hold(&mut self, meta: &mut ConnectionMeta, now: Instant, place: &'static Location<'static>) {
         meta.in_use = true;
+        self.observed.active_max = self.observed.active_max.max(self.active);
         self.standing[meta.slot].held = Some(Held {
             since: now,
             place,
@@ -849,6 +900,68 @@ impl<T> State<T> {
         self.idle = kept;
         expired
     }
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            since: None,
+            holds: 0,
+            held: Duration::ZERO,
+            by_time: [0; HOLD_RANGES],
+            active_max: 0,
+        }
+    }
+}
+
+impl Observed {
+    fn hold(&mut self, held: Duration) {
+        self.holds += 1;
+        self.held += held;
+        self.by_time[range_of(held)] += 1;
+    }
+
+    fn window(&self, made: Instant, now: Instant) -> PoolWindow {
+        let since = self.since.unwrap_or(made);
+        let mean = self.held.as_nanos() / u128::from(self.holds.max(1));
+        PoolWindow {
+            length: now.saturating_duration_since(since),
+            releases: self.holds,
+            hold_mean: Duration::from_nanos(u64::try_from(mean).unwrap_or(u64::MAX)),
+            hold_p99: self.quantile(0.99),
+            active_max: self.active_max,
+        }
+    }
+
+    /// The upper end of the range in which the quantile is.
+    fn quantile(&self, share: f64) -> Duration {
+        let rank = (self.holds as f64 * share).ceil();
+        let mut seen = 0.0;
+        for (at, n) in self.by_time.iter().enumerate() {
+            seen += f64::from(*n);
+            if self.holds > 0 && seen >= rank {
+                return range_end(at);
+            }
+        }
+        Duration::ZERO
+    }
+}
+
+/// The range of a time: its doubling of a microsecond, and the half of that.
+fn range_of(time: Duration) -> usize {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+    let doubling = micros.ilog2();
+    let is_upper = doubling > 0 && micros >> (doubling - 1) & 1 == 1;
+    (2 * doubling as usize + usize::from(is_upper)).min(HOLD_RANGES - 1)
+}
+
+fn range_end(range: usize) -> Duration {
+    let begin = 1_u64 << (range / 2);
+    Duration::from_micros(if range % 2 == 0 {
+        begin + begin / 2
+    } else {
+        2 * begin
+    })
 }
 
 impl Standing {
