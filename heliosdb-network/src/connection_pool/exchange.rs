@@ -957,7 +957,7 @@ fn range_of(time: Duration) -> usize {
 
 fn range_end(range: usize) -> Duration {
     let begin = 1_u64 << (range / 2);
-    Duration::from_micros(if range % 2 == 0 {
+    Duration::from_micros(if range.is_multiple_of(2) {
         begin + begin / 2
     } else {
         2 * begin
