@@ -174,17 +174,23 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         let began = now();
         let mut now = began;
         loop {
-            let idle = match self.exchange.ask(wish, &self.config, began, now) {
+            let asked = poll_fn(|context| {
+                let exchange = &self.exchange;
+                Poll::Ready(exchange.ask(wish, &self.config, began, now, context.waker()))
+            });
+            let idle = match asked.await {
                 Answer::Taken(idle) => idle,
                 Answer::Refused(error) => return Err(error),
                 Answer::Wait {
                     ticket,
+                    is_registered,
                     connects,
                     is_unwatched,
                 } => {
                     let mut place = Place {
                         pool: self,
                         ticket: Some(ticket),
+                        is_registered,
                     };
                     self.spawn_connects(connects);
                     if is_unwatched {
@@ -561,11 +567,16 @@ impl<C: Connector> fmt::Debug for EnhancedConnectionPool<C> {
 struct Place<'a, C: Connector> {
     pool: &'a EnhancedConnectionPool<C>,
     ticket: Option<Ticket>,
+    /// This very poll has left its waker there.
+    is_registered: bool,
 }
 
 impl<C: Connector> Place<'_, C> {
     async fn served(&mut self) -> Result<Item<C::Connection>, AcquireError> {
         poll_fn(|context| {
+            if std::mem::take(&mut self.is_registered) {
+                return Poll::Pending;
+            }
             let Some(ticket) = &self.ticket else {
                 return Poll::Ready(Err(AcquireError::Closed));
             };

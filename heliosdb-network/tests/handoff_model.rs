@@ -81,34 +81,51 @@ impl World {
         })
     }
 
-    fn ask(&self) -> Answer<usize> {
+    fn ask(&self, waker: &Waker) -> Answer<usize> {
         let wish = Wish {
             label: 0,
             place: Location::caller(),
             is_first: false,
         };
-        self.exchange.ask(wish, &self.config, self.now, self.now)
+        self.exchange
+            .ask(wish, &self.config, self.now, self.now, waker)
     }
 
     /// Waits as long as it takes.
     fn acquire(&self) -> Item<usize> {
-        match self.ask() {
-            Answer::Taken(idle) => idle,
-            Answer::Refused(error) => panic!("{error}"),
-            Answer::Wait { ticket, .. } => {
-                let served = block_on(poll_fn(|context| {
-                    self.exchange
-                        .poll(&ticket, context.waker())
-                        .map_or(Poll::Pending, Poll::Ready)
-                }));
-                served.expect("nothing fails here")
+        let mut place = None;
+        block_on(poll_fn(|context| {
+            let Some(ticket) = &place else {
+                match self.ask(context.waker()) {
+                    Answer::Taken(idle) => return Poll::Ready(idle),
+                    Answer::Refused(error) => panic!("{error}"),
+                    Answer::Wait {
+                        ticket,
+                        is_registered,
+                        ..
+                    } => {
+                        let served = if is_registered {
+                            None
+                        } else {
+                            self.exchange.poll(&ticket, context.waker())
+                        };
+                        place = Some(ticket);
+                        return served.map_or(Poll::Pending, |served| {
+                            Poll::Ready(served.expect("nothing fails here"))
+                        });
+                    }
+                }
+            };
+            match self.exchange.poll(ticket, context.waker()) {
+                Some(served) => Poll::Ready(served.expect("nothing fails here")),
+                None => Poll::Pending,
             }
-        }
+        }))
     }
 
     /// Looks some times, and leaves if there was nothing.
     fn acquire_or_leave(&self) -> Option<Item<usize>> {
-        match self.ask() {
+        match self.ask(Waker::noop()) {
             Answer::Taken(idle) => Some(idle),
             Answer::Refused(error) => panic!("{error}"),
             Answer::Wait { ticket, .. } => {
@@ -199,7 +216,7 @@ fn nobody_overtakes() {
         let order = Arc::new(shuttle::sync::Mutex::new(VecDeque::new()));
         // All wait, one behind the other, before anything comes back.
         let waiting: Vec<_> = (0..3)
-            .map(|_| match world.ask() {
+            .map(|_| match world.ask(Waker::noop()) {
                 Answer::Wait { ticket, .. } => ticket,
                 _ => panic!("nothing is idle"),
             })

@@ -6,6 +6,7 @@
 
 use std::panic::Location;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,8 @@ pub(super) enum Answer<T> {
     /// To wait.
     Wait {
         ticket: Ticket,
+        /// The waker is known: nothing is to be looked at before it is woken.
+        is_registered: bool,
         /// So many connections are to be opened.
         connects: usize,
         /// Nobody looks after the times of those who wait.
@@ -115,6 +118,8 @@ pub(super) enum Why {
 #[derive(Debug)]
 pub(super) struct Exchange<T> {
     state: Mutex<State<T>>,
+    /// Somebody waited when it was looked last: who asks now will probably wait, too. A guess, read without the lock.
+    is_crowded: AtomicBool,
 }
 
 /// Everything that changes together.
@@ -273,6 +278,7 @@ impl<T> Exchange<T> {
                 counts: PoolMetrics::default(),
                 observed: Observed::default(),
             }),
+            is_crowded: AtomicBool::new(false),
         }
     }
 
@@ -283,7 +289,13 @@ impl<T> Exchange<T> {
         config: &ConnectionPoolConfig,
         began: Instant,
         now: Instant,
+        waker: &Waker,
     ) -> Answer<T> {
+        // Not under the lock. Where the guess is wrong, the first poll brings it.
+        let waker = self
+            .is_crowded
+            .load(Ordering::Relaxed)
+            .then(|| waker.clone());
         let mut state = self.state.lock();
         if state.draining {
             return Answer::Refused(AcquireError::Closed);
@@ -292,6 +304,9 @@ impl<T> Exchange<T> {
             if let Some(mut idle) = state.take_idle(wish.label) {
                 state.hold(&mut idle.meta, now, wish.place);
                 state.counts.acquired += 1;
+                if waker.is_some() {
+                    self.is_crowded.store(false, Ordering::Relaxed);
+                }
                 return Answer::Taken(idle);
             }
             let alive = state.active + state.connecting;
@@ -299,11 +314,14 @@ impl<T> Exchange<T> {
                 return Answer::Refused(AcquireError::Connect(Arc::clone(error)));
             }
         }
-        let ticket = state
-            .line
-            .join(wish, began.checked_add(config.acquire_timeout));
+        if waker.is_none() {
+            self.is_crowded.store(true, Ordering::Relaxed);
+        }
+        let is_registered = waker.is_some();
+        let deadline = began.checked_add(config.acquire_timeout);
         Answer::Wait {
-            ticket,
+            ticket: state.line.join(wish, deadline, waker),
+            is_registered,
             connects: state.begin_connects(config, now),
             is_unwatched: !std::mem::replace(&mut state.is_watched, true),
         }
@@ -980,7 +998,7 @@ impl<T> Line<T> {
         (self.head != NOBODY).then_some(self.head)
     }
 
-    fn join(&mut self, wish: Wish, deadline: Option<Instant>) -> Ticket {
+    fn join(&mut self, wish: Wish, deadline: Option<Instant>, waker: Option<Waker>) -> Ticket {
         let (previous, next) = if wish.is_first {
             (NOBODY, self.head)
         } else {
@@ -991,7 +1009,7 @@ impl<T> Line<T> {
             next,
             place: wish.place,
             deadline,
-            served: Served::NotYet(None),
+            served: Served::NotYet(waker),
         });
         *self.next_of(previous) = at;
         *self.previous_of(next) = at;
