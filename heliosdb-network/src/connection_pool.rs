@@ -19,6 +19,7 @@ mod sync;
 use std::fmt;
 use std::future::poll_fn;
 use std::panic::Location;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Poll;
@@ -62,6 +63,8 @@ pub struct EnhancedConnectionPool<C: Connector = HidbConnector> {
     shrunk: Notify,
     /// Told when somebody waits whose time nobody watches.
     waited_for: Arc<Notify>,
+    /// The expiration task runs, and looks after the times of those who wait. It ends with its runtime.
+    is_watching: AtomicBool,
     made: Instant,
 }
 
@@ -118,6 +121,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             runtime: OnceLock::new(),
             shrunk: Notify::new(),
             waited_for: Arc::new(Notify::new()),
+            is_watching: AtomicBool::new(false),
             made: now(),
         });
         pool.start_tasks();
@@ -196,16 +200,24 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                     if is_unwatched {
                         self.waited_for.notify_one();
                     }
-                    let served = if wish.is_first || !self.is_watched_here() {
-                        match tokio::time::timeout(self.patience(began), place.served()).await {
-                            Ok(served) => served,
-                            Err(_) => {
-                                drop(place);
-                                return Err(self.timed_out(began, false));
+                    // A task looks after the times of those who wait; it takes the place of a timer for each. But one who
+                    // comes back to the head of the line has less time left than that task knows of.
+                    let mut served = None;
+                    if !wish.is_first {
+                        served = place.served_while_watched().await;
+                    }
+                    let served = match served {
+                        Some(served) => served,
+                        None => {
+                            let patience = self.patience(began);
+                            match tokio::time::timeout(patience, place.served()).await {
+                                Ok(served) => served,
+                                Err(_) => {
+                                    drop(place);
+                                    return Err(self.timed_out(began, false));
+                                }
                             }
                         }
-                    } else {
-                        place.served().await
                     };
                     now = self::now();
                     served?
@@ -221,14 +233,6 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             wish.is_first = true;
             now = self::now();
         }
-    }
-
-    /// Does the expiration task, which ends with its runtime, look after the times of those who wait? It takes the place
-    /// of a timer for each.
-    fn is_watched_here(&self) -> bool {
-        let here = Handle::try_current();
-        let there = self.runtime.get();
-        here.is_ok_and(|here| there.is_some_and(|there| here.id() == there.id()))
     }
 
     /// How much longer an acquire that began then may take.
@@ -572,6 +576,19 @@ struct Place<'a, C: Connector> {
 }
 
 impl<C: Connector> Place<'_, C> {
+    /// `None` once nobody looks after its time any more.
+    async fn served_while_watched(&mut self) -> Option<Result<Item<C::Connection>, AcquireError>> {
+        let pool = self.pool;
+        let mut served = pin!(self.served());
+        poll_fn(|context| match served.as_mut().poll(context) {
+            Poll::Ready(served) => Poll::Ready(Some(served)),
+            // In this order: who is woken at the end finds the place as it was, with its waker.
+            Poll::Pending if !pool.is_watching.load(Ordering::Acquire) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
     async fn served(&mut self) -> Result<Item<C::Connection>, AcquireError> {
         poll_fn(|context| {
             if std::mem::take(&mut self.is_registered) {

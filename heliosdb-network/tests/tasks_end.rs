@@ -218,3 +218,43 @@ fn a_pool_and_its_leases_can_end_within_the_shutdown_of_their_runtime() {
         }
     }
 }
+
+/// The task that looks after the times of those who wait ends with its runtime; those who wait in another do not wait for
+/// ever.
+#[test]
+fn who_waits_in_another_runtime_times_out_all_the_same() {
+    let world = World::new();
+    let mut config = support::config(1);
+    config.acquire_timeout = 2 * SECOND;
+    let first = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let (pool, lease) = first.block_on(async {
+        let pool = world.pool(config);
+        let lease = pool.acquire().await.expect("opened");
+        (pool, lease)
+    });
+    let second = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let waiting = second.spawn({
+        let pool = Arc::clone(&pool);
+        async move { pool.acquire().await.map(drop) }
+    });
+    while pool.metrics().waiting == 0 {
+        std::thread::sleep(MS);
+    }
+    drop(first);
+    let waited = second.block_on(async { tokio::time::timeout(20 * SECOND, waiting).await });
+    let waited = waited.expect("not for ever").expect("no panic");
+    assert!(waited.is_err_and(|error| error.is_timeout()));
+    // And one who comes afterwards.
+    let waited = second.block_on(pool.acquire());
+    assert!(waited.is_err_and(|error| error.is_timeout()));
+    assert_eq!(pool.metrics().waiting, 0);
+    drop(lease);
+}

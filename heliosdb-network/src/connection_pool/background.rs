@@ -1,5 +1,6 @@
 //! What a pool does unasked. Every task holds a weak pointer to it, and ends with it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,11 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     pub(super) fn start_expiration_task(&self) {
         let (this, gone, interval) = (self.this.clone(), Arc::clone(&self.gone), self.interval());
         let waited_for = Arc::clone(&self.waited_for);
+        self.is_watching.store(true, Ordering::Release);
+        // Not in the task alone: it may be dropped before it runs.
+        let watch = Watch(this.clone());
         tokio::spawn(async move {
-            let _watch = Watch(this.clone());
+            let _watch = watch;
             let mut round_at = now().checked_add(interval);
             let mut wake_at = round_at;
             while let Some(pool) = wait(&this, &gone, &waited_for, wake_at).await {
@@ -124,6 +128,7 @@ struct Watch<C: Connector>(Weak<EnhancedConnectionPool<C>>);
 impl<C: Connector> Drop for Watch<C> {
     fn drop(&mut self) {
         if let Some(pool) = self.0.upgrade() {
+            pool.is_watching.store(false, Ordering::Release);
             pool.exchange.unwatch();
         }
     }

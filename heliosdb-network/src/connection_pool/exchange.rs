@@ -354,9 +354,13 @@ impl<T> Exchange<T> {
         next
     }
 
-    /// Nobody calls [`expire`](Self::expire) any more.
+    /// Nobody calls [`expire`](Self::expire) any more: wakes all who wait, so that they look after themselves.
     pub(super) fn unwatch(&self) {
-        self.state.lock().is_watched = false;
+        let mut state = self.state.lock();
+        state.is_watched = false;
+        let wakers = state.line.take_wakers();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Takes an idle connection, if it was heard of lately: else `None`, and it stays.
@@ -1042,6 +1046,18 @@ impl<T> Line<T> {
             wakers.push(self.serve(at, with()));
         }
         wakers
+    }
+
+    /// Of all who wait.
+    fn take_wakers(&mut self) -> Vec<Waker> {
+        let wakers = self
+            .places
+            .iter_mut()
+            .filter_map(|(_, place)| match &mut place.served {
+                Served::NotYet(waker) => waker.take(),
+                Served::With(_) => None,
+            });
+        wakers.collect()
     }
 
     fn unlink(&mut self, at: usize) {
