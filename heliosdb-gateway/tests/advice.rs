@@ -42,7 +42,7 @@ async fn a_pool_that_is_too_large_shrinks_where_advice_is_followed() {
             .await
             .expect("served, whatever the size");
         served += 1;
-        if served % 50 == 0 {
+        if served.is_multiple_of(50) {
             let rows = advice(&stack).await;
             if let Some(row) = rows.first()
                 && row["size"] != "20"
