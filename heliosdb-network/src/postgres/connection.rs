@@ -28,6 +28,8 @@ pub struct PgConnection {
     transaction_status: u8,
     /// True while an answer is owed: where its reading is cut short, what comes next would be taken for another's.
     owed: bool,
+    /// Something was run since this was last set to false.
+    pub(super) is_used: bool,
 }
 
 /// The answer to one statement of a simple query.
@@ -80,6 +82,7 @@ impl PgConnection {
             parameters: Vec::new(),
             transaction_status: b'I',
             owed: false,
+            is_used: false,
         };
         let mut out = BytesMut::new();
         let who = [("user", &target.user), ("database", &target.database)];
@@ -189,6 +192,7 @@ impl PgConnection {
             ));
         }
         self.owed = true;
+        self.is_used = true;
         let mut out = BytesMut::new();
         message::put_query(&mut out, sql);
         self.send(&out).await?;
@@ -248,11 +252,16 @@ impl PgConnection {
         self.simple_query("").await.map(|_| ())
     }
 
+    /// True if an answer was not read to its end, and the connection is of no more use.
+    pub(super) fn owes(&self) -> bool {
+        self.owed || !self.buffer.is_empty()
+    }
+
     /// A look at the socket without waiting: false if the server closed it or sent something unasked, as far as the
     /// runtime has heard of it, or if an answer is still owed. A connection found not alive is to be dropped: the look
     /// may have consumed a byte.
     pub fn is_alive(&mut self) -> bool {
-        if self.owed || !self.buffer.is_empty() {
+        if self.owes() {
             return false;
         }
         let mut byte = [0];

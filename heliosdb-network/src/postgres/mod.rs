@@ -1,10 +1,11 @@
 //! PostgreSQL's protocol, version 3: messages, the first packet of a client, and connections to a server.
 //!
-//! [`frame`], [`message`], [`parse`] and [`startup`] are pure: bytes in, bytes out. Only [`PgConnection`] and
-//! [`cancel`] touch a socket. TLS to a server and channel binding are not available yet.
+//! [`frame`], [`message`], [`parse`] and [`startup`] are pure: bytes in, bytes out. Only [`PgConnection`], with
+//! [`PgConnector`] that makes a pool of them, and [`cancel`] touch a socket. TLS to a server and channel binding are not available yet.
 
 mod auth;
 mod connection;
+mod connector;
 mod error_fields;
 pub mod frame;
 pub mod message;
@@ -14,6 +15,7 @@ mod stream;
 mod target;
 
 pub use connection::{PgConnection, QueryResult, cancel};
+pub use connector::PgConnector;
 pub use error_fields::ErrorFields;
 pub use stream::Stream;
 pub use target::{Host, PgTarget};
