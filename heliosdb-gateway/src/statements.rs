@@ -21,7 +21,7 @@ thread_local! {
 }
 
 /// Texts that a thread knows at the most; then it forgets all of them.
-const KNOWN_MAX: usize = 4096;
+const KNOWN_MAX: usize = 2048;
 
 impl Statements {
     /// Where a text is counted.

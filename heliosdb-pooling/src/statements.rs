@@ -81,7 +81,9 @@ impl StatementHandle {
 
     /// It was executed, and took so long.
     pub fn record_execution(&self, took: Duration) {
-        self.0.times.lock().record(took.as_secs_f64() * 1000.0);
+        if !self.is_forgotten() {
+            self.0.times.lock().record(took.as_secs_f64() * 1000.0);
+        }
     }
 
     /// The statement made room for others: what is recorded here is not shown any more. Ask for a new handle.
@@ -103,7 +105,9 @@ impl Counts {
         }
     }
 
+    /// Gives up all but a few bytes, for handles may be kept for long.
     pub(crate) fn forget(&self) {
         self.is_forgotten.store(true, Ordering::Relaxed);
+        *self.times.lock() = Times::default();
     }
 }
