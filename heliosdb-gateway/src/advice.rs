@@ -66,7 +66,7 @@ impl PoolAdvisor {
     }
 
     /// Draws what there is from what the pool saw since the last time.
-    fn observe(&self, seen: PoolWindow) -> Option<Recommendation> {
+    fn observe(&self, seen: PoolWindow, size: usize) -> Option<Recommendation> {
         let executions = self.executions.swap(0, Ordering::Relaxed);
         let us = self.execution_us.swap(0, Ordering::Relaxed);
         let mut window = Window::of(seen.length);
@@ -76,6 +76,7 @@ impl PoolAdvisor {
         window.latency = Duration::from_micros(us / executions.max(1));
         window.in_use_max = seen.active_max;
         let mut state = self.state.lock();
+        state.advisor.set_size(size);
         let recommendation = state.advisor.observe(&window)?;
         state.last = Some((seen, recommendation));
         Some(recommendation)
@@ -102,7 +103,8 @@ pub(crate) fn look(gateway: &Gateway) {
     }
     for pool in gateway.upstream.pools() {
         let seen = pool.connections.take_window();
-        if let Some(recommendation) = pool.advisor.observe(seen)
+        let size = pool.connections.metrics().max;
+        if let Some(recommendation) = pool.advisor.observe(seen, size)
             && advice == PoolAdvice::Auto
             && !pool.embedded
         {

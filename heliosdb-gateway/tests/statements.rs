@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use support::Stack;
+use support::raw::{step, sync};
 use tokio_postgres::SimpleQueryMessage;
 
 type Row = BTreeMap<String, String>;
@@ -52,6 +53,12 @@ async fn statements_are_counted_without_their_values() {
                 .expect("a row");
         }
     }
+    // Three in one go: the time of each is not known, but each is a call.
+    let mut wire = stack.wire();
+    for _ in 0..3 {
+        let steps = [1, 2, 3].map(|id| step(&format!("SELECT id + 1 FROM shelf WHERE id < {id}")));
+        wire.ask(&[steps.concat(), sync()]);
+    }
     for _ in 0..2 {
         let volatile = "SELECT title, random() FROM shelf";
         client.simple_query(volatile).await.expect("rows");
@@ -83,6 +90,7 @@ async fn statements_are_counted_without_their_values() {
         assert_eq!(count(statement, "hits"), 4.0, "{known:#?}");
         assert!(count(statement, "mean_ms") > 0.0);
     }
+    assert_eq!(count("select id + ? from shelf where id < ?", "calls"), 9.0);
     assert_eq!(count("insert into shelf values (?, ?)", "calls"), 3.0);
     let random = "select title, random() from shelf";
     assert_eq!(count(random, "hits"), 0.0);

@@ -81,6 +81,8 @@ pub enum Reason {
     ServerSlows,
     /// The goal's bounds.
     Bounds,
+    /// All connections are always in use, which says nothing of another size: one after the other is tried.
+    Saturated,
 }
 
 impl fmt::Display for Reason {
@@ -89,6 +91,7 @@ impl fmt::Display for Reason {
             Self::Load => "what the load needs",
             Self::ServerSlows => "more would slow the server down",
             Self::Bounds => "the bounds",
+            Self::Saturated => "all are in use: other sizes are tried",
         })
     }
 }
@@ -113,8 +116,8 @@ pub struct Recommendation {
 /// latency (after Gradient2 of Netflix' concurrency-limits, with less tolerance: a pool can wait, a crowded server only
 /// gets slower). As long as statements take no longer than they usually do, the limit grows by a tenth; otherwise it
 /// falls in proportion. Where all connections are in use all the time neither says anything: then a smaller or larger size
-/// is tried, and gone on with if it gets more done. The size moves by a tenth at most, and only after several windows have pointed in the same
-/// direction.
+/// is tried, and gone on with if it gets more done. The size moves by a tenth at most, and only after several windows have
+/// pointed in the same direction.
 ///
 /// ```
 /// use std::time::Duration;
@@ -192,10 +195,9 @@ impl Advisor {
         }
     }
 
-    /// The pool was given this size by another hand.
+    /// The size that the pool has, where that may not be what was advised. To be told before each window then.
     pub fn set_size(&mut self, size: usize) {
         self.size = size.max(1);
-        self.streak = 0;
     }
 
     /// What a window says. `None` if nothing was acquired in it, or its figures make no sense.
@@ -233,7 +235,7 @@ impl Advisor {
             return Some(Recommendation {
                 size: self.size,
                 target: self.size,
-                reason: Reason::ServerSlows,
+                reason: Reason::Saturated,
                 load,
             });
         }
@@ -393,20 +395,39 @@ mod tests {
     }
 
     #[test]
+    fn advice_that_nobody_follows_is_repeated_and_goes_no_further() {
+        let mut advisor = Advisor::new(Goal::default(), 20);
+        let mut last = None;
+        for _ in 0..50 {
+            advisor.set_size(20);
+            last = advisor.observe(&window(1000, 4, 4, 6));
+        }
+        let last = last.expect("a load");
+        // Six in use at times would be all of the pool that was advised, but not of the one there is.
+        assert_eq!((last.size, last.reason), (18, Reason::Load), "{last:?}");
+        assert!(last.target < 10, "{last:?}");
+    }
+
+    #[test]
     fn a_server_that_slows_down_is_not_given_more() {
         let mut advisor = Advisor::new(Goal::default(), 20);
+        let mut before = 0;
         for _ in 0..30 {
-            advisor.observe(&window(4000, 4, 4, 20));
+            let advised = advisor.observe(&window(4000, 4, 4, 20));
+            before = advised.expect("a load").size;
         }
         // The load seems to need more and more, for everything takes longer.
         let mut last = None;
-        for _ in 0..30 {
-            last = advisor.observe(&window(4000, 20, 20, 15));
+        for _ in 0..8 {
+            last = advisor.observe(&window(4000, 20, 20, 12));
         }
         let last = last.expect("a load");
-        assert!(last.size < 20, "{last:?}");
+        assert!(
+            last.size < before && last.target < before,
+            "{before} {last:?}"
+        );
         assert_eq!(last.reason, Reason::ServerSlows);
-        assert!(last.load.size > 20);
+        assert!(last.load.size > before);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) struct Counts {
     hits: AtomicU64,
     misses: AtomicU64,
     refused: AtomicU64,
+    executed: AtomicU64,
     /// Why it was refused last.
     refusal: Mutex<Option<&'static str>>,
     pub(crate) times: Mutex<Times>,
@@ -40,7 +41,9 @@ pub struct StatementStats {
     pub refused: u64,
     /// Why it was not considered the last time.
     pub refusal: Option<&'static str>,
-    /// Its executions.
+    /// Times that it was sent to the server.
+    pub executed: u64,
+    /// Those executions whose time is known: of several statements in one go it is not.
     pub latency: Latency,
 }
 
@@ -48,10 +51,10 @@ impl StatementStats {
     /// Times that it was asked for: executed, or answered from a cache.
     #[must_use]
     pub fn calls(&self) -> u64 {
-        self.hits + self.latency.count
+        self.hits + self.executed
     }
 
-    /// All its executions together, in milliseconds.
+    /// All its executions together whose time is known, in milliseconds.
     #[must_use]
     pub fn total_ms(&self) -> f64 {
         self.latency.mean_ms * self.latency.count as f64
@@ -79,8 +82,13 @@ impl StatementHandle {
         *self.0.refusal.lock() = Some(reason);
     }
 
+    /// It is sent to the server.
+    pub fn record_execution(&self) {
+        self.0.executed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// It was executed, and took so long.
-    pub fn record_execution(&self, took: Duration) {
+    pub fn record_time(&self, took: Duration) {
         if !self.is_forgotten() {
             self.0.times.lock().record(took.as_secs_f64() * 1000.0);
         }
@@ -100,6 +108,7 @@ impl Counts {
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
+            executed: self.executed.load(Ordering::Relaxed),
             refusal: *self.refusal.lock(),
             latency: self.times.lock().summary(),
         }

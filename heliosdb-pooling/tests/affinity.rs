@@ -79,11 +79,13 @@ fn what_becomes_of_statements_is_counted_until_they_make_room() {
         optimizer.statement(fingerprint(2)),
     );
     first.record_miss();
-    first.record_execution(Duration::from_millis(4));
+    first.record_execution();
+    first.record_time(Duration::from_millis(4));
     first.record_hit();
     first.record_hit();
     second.record_refusal("volatile");
-    second.record_execution(Duration::from_millis(90));
+    second.record_execution();
+    second.record_time(Duration::from_millis(90));
     // Another handle counts in the same place.
     optimizer.statement(fingerprint(1)).record_hit();
     let statements = optimizer.statements();

@@ -118,6 +118,7 @@ impl Session {
     /// A statement is on its way to the server.
     fn begin_statement(&mut self, text: &str, class: &Class) {
         let statement = self.gateway.statements.of(text);
+        statement.record_execution();
         if self.gateway.cache_enabled() {
             // Nobody has asked whether it is for the cache.
             if self.status != b'I' {

@@ -142,7 +142,7 @@ impl Session {
         link.lease.pg.set_transaction_status(status);
         if let Running::One(statement, since) = std::mem::take(&mut self.running) {
             let took = since.elapsed();
-            statement.record_execution(took);
+            statement.record_time(took);
             self.pool.advisor.record_execution(took);
         }
         if let Some(capture) = self.capture.take()
