@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::Deref;
+use std::time::Duration;
 
 use bytes::Bytes;
 use triomphe::ThinArc;
@@ -11,7 +12,7 @@ use crate::clock::{Moment, Tick};
 use crate::lifetime::Times;
 use crate::sync::{CountU32, Ordering};
 use crate::types::{HashedStr, KeyRef};
-use crate::version::DependenciesRef;
+use crate::version::{DependenciesRef, SlotId};
 
 /// An answer with its key and all that is known of it. Cloning copies a pointer.
 ///
@@ -256,6 +257,20 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// What it depends on; nothing if it is not of this cache.
+    pub fn slots(&self) -> impl Iterator<Item = SlotId> {
+        let slots = self.block().map(|block| block.dependencies().slots());
+        slots.into_iter().flatten()
+    }
+
+    /// How long ago it was computed, by the cache's clock; `None` if it is not of this cache.
+    pub(crate) fn age(&self, now: Moment) -> Option<Duration> {
+        let created = self.block()?.created();
+        Some(now.tick().since(created))
+    }
+}
+
 impl From<Block> for Answer {
     fn from(block: Block) -> Self {
         Self(Source::Block(block))
@@ -316,8 +331,6 @@ impl fmt::Debug for Answer {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::lifetime::Lifetime;
     use crate::version::VersionSlots;

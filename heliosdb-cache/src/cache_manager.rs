@@ -201,6 +201,12 @@ impl<B: StorageBackend> CacheManager<B> {
         self.shared.put(key, value, slots, milliseconds, lifetime)
     }
 
+    /// How long ago an answer of this cache was computed, in steps of ten milliseconds.
+    #[must_use]
+    pub fn age(&self, answer: &Answer) -> Duration {
+        answer.age(self.now()).unwrap_or_default()
+    }
+
     /// Looks an answer up.
     ///
     /// # Errors

@@ -212,6 +212,7 @@ mod curve;
 mod doorkeeper;
 mod error;
 mod eviction;
+mod feed;
 mod flights;
 mod lifetime;
 #[doc(hidden)]
@@ -240,6 +241,7 @@ pub use eviction::{
     AdaptivePolicy, CostAwarePolicy, EvictionPolicy, HybridPolicy, LFU_HALF_LIFE_SECONDS,
     LfuPolicy, LruPolicy, Ranking, SAMPLE,
 };
+pub use feed::{ChangeFeed, FEED_LEN, Gap};
 pub use flights::{Fill, Flight, Follower};
 pub use lifetime::Lifetime;
 pub use stampede_protection::{ComputeGuard, StampedeProtection};

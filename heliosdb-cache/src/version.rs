@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
+use crate::feed::ChangeFeed;
 use crate::sync::{AtomicU32, AtomicU64, CountU64, Ordering};
 
 /// The index of a slot.
@@ -98,7 +99,10 @@ impl SlotId {
         Self(u32::from_le_bytes(bytes))
     }
 
-    pub(crate) fn index(self) -> u32 {
+    /// Its number, less than two to the power of [`version_slot_bits`](crate::CacheConfig::version_slot_bits). Slot 0 is
+    /// everybody's: a change of it changes all.
+    #[must_use]
+    pub fn index(self) -> u32 {
         self.0
     }
 
@@ -112,6 +116,8 @@ pub struct VersionSlots {
     slots: Box<[Slot]>,
     invalidations: CountU64,
     positions: Positions,
+    /// There once somebody asked for it.
+    feed: OnceLock<ChangeFeed>,
 }
 
 struct Positions {
@@ -171,6 +177,7 @@ impl VersionSlots {
         Arc::new(Self {
             slots,
             invalidations: CountU64::new(0),
+            feed: OnceLock::new(),
             positions: Positions {
                 applied: CountU64::new(0),
                 followed: OnceLock::new(),
@@ -283,8 +290,21 @@ impl VersionSlots {
             slot.changed.fetch_max(changed, Ordering::SeqCst);
             slot.version.fetch_add(1, Ordering::SeqCst);
         }
+        self.note(slots);
         self.invalidations
             .fetch_add(slots.len() as u64, Ordering::Relaxed);
+    }
+
+    /// After what it is about, so that whoever reads the feed's position later finds the change made.
+    fn note(&self, slots: &[SlotId]) {
+        if let Some(feed) = self.feed.get() {
+            feed.note(slots);
+        }
+    }
+
+    /// The changes in their order. Noted from the first call on: make it before the slots are used.
+    pub fn feed(&self) -> &ChangeFeed {
+        self.feed.get_or_init(ChangeFeed::new)
     }
 
     /// From now on positions are those of `lineage`, which [`advance`](Self::advance) and
@@ -412,6 +432,7 @@ pub struct WriteIntent {
 impl WriteIntent {
     /// Marks more slots, before the statement that writes them is sent.
     pub fn extend(&mut self, slots: &[SlotId]) {
+        let marked = self.slots.len();
         for slot in slots {
             if !self.slots.contains(slot) {
                 self.versions.slots[slot.0 as usize]
@@ -420,6 +441,7 @@ impl WriteIntent {
                 self.slots.push(*slot);
             }
         }
+        self.versions.note(&self.slots[marked..]);
     }
 
     /// True if the slot is marked by this intent.

@@ -8,6 +8,7 @@
 //! * In `src/version.rs`, `Drop for WriteIntent`: move the call of `invalidate` behind the loop that takes the marks
 //!   away.
 //! * There, `is_current`: remove the line that looks at `pending`, or look at the version first.
+//! * There, `WriteIntent::extend`: note the slots before they are marked, or not at all.
 //! * Here, `World::fill`: swap the two lines, so that the versions are read after the database.
 #![cfg(loom)]
 
@@ -186,4 +187,33 @@ fn what_began_before_everything_was_invalidated_is_not_served_afterwards() {
         filler.join().expect("no panic");
         world.assert_not_older_than(1);
     });
+}
+
+/// An answer kept elsewhere with the feed's position from before it was found valid.
+#[test]
+fn an_answer_kept_elsewhere_is_named_by_the_feed_before_the_writer_is_acknowledged() {
+    loom::model(|| {
+        let world = World::new();
+        world.versions.feed();
+        world.fill();
+        let writer = spawn(&world, |world| world.write(1));
+        let as_of = world.versions.feed().position();
+        let kept = world.look_up();
+        // What else this client can know: a value that it saw in the database.
+        let seen = world.database.load(Ordering::Acquire);
+        let known = world.acknowledged.load(Ordering::Acquire).max(seen);
+        if kept.is_some_and(|kept| kept < known) {
+            assert!(is_named_behind(&world, as_of));
+        }
+        writer.join().expect("no panic");
+        if kept == Some(0) {
+            assert!(is_named_behind(&world, as_of));
+        }
+    });
+}
+
+fn is_named_behind(world: &World, as_of: u64) -> bool {
+    let mut changes = Vec::new();
+    let read = world.versions.feed().read(as_of, &mut changes);
+    read.is_err() || changes.contains(&world.slot)
 }
