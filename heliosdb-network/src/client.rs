@@ -1,98 +1,236 @@
 //! The asking end of HIDB.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+mod driver;
+mod reply;
+mod statement;
+mod target;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::connection_pool::{Connector, Disposition};
 use crate::error::{HeliosError, Result};
-use crate::protocol::{self, Frame, Hello, HidbMessage};
+use crate::postgres::ErrorFields;
+use crate::protocol::{self, Frame, Hello, HidbMessage, Login, Query, Welcome};
+use crate::stream::WireStream;
 
-/// One HIDB connection.
+use driver::{Collecting, Open, Shared};
+
+pub use driver::Push;
+pub use reply::{ColumnIndex, ColumnInfo, Reply, Row};
+pub use statement::{Param, Statement};
+pub use target::HidbTarget;
+
+/// One HIDB connection, shared by any number of requests at a time.
+///
+/// A task of its own reads and writes; it ends with this.
 #[derive(Debug)]
 pub struct HidbClient {
-    /// Why an asynchronous lock: one exchange at a time owns the wire across its awaits.
-    wire: Mutex<Wire>,
-    next_request: AtomicU64,
-    /// An exchange was cut short or went wrong: what comes next could be the answer to it.
-    broken: AtomicBool,
-    /// Messages sent less messages received. Anything but zero: what comes next belongs to an earlier holder.
-    unanswered: AtomicI64,
+    shared: Arc<Shared>,
+    driver: JoinHandle<()>,
+    welcome: Option<Welcome>,
+    /// As many requests may be open as the server allows.
+    open: Arc<Semaphore>,
+    answer_max: usize,
 }
 
-#[derive(Debug)]
-struct Wire {
-    stream: TcpStream,
-    /// Kept across cancelled reads, so that no byte is lost.
-    input: BytesMut,
+impl Drop for HidbClient {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
 /// Bound on a health check.
 const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl HidbClient {
-    /// Connects and exchanges greetings.
+    /// Connects and exchanges greetings. Without a login there is nothing to ask but pings: see [`open`](Self::open).
     ///
     /// # Errors
     /// [`HeliosError::Network`] if the peer can't be reached, [`HeliosError::Protocol`] if it speaks something else.
     pub async fn connect(addr: &str) -> Result<Self> {
-        let mut stream = TcpStream::connect(addr)
-            .await
-            .map_err(|error| HeliosError::Network(format!("cannot connect to {addr}: {error}")))?;
-        stream
-            .set_nodelay(true)
-            .map_err(HeliosError::io("cannot set TCP_NODELAY"))?;
-        stream
-            .write_all(&Hello::OURS.encode())
-            .await
-            .map_err(HeliosError::io("cannot send the greeting"))?;
-        let mut hello = [0; Hello::LEN];
-        stream
-            .read_exact(&mut hello)
-            .await
-            .map_err(HeliosError::io("cannot read the greeting"))?;
-        Hello::decode(hello)?;
-        Ok(Self {
-            wire: Mutex::new(Wire {
-                stream,
-                input: BytesMut::new(),
-            }),
-            next_request: AtomicU64::new(1),
-            broken: AtomicBool::new(false),
-            unanswered: AtomicI64::new(0),
+        let mut wire = Wire::greet(WireStream::Tcp(dial(addr).await?)).await?;
+        let input = std::mem::take(&mut wire.input);
+        Ok(Self::start(wire.stream, input, None, 0))
+    }
+
+    /// Connects, encrypts if the target says so, and logs in.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); [`HeliosError::Server`] if the login is refused; [`HeliosError::Network`] if it takes
+    /// longer than [`HidbTarget::connect_timeout`].
+    pub async fn open(target: &HidbTarget) -> Result<Self> {
+        let opening = timeout(target.connect_timeout, Self::log_in(target));
+        opening.await.unwrap_or_else(|_| {
+            let patience = target.connect_timeout;
+            Err(HeliosError::Network(format!(
+                "{target} did not answer within {patience:?}"
+            )))
         })
     }
 
-    /// Sends a message as a request of its own.
+    async fn log_in(target: &HidbTarget) -> Result<Self> {
+        let host = &target.host;
+        let addr = if host.contains(':') {
+            format!("[{host}]:{}", target.port)
+        } else {
+            format!("{host}:{}", target.port)
+        };
+        let stream = dial(&addr).await?;
+        let stream = match &target.tls {
+            None => WireStream::Tcp(stream),
+            Some(config) => {
+                let name = ServerName::try_from(host.clone()).map_err(|_| {
+                    HeliosError::Unsupported(format!("{host:?} is no name for a certificate"))
+                })?;
+                let connector = TlsConnector::from(Arc::clone(config));
+                let agreed = connector.connect(name, stream).await;
+                let stream = agreed.map_err(HeliosError::io("cannot agree on TLS"))?;
+                WireStream::Tls(Box::new(TlsStream::Client(stream)))
+            }
+        };
+        let mut wire = Wire::greet(stream).await?;
+        let welcome = wire.log_in(target).await?;
+        let input = std::mem::take(&mut wire.input);
+        Ok(Self::start(
+            wire.stream,
+            input,
+            Some(welcome),
+            target.answer_max,
+        ))
+    }
+
+    fn start(
+        stream: WireStream,
+        input: BytesMut,
+        welcome: Option<Welcome>,
+        answer_max: usize,
+    ) -> Self {
+        let shared = Shared::new();
+        let open = welcome
+            .as_ref()
+            .map_or(1, |welcome| welcome.open_max.max(1));
+        Self {
+            driver: tokio::spawn(driver::drive(Arc::clone(&shared), stream, input)),
+            shared,
+            welcome,
+            open: Arc::new(Semaphore::new(open as usize)),
+            answer_max,
+        }
+    }
+
+    /// What the server said at the login; `None` without one.
+    #[must_use]
+    pub fn welcome(&self) -> Option<&Welcome> {
+        self.welcome.as_ref()
+    }
+
+    /// Asks a statement and waits for its answer.
     ///
     /// # Errors
-    /// [`HeliosError::Io`] if the socket fails, [`HeliosError::Protocol`] if the message is too long,
-    /// [`HeliosError::Network`] if the connection became unusable before.
+    /// [`HeliosError::Server`] with PostgreSQL's error if the statement fails, [`HeliosError::Network`] if the connection
+    /// ended before the answer, [`HeliosError::TooLarge`] if the answer is longer than [`HidbTarget::answer_max`],
+    /// [`HeliosError::Protocol`] if the statement is longer than a frame.
     ///
     /// # Cancel safety
-    /// A message half sent makes the connection unusable, and it says so from then on.
-    pub async fn send_message(&self, message: HidbMessage) -> Result<()> {
-        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let mut out = BytesMut::new();
-        protocol::encode(&Frame { request, message }, &mut out)?;
-        let mut wire = self.wire.lock().await;
-        if self.broken.swap(true, Ordering::AcqRel) {
-            return Err(HeliosError::Network(
-                "the connection is unusable since an exchange on it failed".to_owned(),
+    /// The server is asked to stop the statement; whether a write took effect is not known then. The connection goes on.
+    pub async fn query(&self, statement: impl Into<Statement>) -> Result<Reply> {
+        self.ask(statement.into().to_query()).await
+    }
+
+    /// As [`query`](Self::query), with the message as it is.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    ///
+    /// # Cancel safety
+    /// As [`query`](Self::query).
+    pub async fn ask(&self, query: Query) -> Result<Reply> {
+        if self.welcome.is_none() {
+            return Err(HeliosError::Unsupported(
+                "this connection has not logged in: open it with a user and a database".to_owned(),
             ));
         }
-        wire.send(&out).await?;
-        self.unanswered.fetch_add(1, Ordering::AcqRel);
-        self.broken.store(false, Ordering::Release);
+        let permit = Arc::clone(&self.open).acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
+        let (done, answered) = oneshot::channel();
+        if query.session != 0 {
+            self.shared.state.lock().sessions.insert(query.session);
+        }
+        let collecting = Open::Query(Collecting {
+            parts: BytesMut::new(),
+            answer_max: self.answer_max,
+            done,
+            permit,
+        });
+        let request = self
+            .shared
+            .send(HidbMessage::Query(query), Some(collecting))?;
+        let mut asked = Asked {
+            shared: &self.shared,
+            request: Some(request),
+        };
+        let answer = answered.await;
+        asked.request = None;
+        answer.unwrap_or_else(|_| Err(HeliosError::Network("the connection was closed".to_owned())))
+    }
+
+    /// Closes a session: what it left open is rolled back. Its number may be used again.
+    ///
+    /// # Errors
+    /// [`HeliosError::Network`] if the connection has ended.
+    pub fn close_session(&self, session: u32) -> Result<()> {
+        let is_open = self.shared.state.lock().sessions.remove(&session);
+        if is_open {
+            self.shared.send(HidbMessage::CloseSession(session), None)?;
+        }
         Ok(())
     }
 
-    /// Receives the next message, whatever it answers.
+    /// Has `subscriber` told of all changes from now on, in order with the answers that come on this connection: what an
+    /// answer shows of writes, the subscriber was told before. It is called by the task that reads, and must not block or
+    /// ask anything of this client.
+    ///
+    /// # Errors
+    /// [`HeliosError::Network`] if the connection has ended.
+    pub fn subscribe(&self, subscriber: impl FnMut(Push) + Send + 'static) -> Result<()> {
+        self.shared.state.lock().subscriber = Some(Box::new(subscriber));
+        self.shared.send(HidbMessage::Subscribe, None).map(|_| ())
+    }
+
+    /// False once the connection takes no more requests.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.shared.is_usable()
+    }
+
+    /// Sends a message as a request of its own, whose answer [`receive_message`](Self::receive_message) returns.
+    ///
+    /// # Errors
+    /// [`HeliosError::Protocol`] if the message is too long, [`HeliosError::Network`] if the connection became unusable
+    /// before.
+    #[expect(clippy::unused_async, reason = "the name and form are promised")]
+    pub async fn send_message(&self, message: HidbMessage) -> Result<()> {
+        let is_answered = matches!(
+            message,
+            HidbMessage::Ping | HidbMessage::Query(_) | HidbMessage::Login(_)
+        );
+        self.shared
+            .send(message, is_answered.then_some(Open::Raw))
+            .map(|_| ())
+    }
+
+    /// Receives the next answer to what was sent by [`send_message`](Self::send_message).
     ///
     /// # Errors
     /// [`HeliosError::Network`] if the peer closed, [`HeliosError::Protocol`] if it sent what is no message. The
@@ -101,16 +239,13 @@ impl HidbClient {
     /// # Cancel safety
     /// Nothing is lost: the next call goes on where this one stopped.
     pub async fn receive_message(&self) -> Result<HidbMessage> {
-        let mut wire = self.wire.lock().await;
-        match wire.receive().await {
-            Ok(frame) => {
-                self.unanswered.fetch_sub(1, Ordering::AcqRel);
-                Ok(frame.message)
+        loop {
+            let mut arrived = std::pin::pin!(self.shared.arrived.notified());
+            arrived.as_mut().enable();
+            if let Some(claimed) = self.shared.claim() {
+                return claimed;
             }
-            Err(error) => {
-                self.broken.store(true, Ordering::Release);
-                Err(error)
-            }
+            arrived.await;
         }
     }
 
@@ -125,48 +260,162 @@ impl HidbClient {
     /// Sends a ping and waits for the pong that belongs to it.
     ///
     /// # Errors
-    /// [`HeliosError::Network`] if the next message is anything else. The connection is unusable then: what comes is
-    /// the answer to something that nobody waits for any more.
+    /// [`HeliosError::Network`] if something else comes, or nothing more. The connection takes no more requests then.
     ///
     /// # Cancel safety
-    /// Cut short, it leaves a pong on its way that a later ping must not take for its own: the connection is unusable.
+    /// Cut short, the connection takes no more requests: a peer that owes a pong is not well.
     pub async fn send_ping_pong(&self) -> Result<()> {
-        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
-        let message = HidbMessage::Ping;
-        let mut out = BytesMut::new();
-        protocol::encode(&Frame { request, message }, &mut out)?;
-        let mut wire = self.wire.lock().await;
-        if self.broken.swap(true, Ordering::AcqRel) {
-            return Err(HeliosError::Network("Health check failed".to_owned()));
-        }
-        wire.send(&out).await?;
-        match wire.receive().await {
-            Ok(Frame {
-                request: answered,
-                message: HidbMessage::Pong,
-            }) if answered == request => {
-                self.broken.store(false, Ordering::Release);
+        let failed = || HeliosError::Network("Health check failed".to_owned());
+        let (done, answered) = oneshot::channel();
+        self.shared
+            .send(HidbMessage::Ping, Some(Open::Ping(done)))
+            .map_err(|_| failed())?;
+        let mut pinged = Pinged {
+            shared: &self.shared,
+            is_answered: false,
+        };
+        match answered.await {
+            Ok(Ok(())) => {
+                pinged.is_answered = true;
                 Ok(())
             }
-            _ => Err(HeliosError::Network("Health check failed".to_owned())),
+            Ok(Err(_)) | Err(_) => Err(failed()),
         }
-    }
-
-    fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire) || self.unanswered.load(Ordering::Acquire) != 0
     }
 }
 
+/// A request that somebody waits for.
+struct Asked<'a> {
+    shared: &'a Shared,
+    request: Option<u64>,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if let Some(request) = self.request {
+            self.shared.abandon(request);
+        }
+    }
+}
+
+struct Pinged<'a> {
+    shared: &'a Shared,
+    is_answered: bool,
+}
+
+impl Drop for Pinged<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.shared.set_broken();
+        }
+    }
+}
+
+async fn dial(addr: &str) -> Result<TcpStream> {
+    let stream = TcpStream::connect(addr)
+        .await
+        .map_err(|error| HeliosError::Network(format!("cannot connect to {addr}: {error}")))?;
+    stream
+        .set_nodelay(true)
+        .map_err(HeliosError::io("cannot set TCP_NODELAY"))?;
+    Ok(stream)
+}
+
+/// A connection before the login is over: one message at a time.
+struct Wire {
+    stream: WireStream,
+    input: BytesMut,
+}
+
 impl Wire {
-    async fn send(&mut self, out: &[u8]) -> Result<()> {
-        let sent = self.stream.write_all(out).await;
-        sent.map_err(HeliosError::io("cannot write to the peer"))
+    async fn greet(mut stream: WireStream) -> Result<Self> {
+        let greeting = async {
+            stream.write_all(&Hello::OURS.encode()).await?;
+            stream.flush().await
+        };
+        let greeted = greeting.await;
+        greeted.map_err(HeliosError::io("cannot send the greeting"))?;
+        let mut hello = [0; Hello::LEN];
+        let read = stream.read_exact(&mut hello).await;
+        read.map_err(HeliosError::io("cannot read the greeting"))?;
+        Hello::decode(hello)?;
+        Ok(Self {
+            stream,
+            input: BytesMut::new(),
+        })
     }
 
-    async fn receive(&mut self) -> Result<Frame> {
+    async fn log_in(&mut self, target: &HidbTarget) -> Result<Welcome> {
+        let password = target.password.as_deref();
+        let mut scram = password
+            .map(|password| ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported()));
+        let first = scram.as_ref().map(|scram| scram.message().to_vec());
+        self.send(HidbMessage::Login(Login {
+            user: target.user.clone(),
+            database: target.database.clone(),
+            settings: target.settings.clone(),
+            scram: first.unwrap_or_default().into(),
+        }))
+        .await?;
+        let wrong =
+            |error: std::io::Error| HeliosError::Protocol(format!("SCRAM authentication: {error}"));
+        let mut is_proven = false;
+        let mut was_asked = false;
+        loop {
+            match self.receive().await? {
+                // Who could not finish SCRAM does not know the password: it is not the server that is meant.
+                HidbMessage::Welcome(welcome) if is_proven || !was_asked => return Ok(welcome),
+                HidbMessage::Failed(body) => {
+                    return Err(HeliosError::Server(Box::new(ErrorFields::parse(body))));
+                }
+                HidbMessage::Goodbye(why) => {
+                    return Err(HeliosError::Unsupported(format!("the server said: {why}")));
+                }
+                HidbMessage::Sasl(message) if !is_proven => {
+                    let scram = scram.as_mut().ok_or_else(|| {
+                        HeliosError::Protocol("an answer to SCRAM that was not begun".to_owned())
+                    })?;
+                    if was_asked {
+                        scram.finish(&message).map_err(wrong)?;
+                        is_proven = true;
+                    } else {
+                        scram.update(&message).map_err(wrong)?;
+                        was_asked = true;
+                        let proof = scram.message().to_vec();
+                        self.send(HidbMessage::Sasl(proof.into())).await?;
+                    }
+                }
+                _ => {
+                    return Err(HeliosError::Protocol(
+                        "an unexpected message during the login".to_owned(),
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, message: HidbMessage) -> Result<()> {
+        let mut out = BytesMut::new();
+        protocol::encode(
+            &Frame {
+                request: 0,
+                message,
+            },
+            &mut out,
+        )?;
+        let write = async {
+            self.stream.write_all(&out).await?;
+            self.stream.flush().await
+        };
+        write
+            .await
+            .map_err(HeliosError::io("cannot write to the peer"))
+    }
+
+    async fn receive(&mut self) -> Result<HidbMessage> {
         loop {
             if let Some(frame) = protocol::decode(&mut self.input)? {
-                return Ok(frame);
+                return Ok(frame.message);
             }
             let read = self.stream.read_buf(&mut self.input).await;
             if read.map_err(HeliosError::io("cannot read from the peer"))? == 0 {
@@ -185,7 +434,7 @@ pub struct HidbConnector {
 }
 
 impl HidbConnector {
-    /// Connections to `addr`, a host and a port.
+    /// Connections to `addr`: a `hidb://` URL ([`HidbTarget::from_url`]), or a host and a port, where nobody logs in.
     #[must_use]
     pub fn new(addr: String) -> Self {
         Self { addr }
@@ -196,7 +445,11 @@ impl Connector for HidbConnector {
     type Connection = HidbClient;
 
     async fn connect(&self) -> Result<HidbClient> {
-        HidbClient::connect(&self.addr).await
+        if self.addr.contains("://") {
+            HidbClient::open(&HidbTarget::from_url(&self.addr)?).await
+        } else {
+            HidbClient::connect(&self.addr).await
+        }
     }
 
     async fn check(&self, connection: &mut HidbClient) -> Result<()> {
@@ -204,29 +457,40 @@ impl Connector for HidbConnector {
     }
 
     async fn reset(&self, connection: &mut HidbClient) -> Result<()> {
-        // There is no session state yet.
+        let sessions: Vec<_> = connection
+            .shared
+            .state
+            .lock()
+            .sessions
+            .iter()
+            .copied()
+            .collect();
+        for session in sessions {
+            connection.close_session(session)?;
+        }
         connection.send_ping_pong().await
     }
 
     async fn close(&self, mut connection: HidbClient) {
-        let _ = connection.wire.get_mut().stream.shutdown().await;
+        connection.driver.abort();
+        let _ = (&mut connection.driver).await;
     }
 
     fn disposition(&self, connection: &HidbClient) -> Disposition {
-        if connection.is_broken() {
+        let state = connection.shared.state.lock();
+        let is_owed = state.unanswered != 0 || state.subscriber.is_some();
+        let has_sessions = !state.sessions.is_empty();
+        drop(state);
+        if is_owed || !connection.is_usable() {
             Disposition::Broken
+        } else if has_sessions {
+            Disposition::Dirty
         } else {
             Disposition::Clean
         }
     }
 
     fn is_alive(&self, connection: &mut HidbClient) -> bool {
-        let wire = connection.wire.get_mut();
-        let mut byte = [0];
-        let quiet = matches!(
-            wire.stream.try_read(&mut byte),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock
-        );
-        quiet && wire.input.is_empty() && !*connection.broken.get_mut()
+        connection.is_usable() && connection.shared.state.lock().unclaimed.is_empty()
     }
 }

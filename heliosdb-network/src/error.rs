@@ -29,6 +29,12 @@ pub enum HeliosError {
     /// The PostgreSQL server refused with an ErrorResponse.
     #[error("{0}")]
     Server(Box<ErrorFields>),
+    /// An answer is longer than this end takes, in bytes.
+    #[error("the answer is longer than {limit} bytes")]
+    TooLarge {
+        /// As many bytes would do.
+        limit: usize,
+    },
     /// The peer asks for something this end can't do (an authentication method, a missing password).
     #[error("{0}")]
     Unsupported(String),
@@ -52,7 +58,7 @@ impl HeliosError {
                 )
             }
             Self::Unsupported(_) | Self::Protocol(_) => true,
-            Self::Network(_) | Self::Io { .. } => false,
+            Self::Network(_) | Self::Io { .. } | Self::TooLarge { .. } => false,
         }
     }
 }

@@ -25,11 +25,15 @@ pub mod connection_pool;
 pub mod error;
 pub mod postgres;
 pub mod protocol;
+pub mod scram;
 pub mod server;
+mod stream;
+pub mod tls;
 
-pub use client::HidbClient;
+pub use client::{HidbClient, HidbTarget, Param, Reply, Statement};
 pub use connection_pool::{
     AcquireError, ConnectionPoolConfig, EnhancedConnectionPool, Lease, PoolMetrics,
 };
 pub use error::{HeliosError, Result};
 pub use protocol::HidbMessage;
+pub use stream::WireStream;
