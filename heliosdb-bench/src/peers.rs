@@ -265,6 +265,8 @@ fn configure(
                 &format!("127.0.0.1:{port}"),
                 "--http",
                 "off",
+                "--hidb",
+                "off",
                 "--log",
                 "warn",
             ]);

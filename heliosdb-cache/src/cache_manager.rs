@@ -155,6 +155,13 @@ impl<B: StorageBackend> CacheManager<B> {
         self.shared.find(key)
     }
 
+    /// The answer that [`lookup`](Self::lookup) would return now, if its time is not nearly over. Not counted as a use, nor
+    /// as a miss.
+    #[must_use]
+    pub fn peek(&self, key: &KeyRef<'_>) -> Option<Answer> {
+        self.shared.storage.peek(key, self.shared.is_current())
+    }
+
     /// Begins the computation of an answer that depends on `slots`, or joins the one under way.
     ///
     /// The versions of the slots are read here: the caller must not have asked the database before. A computation

@@ -158,6 +158,15 @@ struct Options {
     /// Address for /metrics and /health, or "off" [default: 127.0.0.1:6480]
     #[arg(long, value_name = "ADDRESS", env = "HELIOS_HTTP", value_parser = parse_http_flag)]
     http: Option<Http>,
+    /// Address for HIDB clients, or "off"; may be repeated [default: 127.0.0.1:6433]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "HELIOS_HIDB",
+        value_delimiter = ',',
+        value_parser = parse_http_flag
+    )]
+    hidb: Vec<Http>,
     /// What is logged: error, warn, info, debug, trace, or a filter [default: info]
     #[arg(long, value_name = "LEVEL", env = "HELIOS_LOG")]
     log: Option<String>,
@@ -187,6 +196,13 @@ fn load(options: &Options, default_file: &Path) -> Result<Config, ConfigError> {
     }
     if let Some(Http(http)) = options.http {
         config.http = http;
+    }
+    if !options.hidb.is_empty() {
+        config.hidb.listen = options
+            .hidb
+            .iter()
+            .filter_map(|Http(address)| *address)
+            .collect();
     }
     if let Some(level) = &options.log {
         config.log.level.clone_from(level);
@@ -241,9 +257,11 @@ mod tests {
             "127.0.0.1:2",
             "--http",
             "off",
+            "--hidb",
+            "off",
         ]);
         let config = load(&options, Path::new("/nonexistent")).expect("valid");
-        assert_eq!(config.listen.len(), 2);
+        assert_eq!((config.listen.len(), config.hidb.listen.len()), (2, 0));
         assert_eq!(config.http, None);
     }
 
@@ -306,10 +324,12 @@ mod tests {
             .expect("a command")
             .render_long_help()
             .to_string();
-        for flag in ["config", "listen", "upstream", "data", "http", "log"] {
+        for flag in [
+            "config", "listen", "upstream", "data", "http", "hidb", "log",
+        ] {
             assert!(serve.contains(&format!("--{flag}")), "{serve}");
         }
-        for variable in ["LISTEN", "UPSTREAM", "DATA", "HTTP", "LOG"] {
+        for variable in ["LISTEN", "UPSTREAM", "DATA", "HTTP", "HIDB", "LOG"] {
             assert!(serve.contains(&format!("HELIOS_{variable}")), "{serve}");
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -50,6 +50,10 @@ pub(crate) struct ClientInfo {
     pub(crate) counters: Counters,
     activity: AtomicU8,
     pins: AtomicU32,
+    /// Settings are no longer those of the beginning.
+    has_settings: AtomicBool,
+    /// The next statement is not for the cache.
+    bypasses_cache: AtomicBool,
     signals: AtomicU8,
     waker: AtomicWaker,
     /// Where a cancel request goes while the session has a server connection.
@@ -177,6 +181,24 @@ impl ClientInfo {
         self.pins.load(Ordering::Relaxed)
     }
 
+    /// The session's settings changed.
+    pub(crate) fn note_settings(&self) {
+        self.has_settings.store(true, Ordering::Relaxed);
+    }
+
+    /// True if the session is in the state it began in, between transactions.
+    pub(crate) fn is_as_begun(&self, pins: u32) -> bool {
+        self.pins() == pins && !self.has_settings.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_bypasses_cache(&self, bypasses: bool) {
+        self.bypasses_cache.store(bypasses, Ordering::Relaxed);
+    }
+
+    pub(crate) fn bypasses_cache(&self) -> bool {
+        self.bypasses_cache.load(Ordering::Relaxed)
+    }
+
     /// From now on a cancel request goes to this server process.
     pub(crate) fn link(&self, key: Arc<ServerKey>) {
         self.server.lock().server = Some(key);
@@ -283,6 +305,8 @@ impl ClientRegistry {
             counters: Counters::default(),
             activity: AtomicU8::new(Activity::Idle as u8),
             pins: AtomicU32::new(0),
+            has_settings: AtomicBool::new(false),
+            bypasses_cache: AtomicBool::new(false),
             signals: AtomicU8::new(0),
             waker: AtomicWaker::new(),
             server: Mutex::default(),

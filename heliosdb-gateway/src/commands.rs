@@ -20,6 +20,7 @@ use crate::advice;
 use crate::cli::{self, Command};
 use crate::config::{Config, Eviction, PoolMode};
 use crate::gateway::Gateway;
+use crate::hidb;
 use crate::metrics;
 use crate::server::{self, Listeners};
 use crate::sql::{self, Catalog, NameScope};
@@ -136,6 +137,8 @@ impl Backend {
 async fn serve(source: cli::Source) -> anyhow::Result<()> {
     let config = source.config.clone();
     let listeners = Listeners::bind(&config.listen)?;
+    let hidb_door = hidb::door(&config.hidb)?;
+    let hidb_listeners = Listeners::bind(&config.hidb.listen)?;
     let http = match config.http {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
@@ -155,12 +158,19 @@ async fn serve(source: cli::Source) -> anyhow::Result<()> {
         &config,
         version.as_deref(),
         &listeners.addresses(),
+        &hidb_listeners.addresses(),
     )?;
 
     let (stop, stopping) = watch::channel(false);
     let serving = tokio::spawn(server::serve(
         Arc::clone(&gateway),
         listeners,
+        stopping.clone(),
+    ));
+    tokio::spawn(hidb::serve(
+        Arc::clone(&gateway),
+        hidb_door,
+        hidb_listeners,
         stopping.clone(),
     ));
     if let Some(listener) = http {
@@ -260,6 +270,7 @@ fn announce(
     config: &Config,
     version: Option<&str>,
     addresses: &[SocketAddr],
+    hidb_addresses: &[SocketAddr],
 ) -> std::io::Result<()> {
     let target = gateway.upstream.target();
     let version = version.map_or_else(
@@ -316,6 +327,9 @@ fn announce(
             out,
             "  metrics      http://{http}/metrics   health http://{http}/health"
         )?;
+    }
+    for address in hidb_addresses {
+        writeln!(out, "  HIDB         hidb://{address}")?;
     }
     for address in addresses {
         writeln!(out, "  listening on {address}")?;

@@ -44,6 +44,8 @@ pub struct Config {
     pub cache: CacheSection,
     /// Client connections.
     pub clients: ClientsConfig,
+    /// HIDB, HeliosDB's native protocol.
+    pub hidb: HidbConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -184,6 +186,50 @@ pub struct ClientsConfig {
     pub allow_remote_trust: bool,
 }
 
+/// What HIDB clients have to prove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum HidbAuth {
+    /// That they know the password of a user in `auth_file`.
+    #[serde(rename = "scram-sha-256")]
+    ScramSha256,
+    /// Nothing.
+    Trust,
+}
+
+/// Whether HIDB connections are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum HidbTls {
+    /// Those that begin so.
+    Allow,
+    /// None can be.
+    Off,
+    /// All; others are turned away.
+    Require,
+}
+
+/// HIDB, HeliosDB's native protocol.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct HidbConfig {
+    /// Addresses; none: nobody is served. Default `127.0.0.1:6433`.
+    pub listen: Vec<SocketAddr>,
+    /// What clients have to prove. Default `trust`.
+    pub auth: HidbAuth,
+    /// Users and their secrets, a line each: `"user" "SCRAM-SHA-256$..."` or `"user" "password"`. Needed by `auth`.
+    pub auth_file: Option<PathBuf>,
+    /// Whether connections are encrypted. Default `off`.
+    pub tls: HidbTls,
+    /// PEM file with the certificate and those that it rests on. Needed by `tls`.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file with its private key. Needed by `tls`.
+    pub tls_key: Option<PathBuf>,
+}
+
 /// What is logged.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -205,6 +251,7 @@ impl Default for Config {
             pool: PoolConfig::default(),
             cache: CacheSection::default(),
             clients: ClientsConfig::default(),
+            hidb: HidbConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -256,6 +303,19 @@ impl Default for ClientsConfig {
             login_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(30),
             allow_remote_trust: false,
+        }
+    }
+}
+
+impl Default for HidbConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 6433))],
+            auth: HidbAuth::Trust,
+            auth_file: None,
+            tls: HidbTls::Off,
+            tls_certificate: None,
+            tls_key: None,
         }
     }
 }

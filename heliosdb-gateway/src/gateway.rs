@@ -46,6 +46,8 @@ impl Gateway {
             "\u{1}",
             &NameScope::unknown(),
         ));
+        // Before anything is marked or stored.
+        cache.versions().feed();
         Arc::new(Self {
             cache_enabled: AtomicBool::new(config.cache.enabled),
             config: ArcSwap::from_pointee(config),

@@ -12,6 +12,7 @@ mod commands;
 pub mod config;
 mod error;
 mod gateway;
+mod hidb;
 mod invalidate;
 mod metrics;
 mod server;

@@ -29,6 +29,10 @@ impl Listeners {
         Ok(Self { listeners })
     }
 
+    pub(crate) fn into_inner(self) -> Vec<TcpListener> {
+        self.listeners
+    }
+
     /// The addresses in use, with the port chosen by the system where 0 was asked for.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners
@@ -97,7 +101,7 @@ async fn client(gateway: &Arc<Gateway>, stream: TcpStream, address: SocketAddr) 
     }
 }
 
-fn prepare_socket(stream: &TcpStream) -> std::io::Result<()> {
+pub(crate) fn prepare_socket(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 
 use crate::backend::shard::{Cause, Drawn, Dropped, Ranked, Shard, State, charge};
 use crate::backend::{Inserted, Lookup, PackedAnswer, StorageBackend, Usage};
-use crate::block::Block;
+use crate::block::{Answer, Block};
 use crate::clock::Clock;
 use crate::config::CacheConfig;
 use crate::error::Result;
@@ -383,6 +383,19 @@ impl StorageBackend for InMemoryBackend {
                 Lookup::Stale
             }
         }
+    }
+
+    fn peek(
+        &self,
+        key: &KeyRef<'_>,
+        is_current: impl Fn(DependenciesRef<'_>) -> bool,
+    ) -> Option<Answer> {
+        let state = self.shard(key.hash_value()).read();
+        let block = state.block(state.find(key)?).clone();
+        let age = state.age(&block, state.now());
+        drop(state);
+        let is_fit = age == Age::Fresh && is_current(block.dependencies());
+        is_fit.then(|| block.into())
     }
 
     fn insert(

@@ -53,6 +53,16 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// Looks an answer up and counts the use. An entry that may not be served any more is removed.
     fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> Lookup;
 
+    /// The answer that [`lookup`](Self::lookup) would serve, without anything being counted or removed. By default none.
+    fn peek(
+        &self,
+        key: &KeyRef<'_>,
+        is_current: impl Fn(DependenciesRef<'_>) -> bool,
+    ) -> Option<Answer> {
+        let _ = (key, is_current);
+        None
+    }
+
     /// Stores an answer in place of one with the same key, evicting others until there is room.
     fn insert(
         &self,

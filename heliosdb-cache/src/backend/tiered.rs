@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::backend::{InMemoryBackend, Inserted, Lookup, PackedAnswer, StorageBackend, Usage};
+use crate::block::Answer;
 use crate::config::CacheConfig;
 use crate::error::Result;
 use crate::types::{CacheEntry, KeyRef, QueryKey};
@@ -79,6 +80,14 @@ impl<F: StorageBackend, S: SecondTier> StorageBackend for TieredBackend<F, S> {
 
     fn lookup(&self, key: &KeyRef<'_>, is_current: impl Fn(DependenciesRef<'_>) -> bool) -> Lookup {
         self.first.lookup(key, is_current)
+    }
+
+    fn peek(
+        &self,
+        key: &KeyRef<'_>,
+        is_current: impl Fn(DependenciesRef<'_>) -> bool,
+    ) -> Option<Answer> {
+        self.first.peek(key, is_current)
     }
 
     fn insert(

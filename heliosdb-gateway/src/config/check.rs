@@ -1,10 +1,11 @@
 //! Refusing what can't work, before anything starts.
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 
 use heliosdb_network::postgres::PgTarget;
 
-use super::{Config, ConfigError, show};
+use super::{Config, ConfigError, HidbAuth, HidbTls, show};
 
 impl Config {
     /// Checks what reading a single value does not show.
@@ -18,6 +19,7 @@ impl Config {
         self.validate_pool()?;
         self.validate_cache()?;
         self.validate_clients()?;
+        self.validate_hidb()?;
         validate_level(&self.log.level)
     }
 
@@ -107,6 +109,40 @@ impl Config {
     fn validate_clients(&self) -> Result<(), ConfigError> {
         at_least_one("clients.max", self.clients.max)?;
         longer_than_zero("clients.login_timeout", self.clients.login_timeout)
+    }
+}
+
+impl Config {
+    fn validate_hidb(&self) -> Result<(), ConfigError> {
+        let hidb = &self.hidb;
+        let is_taken = |address: &SocketAddr| {
+            address.port() != 0 && (self.listen.contains(address) || self.http == Some(*address))
+        };
+        for (at, address) in hidb.listen.iter().enumerate() {
+            if is_taken(address) || address.port() != 0 && hidb.listen[..at].contains(address) {
+                return refuse("hidb.listen", address, "is named twice");
+            }
+            let is_open = !address.ip().is_loopback() && hidb.auth == HidbAuth::Trust;
+            if is_open && !self.clients.allow_remote_trust {
+                let reason = "others can reach this address. Set hidb.auth = \"scram-sha-256\", listen on 127.0.0.1, or \
+                              set clients.allow_remote_trust = true if the network keeps strangers out";
+                return refuse("hidb.listen", address, reason);
+            }
+        }
+        if hidb.auth == HidbAuth::ScramSha256 && hidb.auth_file.is_none() {
+            return refuse("hidb.auth", "scram-sha-256", "needs hidb.auth_file");
+        }
+        if hidb.tls != HidbTls::Off {
+            for (key, file) in [
+                ("hidb.tls_certificate", &hidb.tls_certificate),
+                ("hidb.tls_key", &hidb.tls_key),
+            ] {
+                if file.is_none() {
+                    return refuse(key, "\"\"", "is needed by hidb.tls");
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,13 +1,14 @@
 //! Printing a configuration, and what a reload changes of it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
 use super::{
-    CacheSection, ClientsConfig, Config, Eviction, Invalidation, LogConfig, PoolAdvice, PoolConfig,
-    PoolMode, UpstreamConfig,
+    CacheSection, ClientsConfig, Config, Eviction, HidbAuth, HidbConfig, HidbTls, Invalidation,
+    LogConfig, PoolAdvice, PoolConfig, PoolMode, UpstreamConfig,
 };
 
 /// What a reload changes.
@@ -112,6 +113,7 @@ impl Config {
             pool,
             cache,
             clients,
+            hidb,
             log,
         } = self;
         let UpstreamConfig {
@@ -144,6 +146,14 @@ impl Config {
             shutdown_timeout,
             allow_remote_trust,
         } = clients;
+        let HidbConfig {
+            listen: hidb_listen,
+            auth,
+            auth_file,
+            tls,
+            tls_certificate,
+            tls_key,
+        } = hidb;
         let LogConfig { level } = log;
         vec![
             ("listen", addresses(listen)),
@@ -209,6 +219,25 @@ impl Config {
             ("clients.login_timeout", duration(*login_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
             ("clients.allow_remote_trust", allow_remote_trust.to_string()),
+            ("hidb.listen", addresses(hidb_listen)),
+            (
+                "hidb.auth",
+                match auth {
+                    HidbAuth::ScramSha256 => "scram-sha-256".to_owned(),
+                    HidbAuth::Trust => "trust".to_owned(),
+                },
+            ),
+            ("hidb.auth_file", path(auth_file.as_deref())),
+            (
+                "hidb.tls",
+                match tls {
+                    HidbTls::Allow => "allow".to_owned(),
+                    HidbTls::Off => "off".to_owned(),
+                    HidbTls::Require => "require".to_owned(),
+                },
+            ),
+            ("hidb.tls_certificate", path(tls_certificate.as_deref())),
+            ("hidb.tls_key", path(tls_key.as_deref())),
             ("log.level", level.clone()),
         ]
     }
@@ -217,6 +246,11 @@ impl Config {
 fn addresses(addresses: &[SocketAddr]) -> String {
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     texts.join(", ")
+}
+
+fn path(path: Option<&Path>) -> String {
+    path.map(|path| path.display().to_string())
+        .unwrap_or_default()
 }
 
 fn duration(duration: Duration) -> String {
@@ -300,6 +334,13 @@ max = 10001
 login_timeout = "11s"
 shutdown_timeout = "31s"
 allow_remote_trust = true
+[hidb]
+listen = ["127.0.0.1:3"]
+auth = "scram-sha-256"
+auth_file = "/etc/users"
+tls = "require"
+tls_certificate = "/etc/chain.pem"
+tls_key = "/etc/key.pem"
 "#;
 
     fn all_changed() -> Config {
@@ -324,8 +365,10 @@ allow_remote_trust = true
             for Row { name, value, .. } in rows {
                 let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
                 let line = match name.as_str() {
-                    "upstream.url" if value.is_empty() => continue,
-                    "listen" => format!("{name} = [\"{}\"]\n", value.replace(", ", "\", \"")),
+                    _ if value.is_empty() => continue,
+                    "listen" | "hidb.listen" => {
+                        format!("{name} = [\"{}\"]\n", value.replace(", ", "\", \""))
+                    }
                     _ if is_bare => format!("{name} = {value}\n"),
                     _ => format!("{name} = \"{value}\"\n"),
                 };

@@ -169,6 +169,7 @@ impl Session {
 
     /// Recomputes what follows from the settings.
     pub(super) fn settings_changed(&mut self) {
+        self.info().note_settings();
         self.scope = self
             .settings
             .scope(&self.pool.key_prefix(&self.baseline), &self.pool.user);

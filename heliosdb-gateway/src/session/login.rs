@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
+use heliosdb_cache::HashedStr;
 use heliosdb_network::postgres::message;
 use heliosdb_network::postgres::startup::{self, FirstPacket, Startup};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -24,6 +25,7 @@ use super::pins::{Pin, Pins};
 use super::prepared::Named;
 use super::resolve::Unresolved;
 use super::settings::Settings;
+use super::stream::ClientStream;
 
 /// A client that has said who it is.
 pub(crate) enum Greeted {
@@ -56,9 +58,14 @@ pub(crate) async fn greet(
         Ok(LoggedIn::Console(admitted)) => Some(Greeted::Console(admin::Console::new(
             gateway, stream, admitted,
         ))),
-        Ok(LoggedIn::Session(parts)) => Some(Greeted::Session(Box::new(
-            parts.into_session(gateway, stream),
-        ))),
+        Ok(LoggedIn::Session(parts)) => {
+            Some(Greeted::Session(Box::new(parts.entrance.into_session(
+                gateway,
+                parts.admitted,
+                ClientStream::Tcp(stream),
+                parts.input,
+            ))))
+        }
         Err(Refused::Silently) => None,
         Err(Refused::Told(error)) => {
             gateway.stats.count_error(error.kind);
@@ -101,9 +108,7 @@ enum LoggedIn {
 /// What a session is made of.
 struct Parts {
     admitted: Admitted,
-    pool: Arc<ServerPool>,
-    baseline: Arc<Baseline>,
-    settings: Settings,
+    entrance: Entrance,
     input: BytesMut,
 }
 
@@ -167,57 +172,81 @@ async fn login(
         )
         .into());
     }
-    let admitted = gateway
-        .clients
-        .admit(
-            Identity {
-                user: user.clone(),
-                database: database.clone(),
-                application_name: startup
-                    .param("application_name")
-                    .unwrap_or_default()
-                    .to_owned(),
-                address,
-                secret_len: if startup.minor >= 2 { 32 } else { 4 },
-            },
-            gateway.config().clients.max,
-        )
-        .ok_or_else(|| {
-            ClientError::new(
-                ErrorKind::Config,
-                "53300",
-                "sorry, too many clients already",
-            )
-            .hint("Raise `clients.max` in the configuration of helios.")
-            .fatal()
-        })?;
+    let identity = Identity {
+        user,
+        database: database.clone(),
+        application_name: startup
+            .param("application_name")
+            .unwrap_or_default()
+            .to_owned(),
+        address,
+        secret_len: if startup.minor >= 2 { 32 } else { 4 },
+    };
+    let admitted = admit(gateway, identity)?;
     if database == admin::DATABASE {
         message::put_authentication_ok(&mut out);
         admin::put_parameters(&mut out);
         finish(stream, out, &admitted).await?;
         return Ok(LoggedIn::Console(admitted));
     }
-    let settings = Settings::new(startup_settings(&startup)?);
-    let pool = gateway.upstream.pool(&user, &database)?;
-    let (baseline, parameters) = match server_parameters(&pool, &settings).await {
-        Ok(known) => known,
-        Err(error) => {
-            gateway.upstream.forget(&pool);
-            return Err(error.fatal().into());
-        }
-    };
+    let entrance = enter(gateway, &admitted, startup_settings(&startup)?).await?;
     message::put_authentication_ok(&mut out);
-    for (name, value) in &parameters {
+    for (name, value) in &entrance.parameters {
         message::put_parameter_status(&mut out, name, value);
     }
     finish(stream, out, &admitted).await?;
     Ok(LoggedIn::Session(Box::new(Parts {
         admitted,
-        pool,
-        baseline,
-        settings,
+        entrance,
         input,
     })))
+}
+
+/// Gives a client a place in the registry.
+pub(crate) fn admit(gateway: &Gateway, identity: Identity) -> Result<Admitted, ClientError> {
+    let max = gateway.config().clients.max;
+    gateway.clients.admit(identity, max).ok_or_else(|| {
+        ClientError::new(
+            ErrorKind::Config,
+            "53300",
+            "sorry, too many clients already",
+        )
+        .hint("Raise `clients.max` in the configuration of helios.")
+        .fatal()
+    })
+}
+
+/// What an admitted client finds behind its database's name.
+#[derive(Debug, Clone)]
+pub(crate) struct Entrance {
+    pub(crate) pool: Arc<ServerPool>,
+    pub(crate) baseline: Arc<Baseline>,
+    /// What the client is told of the server.
+    pub(crate) parameters: Parameters,
+    settings: Settings,
+}
+
+/// Opens the way to a client's database, under the settings that it begins with.
+pub(crate) async fn enter(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    settings: Vec<(String, String)>,
+) -> Result<Entrance, ClientError> {
+    let settings = Settings::new(settings);
+    let info = &admitted.info;
+    let pool = gateway.upstream.pool(&info.user, &info.database)?;
+    match server_parameters(&pool, &settings).await {
+        Ok((baseline, parameters)) => Ok(Entrance {
+            pool,
+            baseline,
+            parameters,
+            settings,
+        }),
+        Err(error) => {
+            gateway.upstream.forget(&pool);
+            Err(error.fatal())
+        }
+    }
 }
 
 /// What the client is told of the server: with its own wishes applied, as the server prints them.
@@ -307,21 +336,32 @@ fn no(sqlstate: &'static str, message: &str) -> ClientError {
     ClientError::new(ErrorKind::Client, sqlstate, message).fatal()
 }
 
-impl Parts {
-    fn into_session(self, gateway: &Arc<Gateway>, stream: TcpStream) -> Session {
+impl Entrance {
+    /// What sessions that begin here put into every cache key.
+    pub(crate) fn scope(&self) -> HashedStr {
+        let prefix = self.pool.key_prefix(&self.baseline);
+        self.settings.scope(&prefix, &self.pool.user)
+    }
+
+    pub(crate) fn into_session(
+        self,
+        gateway: &Arc<Gateway>,
+        admitted: Admitted,
+        stream: ClientStream,
+        input: BytesMut,
+    ) -> Session {
+        let scope = self.scope();
         let Self {
-            admitted,
             pool,
             baseline,
             settings,
-            input,
+            ..
         } = self;
         let mut pins = Pins::default();
         if gateway.config().pool.mode == PoolMode::Session {
             pins.add(Pin::SessionMode);
         }
         admitted.info.set_pins(pins.bits());
-        let scope = settings.scope(&pool.key_prefix(&baseline), &pool.user);
         let names = name_scope(&settings, &baseline, &pool.user);
         Session {
             gateway: Arc::clone(gateway),

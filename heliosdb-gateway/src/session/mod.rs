@@ -16,7 +16,8 @@ mod request;
 mod resolve;
 mod server_messages;
 pub(crate) mod settings;
-mod unit;
+mod stream;
+pub(crate) mod unit;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -27,7 +28,6 @@ use bytes::BytesMut;
 use heliosdb_cache::{Fill, HashedStr, WriteIntent};
 use heliosdb_pooling::StatementHandle;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::clients::{Activity, Admitted, ClientInfo, Counters};
@@ -45,13 +45,14 @@ use prepared::Named;
 use resolve::Unresolved;
 use settings::Settings;
 
-pub(crate) use login::{Greeted, greet};
+pub(crate) use login::{Entrance, Greeted, admit, enter, greet};
+pub(crate) use stream::ClientStream;
 
 /// One client's session.
 #[derive(Debug)]
 pub(crate) struct Session {
     gateway: Arc<Gateway>,
-    stream: TcpStream,
+    stream: ClientStream,
     admitted: Admitted,
     pool: Arc<ServerPool>,
     baseline: Arc<Baseline>,
@@ -185,6 +186,7 @@ impl Session {
             && self.pins.taint().is_none()
             && self.link.as_ref().is_none_or(Link::is_quiet)
             && self.gateway.cache_enabled()
+            && !self.info().bypasses_cache()
     }
 
     /// Gives the server connection back, unless something ties the session to it.

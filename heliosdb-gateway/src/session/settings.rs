@@ -102,7 +102,7 @@ impl Effective {
 }
 
 /// The layers of one session.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     startup: SettingMap,
     session: SettingMap,

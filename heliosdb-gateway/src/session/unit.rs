@@ -25,7 +25,7 @@ pub(super) enum Front<'a> {
 ///   complete as without;
 /// * Parse, Describe of the statement (optional) and Sync.
 #[derive(Debug)]
-pub(super) struct ReadUnit<'a> {
+pub(crate) struct ReadUnit<'a> {
     pub(super) text: Text<'a>,
     pub(super) protocol: Protocol<'a>,
     /// Length of the whole request.
@@ -34,7 +34,7 @@ pub(super) struct ReadUnit<'a> {
 
 /// The statement's text: sent along, or known from before.
 #[derive(Debug)]
-pub(super) enum Text<'a> {
+pub(crate) enum Text<'a> {
     Inline(&'a str),
     Prepared(&'a Arc<Prepared>),
 }
@@ -50,7 +50,7 @@ impl Text<'_> {
 
 /// How the request came, which decides the form of the reply.
 #[derive(Debug)]
-pub(super) enum Protocol<'a> {
+pub(crate) enum Protocol<'a> {
     Simple,
     Extended {
         /// The name and types of the Parse, if there was one.
@@ -70,10 +70,28 @@ pub(super) enum Protocol<'a> {
     },
 }
 
+impl<'a> ReadUnit<'a> {
+    /// One statement run once, described, all on unnamed things: `types` as in Parse behind the text, `bind` as in Bind
+    /// behind the statement's name.
+    pub(crate) fn described(text: &'a str, types: &'a [u8], bind: &'a [u8]) -> Self {
+        Self {
+            text: Text::Inline(text),
+            protocol: Protocol::Extended {
+                parse: Some((b"", types)),
+                bind,
+                describe: true,
+                rows_max: 0,
+                close: false,
+            },
+            len: 0,
+        }
+    }
+}
+
 impl ReadUnit<'_> {
     /// Writes what distinguishes this request from others with the same text: the form of the reply, the parameter
     /// types, the row limit, the raw Bind.
-    pub(super) fn put_params(&self, out: &mut Vec<u8>) {
+    pub(crate) fn put_params(&self, out: &mut Vec<u8>) {
         out.clear();
         // The first byte tells which fields follow; the types begin with their count.
         match &self.protocol {
@@ -103,7 +121,7 @@ impl ReadUnit<'_> {
     }
 
     /// The key of the answer. `params` is what [`put_params`](Self::put_params) wrote.
-    pub(super) fn key<'k>(&'k self, params: &'k [u8], scope: &'k HashedStr) -> KeyRef<'k> {
+    pub(crate) fn key<'k>(&'k self, params: &'k [u8], scope: &'k HashedStr) -> KeyRef<'k> {
         match &self.text {
             Text::Inline(text) => KeyRef::new(text, params, scope),
             Text::Prepared(statement) => KeyRef::prepared(&statement.text, params, scope),

@@ -214,6 +214,11 @@ impl ServerPool {
         Ok(Arc::clone(&self.acquire(0).await?.baseline))
     }
 
+    /// What sessions begin with, as far as is known.
+    pub(crate) fn known_baseline(&self) -> Option<Arc<Baseline>> {
+        self.baseline.load_full()
+    }
+
     /// Acquires a connection if one is idle.
     pub(crate) fn try_acquire(&self, label: u64) -> Option<ServerLease> {
         let mut lease = self.connections.try_acquire(label)?;

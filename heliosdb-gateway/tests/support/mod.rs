@@ -20,6 +20,7 @@ use tokio_postgres::{Client, NoTls};
 pub(crate) struct Helios {
     child: Child,
     pub(crate) port: u16,
+    pub(crate) hidb_port: u16,
     folder: tempfile::TempDir,
 }
 
@@ -61,11 +62,14 @@ impl Helios {
         let file = folder.path().join("helios.toml");
         std::fs::write(&file, config).expect("written");
         let port = free_port().expect("a port");
+        let hidb_port = free_port().expect("a port");
         let mut child = Command::new(env!("CARGO_BIN_EXE_helios"))
             .arg("serve")
             .args([
                 "--listen",
                 &format!("127.0.0.1:{port}"),
+                "--hidb",
+                &format!("127.0.0.1:{hidb_port}"),
                 "--http",
                 "off",
                 "--log",
@@ -94,6 +98,7 @@ impl Helios {
         Self {
             child,
             port,
+            hidb_port,
             folder,
         }
     }
