@@ -202,8 +202,9 @@ impl VersionSlots {
         SlotId(index)
     }
 
-    /// The slot with this index, if there is one.
-    pub(crate) fn slot_at(&self, index: u32) -> Option<SlotId> {
+    /// The slot of that [number](SlotId::index), if there are so many.
+    #[must_use]
+    pub fn slot_at(&self, index: u32) -> Option<SlotId> {
         ((index as usize) < self.slots.len()).then_some(SlotId(index))
     }
 

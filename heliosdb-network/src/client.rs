@@ -27,7 +27,7 @@ use crate::stream::WireStream;
 use driver::{Collecting, Open, Shared};
 
 pub use driver::Push;
-pub use reply::{ColumnIndex, ColumnInfo, Reply, Row};
+pub use reply::{ColumnIndex, ColumnInfo, Reply, Row, Rows};
 pub use statement::{Param, Statement};
 pub use target::HidbTarget;
 
@@ -162,7 +162,8 @@ impl HidbClient {
             ));
         }
         let permit = Arc::clone(&self.open).acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
+        let permit =
+            permit.map_err(|_| HeliosError::Network("the connection was closed".to_owned()))?;
         let (done, answered) = oneshot::channel();
         if query.session != 0 {
             self.shared.state.lock().sessions.insert(query.session);

@@ -172,6 +172,8 @@ pub enum AnswerSource {
     Miss,
     /// The gateway's memory.
     Hit,
+    /// The client's own memory. Never sent.
+    Near,
 }
 
 /// What an answer depends on: it may be kept until one of `slots`, or slot 0, changes behind the place `as_of`.
@@ -461,7 +463,8 @@ mod tests {
         let source = prop_oneof![
             Just(AnswerSource::Server),
             Just(AnswerSource::Miss),
-            Just(AnswerSource::Hit)
+            Just(AnswerSource::Hit),
+            Just(AnswerSource::Near)
         ];
         let near = (any::<u64>(), vec(any::<u32>(), 0..5))
             .prop_map(|(as_of, slots)| Near { as_of, slots });

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 
@@ -12,13 +13,17 @@ use crate::protocol::Facts;
 
 /// The answer to a statement: rows, the command's tag, and what is known of it.
 ///
-/// Rows lie in it as the server sent them; what is asked for is found when it is asked for.
+/// It is the server's messages as they came. What is asked for is found when it is asked for.
 #[derive(Debug, Clone)]
 pub struct Reply {
     run: Bytes,
-    columns: Vec<ColumnInfo>,
-    /// Where each row's body lies in `run`.
-    rows: Vec<Range<usize>>,
+    /// Where the body of the RowDescription lies in `run`; nowhere without one.
+    description: Range<usize>,
+    /// Read when they are asked for.
+    columns: OnceLock<Vec<ColumnInfo>>,
+    /// Where the first row's message begins.
+    first_row: usize,
+    rows: usize,
     tag: Range<usize>,
     facts: Facts,
 }
@@ -39,7 +44,8 @@ impl Reply {
     /// # Errors
     /// [`HeliosError::Protocol`] if they are none.
     pub fn new(run: Bytes, facts: Facts) -> Result<Self> {
-        let (mut columns, mut rows, mut tag) = (Vec::new(), Vec::new(), 0..0);
+        let (mut description, mut tag) = (0..0, 0..0);
+        let (mut first_row, mut rows) = (run.len(), 0);
         let mut at = 0;
         while at < run.len() {
             let Some((header, body)) = frame::peek(&run[at..], run.len())? else {
@@ -51,14 +57,13 @@ impl Reply {
             let inside = end - body.len()..end;
             match header.tag {
                 b'T' => {
-                    let read = parse::row_description(body)?;
-                    let info = |column: &parse::Column<'_>| ColumnInfo {
-                        name: String::from_utf8_lossy(column.name).into_owned(),
-                        type_oid: column.type_oid,
-                    };
-                    columns = read.iter().map(info).collect();
+                    parse::row_description(body)?;
+                    description = inside;
                 }
-                b'D' => rows.push(inside),
+                b'D' => {
+                    first_row = first_row.min(at);
+                    rows += 1;
+                }
                 b'C' => {
                     parse::command_tag(body)?;
                     tag = inside.start..inside.end - 1;
@@ -70,7 +75,9 @@ impl Reply {
         }
         Ok(Self {
             run,
-            columns,
+            description,
+            columns: OnceLock::new(),
+            first_row,
             rows,
             tag,
             facts,
@@ -80,36 +87,44 @@ impl Reply {
     /// The columns; none if the statement returns no rows.
     #[must_use]
     pub fn columns(&self) -> &[ColumnInfo] {
-        &self.columns
+        self.columns.get_or_init(|| {
+            let body = &self.run[self.description.clone()];
+            let info = |column: &parse::Column<'_>| ColumnInfo {
+                name: String::from_utf8_lossy(column.name).into_owned(),
+                type_oid: column.type_oid,
+            };
+            // It was read without an error before.
+            let read = parse::row_description(body).unwrap_or_default();
+            read.iter().map(info).collect()
+        })
     }
 
     /// Number of rows.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.rows
     }
 
     /// True without rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows == 0
     }
 
     /// The rows in their order.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
-        self.rows.iter().map(|range| Row {
+    #[must_use]
+    pub fn rows(&self) -> Rows<'_> {
+        Rows {
             reply: self,
-            body: &self.run[range.clone()],
-        })
+            rest: &self.run[self.first_row..],
+            left: self.rows,
+        }
     }
 
-    /// The row of that number, from 0.
+    /// The row of that number, from 0: found by going through those before it.
     #[must_use]
     pub fn row(&self, number: usize) -> Option<Row<'_>> {
-        self.rows.get(number).map(|range| Row {
-            reply: self,
-            body: &self.run[range.clone()],
-        })
+        self.rows().nth(number)
     }
 
     /// What was done: `SELECT 3`, `UPDATE 1`, ...
@@ -131,6 +146,39 @@ impl Reply {
     }
 }
 
+/// The rows of a [`Reply`].
+#[derive(Debug, Clone)]
+pub struct Rows<'a> {
+    reply: &'a Reply,
+    rest: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Iterator for Rows<'a> {
+    type Item = Row<'a>;
+
+    fn next(&mut self) -> Option<Row<'a>> {
+        while self.left > 0 {
+            let (header, body) = frame::peek(self.rest, frame::LEN_MAX).ok()??;
+            self.rest = &self.rest[header.len..];
+            if header.tag == b'D' {
+                self.left -= 1;
+                return Some(Row {
+                    reply: self.reply,
+                    body,
+                });
+            }
+        }
+        None
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Rows<'_> {}
+
 /// A row of a [`Reply`].
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
@@ -151,8 +199,12 @@ impl<'a> Row<'a> {
     ///
     /// # Errors
     /// [`HeliosError::Protocol`] if there is no such column, or its value is not UTF-8.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a name or a number, written where it is asked for"
+    )]
     pub fn text(&self, column: impl ColumnIndex) -> Result<Option<&'a str>> {
-        let number = column.number(&self.reply.columns)?;
+        let number = column.number(self.reply.columns())?;
         let values = self.values()?;
         let value = values
             .get(number)
