@@ -232,9 +232,8 @@ impl Client {
         let statement = statement.into();
         let shared = &self.shared;
         let mut query = statement.to_query();
-        let is_for_near = query.session == 0
-            && query.cache == CacheUse::Default
-            && query.max_age_ms.is_none();
+        let is_for_near =
+            query.session == 0 && query.cache == CacheUse::Default && query.max_age_ms.is_none();
         let followed = shared.followed.load();
         let Some(followed) = followed.as_ref().filter(|_| is_for_near) else {
             let connection = shared.any_connection().await?;
