@@ -35,6 +35,17 @@ pub(crate) enum Activity {
     Waiting,
 }
 
+/// Where an answer came from, for clients that are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From memory, where it was for so long.
+    Memory { age_ms: u32 },
+    /// From the server, and it may be in memory from now on.
+    Offered,
+    /// From the server.
+    Server,
+}
+
 /// One client.
 #[derive(Debug)]
 pub(crate) struct ClientInfo {
@@ -54,6 +65,8 @@ pub(crate) struct ClientInfo {
     has_settings: AtomicBool,
     /// The next statement is not for the cache.
     bypasses_cache: AtomicBool,
+    /// An [`Origin`]: what it is below, its age above.
+    origin: AtomicU64,
     signals: AtomicU8,
     waker: AtomicWaker,
     /// Where a cancel request goes while the session has a server connection.
@@ -199,6 +212,28 @@ impl ClientInfo {
         self.bypasses_cache.load(Ordering::Relaxed)
     }
 
+    /// Notes where the answer under way comes from.
+    pub(crate) fn set_origin(&self, origin: Origin) {
+        let packed = match origin {
+            Origin::Server => 0,
+            Origin::Offered => 1,
+            Origin::Memory { age_ms } => u64::from(age_ms) << 32 | 2,
+        };
+        self.origin.store(packed, Ordering::Relaxed);
+    }
+
+    /// Where the last answer came from.
+    pub(crate) fn origin(&self) -> Origin {
+        let packed = self.origin.load(Ordering::Relaxed);
+        match packed & 3 {
+            0 => Origin::Server,
+            1 => Origin::Offered,
+            _ => Origin::Memory {
+                age_ms: u32::try_from(packed >> 32).unwrap_or(u32::MAX),
+            },
+        }
+    }
+
     /// From now on a cancel request goes to this server process.
     pub(crate) fn link(&self, key: Arc<ServerKey>) {
         self.server.lock().server = Some(key);
@@ -307,6 +342,7 @@ impl ClientRegistry {
             pins: AtomicU32::new(0),
             has_settings: AtomicBool::new(false),
             bypasses_cache: AtomicBool::new(false),
+            origin: AtomicU64::new(0),
             signals: AtomicU8::new(0),
             waker: AtomicWaker::new(),
             server: Mutex::default(),

@@ -1,5 +1,6 @@
 //! What all sessions share.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
@@ -32,6 +33,8 @@ pub(crate) struct Gateway {
     memo: ClassMemo,
     /// The class of what is not understood at all.
     unknown: Arc<Class>,
+    /// No other run of a gateway has the same.
+    pub(crate) instance: NonZeroU64,
     pub(crate) started_at: SystemTime,
     pub(crate) started: Instant,
 }
@@ -59,6 +62,7 @@ impl Gateway {
             statements: Statements::default(),
             memo: ClassMemo::new(MEMO_BYTES),
             unknown,
+            instance: rand::random(),
             started_at: SystemTime::now(),
             started: Instant::now(),
         })

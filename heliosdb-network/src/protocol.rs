@@ -82,6 +82,9 @@ pub struct Welcome {
     pub open_max: u32,
     /// Longest payload that the server takes, in bytes.
     pub frame_max: u32,
+    /// Tells this run of the gateway from all others, and is not 0: places in the feed of changes can be compared where it
+    /// is the same.
+    pub instance: u64,
 }
 
 /// A statement to be run, with its parameters in the form of PostgreSQL's extended protocol.
@@ -165,10 +168,10 @@ pub struct Facts {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "the form of version 1")]
 pub enum AnswerSource {
-    /// The server, and it is not kept.
+    /// The server.
     #[default]
     Server,
-    /// The server, and it is kept.
+    /// The server, and the next one to ask may be answered from memory.
     Miss,
     /// The gateway's memory.
     Hit,
@@ -494,12 +497,14 @@ mod tests {
                 scram,
             })
         });
+        let numbers = (any::<u32>(), any::<u32>(), any::<u64>());
         let welcome =
-            (pairs(), any::<u32>(), any::<u32>()).prop_map(|(parameters, open, frame)| {
+            (pairs(), numbers).prop_map(|(parameters, (open_max, frame_max, instance))| {
                 HidbMessage::Welcome(Welcome {
                     parameters,
-                    open_max: open,
-                    frame_max: frame,
+                    open_max,
+                    frame_max,
+                    instance,
                 })
             });
         let answer =

@@ -19,7 +19,7 @@ use heliosdb_network::{HeliosError, WireStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
-use crate::clients::{Admitted, ClientInfo, Counters, Identity, Signal};
+use crate::clients::{Admitted, ClientInfo, Counters, Identity, Origin, Signal};
 use crate::error::ClientError;
 use crate::gateway::Gateway;
 use crate::session::unit::ReadUnit;
@@ -29,6 +29,8 @@ use super::lane::{self, Event, Lane, LaneId, Outcome};
 
 /// Requests that may be open on a connection.
 const OPEN_MAX: u32 = 1024;
+/// They are at most so long together. More than one of the longest frames.
+const OPEN_BYTES_MAX: usize = 4 * FRAME_MAX;
 /// Sessions without a name that work for a connection at a time. As many statements of it can be at the server.
 const LANES_MAX: usize = 32;
 /// As many of them are kept while they have nothing to do.
@@ -77,6 +79,7 @@ pub(super) async fn serve(gateway: &Arc<Gateway>, guest: Guest, address: SocketA
                 parameters: entrance.parameters.clone(),
                 open_max: OPEN_MAX,
                 frame_max: u32::try_from(FRAME_MAX).unwrap_or(u32::MAX),
+                instance: gateway.instance.get(),
             });
             put(&mut out, request, welcome);
             let connection = Connection::new(gateway, admitted, entrance, input, out);
@@ -121,6 +124,8 @@ struct Connection {
     input: BytesMut,
     out: BytesMut,
     open: HashMap<u64, Open>,
+    /// What the payloads of those that are open take.
+    open_bytes: usize,
     lanes: HashMap<LaneId, Lane>,
     /// Lanes without a name and without a request.
     idle: Vec<LaneId>,
@@ -197,6 +202,7 @@ impl Connection {
             input,
             out,
             open: HashMap::new(),
+            open_bytes: 0,
             lanes: HashMap::new(),
             idle: Vec::new(),
             queue: VecDeque::new(),
@@ -292,17 +298,14 @@ impl Connection {
                         continue;
                     }
                 }
-                None => {
-                    let message = protocol::decode_message(payload)?;
-                    self.on_message(request, message)?;
-                }
+                None => self.on_message(request, &protocol::decode_message(payload)?)?,
             }
             input.advance(len);
         }
         Ok(())
     }
 
-    fn on_message(&mut self, request: u64, message: HidbMessage) -> Result<(), End> {
+    fn on_message(&mut self, request: u64, message: &HidbMessage) -> Result<(), End> {
         match message {
             HidbMessage::Ping => {
                 self.tell_changes();
@@ -311,7 +314,7 @@ impl Connection {
             HidbMessage::Pong => {}
             HidbMessage::Goodbye(_) => return Err(End::Gone),
             HidbMessage::Cancel => self.cancel(request),
-            HidbMessage::CloseSession(session) => self.close_session(session),
+            HidbMessage::CloseSession(session) => self.close_session(*session),
             HidbMessage::Subscribe => {
                 let position = self.gateway.cache.versions().feed().position();
                 let begun = *self.subscribed.get_or_insert(position);
@@ -417,6 +420,11 @@ impl Connection {
             Some(("57P01", "the server is shutting down"))
         } else if self.open.len() >= OPEN_MAX as usize {
             Some(("53400", "too many requests are open on this connection"))
+        } else if self.open_bytes + payload.len() > OPEN_BYTES_MAX {
+            Some((
+                "53400",
+                "the requests that are open on this connection are too long together",
+            ))
         } else if query.text.contains('\0') {
             Some(("22021", "a statement can't hold a zero byte"))
         } else if query.cache == CacheUse::Only {
@@ -436,8 +444,9 @@ impl Connection {
             is_near: query.near && session == 0,
             bypasses_cache: query.cache == CacheUse::Bypass || query.max_age_ms.is_some(),
             has_parts: false,
-            payload: payload.clone(),
+            payload,
         };
+        self.open_bytes += open.payload.len();
         self.open.insert(request, open);
         if session == 0 {
             self.queue.push_back(request);
@@ -475,7 +484,7 @@ impl Connection {
 
     fn refuse(&mut self, request: u64, error: &ClientError) {
         self.gateway.stats.count_error(error.kind);
-        self.open.remove(&request);
+        self.close(request);
         put(&mut self.out, request, HidbMessage::Failed(body(error)));
     }
 
@@ -507,7 +516,7 @@ impl Connection {
             lane::put_request(&query, &mut bytes);
         }
         if !open.is_near {
-            open.payload = Bytes::new();
+            self.open_bytes -= std::mem::take(&mut open.payload).len();
         }
         let handed = lane::Request {
             id: request,
@@ -519,7 +528,7 @@ impl Connection {
             None => false,
         };
         if !sent {
-            self.open.remove(&request);
+            self.close(request);
             self.fail(
                 request,
                 "57P01",
@@ -549,7 +558,7 @@ impl Connection {
             } else {
                 "too many sessions are open on this connection"
             };
-            self.open.remove(&request);
+            self.close(request);
             self.fail(request, "53400", what);
             return;
         }
@@ -592,7 +601,7 @@ impl Connection {
             }
             None => {
                 let session = open.session;
-                self.open.remove(&request);
+                self.close(request);
                 self.queue.retain(|waiting| *waiting != request);
                 if let Some(state) = self.sessions.get_mut(&session) {
                     state.queue.retain(|waiting| *waiting != request);
@@ -610,7 +619,7 @@ impl Connection {
                     if !self.put_or_fail(request, HidbMessage::Part(run)) {
                         // Nothing more of it is wanted.
                         self.cancel(request);
-                        self.open.remove(&request);
+                        self.close(request);
                     }
                 }
             }
@@ -618,11 +627,12 @@ impl Connection {
                 request,
                 lane,
                 outcome,
+                origin,
                 status,
                 is_as_new,
             } => {
                 let is_final = matches!(outcome, Outcome::Failed { is_final: true, .. });
-                self.end_request(request, outcome, status);
+                self.end_request(request, outcome, origin, status);
                 self.take_back(lane, status, is_as_new, is_final);
             }
             Event::Gone { lane } => self.forget(lane),
@@ -630,8 +640,15 @@ impl Connection {
         Ok(())
     }
 
-    fn end_request(&mut self, request: u64, outcome: Outcome, status: u8) {
-        let Some(open) = self.open.remove(&request) else {
+    /// The request is not open any more.
+    fn close(&mut self, request: u64) -> Option<Open> {
+        let open = self.open.remove(&request)?;
+        self.open_bytes -= open.payload.len();
+        Some(open)
+    }
+
+    fn end_request(&mut self, request: u64, outcome: Outcome, origin: Origin, status: u8) {
+        let Some(open) = self.close(request) else {
             return;
         };
         match outcome {
@@ -649,13 +666,14 @@ impl Connection {
                 let near = (open.is_near && !open.has_parts)
                     .then(|| self.kept(&open.payload, &run))
                     .flatten();
+                let (source, age_ms) = match origin {
+                    Origin::Memory { age_ms } => (AnswerSource::Hit, age_ms),
+                    Origin::Offered => (AnswerSource::Miss, 0),
+                    Origin::Server => (AnswerSource::Server, 0),
+                };
                 let facts = Facts {
-                    source: if near.is_some() {
-                        AnswerSource::Miss
-                    } else {
-                        AnswerSource::Server
-                    },
-                    age_ms: 0,
+                    source,
+                    age_ms,
                     status,
                     position: self.tell_changes(),
                     near,
@@ -744,7 +762,7 @@ impl Connection {
         };
         self.lanes.remove(&state.lane);
         for request in state.queue {
-            self.open.remove(&request);
+            self.close(request);
             self.fail(
                 request,
                 "57P01",

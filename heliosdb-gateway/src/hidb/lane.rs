@@ -13,7 +13,7 @@ use heliosdb_network::server::error_body;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
-use crate::clients::{Admitted, ClientInfo};
+use crate::clients::{Admitted, ClientInfo, Origin};
 use crate::gateway::Gateway;
 use crate::session::{ClientStream, Entrance};
 
@@ -45,6 +45,8 @@ pub(super) enum Event {
         /// Which lane it was.
         lane: LaneId,
         outcome: Outcome,
+        /// Where an answer came from.
+        origin: Origin,
         /// The transaction status behind it.
         status: u8,
         /// True if the session is as new, and can serve anybody on this connection.
@@ -198,6 +200,7 @@ impl Client {
 
     async fn serve(&mut self, request: Request) -> Result<(), Unheard> {
         self.info.set_bypasses_cache(request.bypasses_cache);
+        self.info.set_origin(Origin::Server);
         if self.pipe.write_all(&request.bytes).await.is_err() {
             // Its last words are still to be read.
             tracing::debug!("a session ended before its request");
@@ -209,30 +212,23 @@ impl Client {
             error: None,
             is_copy: false,
         };
-        loop {
-            match self.read(id, &mut collected).await? {
-                Some(status) => {
-                    let outcome = match collected.error.take() {
-                        Some(body) => Outcome::Failed {
-                            body,
-                            is_final: false,
-                        },
-                        None => Outcome::Answer(collected.run.split().freeze()),
-                    };
-                    let is_as_new = status == b'I' && self.info.is_as_begun(self.begun_pins);
-                    return self.end(id, outcome, status, is_as_new).await;
-                }
-                None => {
-                    let outcome = match collected.error.take() {
-                        Some(body) => Outcome::Failed {
-                            body,
-                            is_final: true,
-                        },
-                        None => lost(),
-                    };
-                    self.end(id, outcome, b'I', false).await?;
-                    return Err(Unheard);
-                }
+        let status = self.read(id, &mut collected).await?;
+        let outcome = match (collected.error.take(), status) {
+            (Some(body), _) => Outcome::Failed {
+                body,
+                is_final: status.is_none(),
+            },
+            (None, Some(_)) => Outcome::Answer(collected.run.split().freeze()),
+            (None, None) => lost(),
+        };
+        match status {
+            Some(status) => {
+                let is_as_new = status == b'I' && self.info.is_as_begun(self.begun_pins);
+                self.end(id, outcome, status, is_as_new).await
+            }
+            None => {
+                self.end(id, outcome, b'I', false).await?;
+                Err(Unheard)
             }
         }
     }
@@ -290,6 +286,7 @@ impl Client {
             request,
             lane: self.lane,
             outcome,
+            origin: self.info.origin(),
             status,
             is_as_new,
         };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Buf as _;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
-use crate::clients::{Activity, Counters, Signal};
+use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::upstream::database::LoadedCatalog;
 
@@ -363,6 +363,12 @@ impl Session {
                 self.count_query();
                 let text = unit.text.as_str();
                 self.gateway.statements.of(text).record_hit();
+                if self.stream.is_pipe() {
+                    let age = self.gateway.cache.age(&reply).as_millis();
+                    self.info().set_origin(Origin::Memory {
+                        age_ms: u32::try_from(age).unwrap_or(u32::MAX),
+                    });
+                }
             }
             if let Some((name, statement)) = self.statement_to_remember(&unit) {
                 self.statements.insert(&name, statement);

@@ -10,7 +10,7 @@ use heliosdb_network::error::HeliosError;
 use heliosdb_pooling::StatementHandle;
 use smallvec::SmallVec;
 
-use crate::clients::{Activity, Counters, Signal};
+use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::sql::{Class, Effect, Read, is_pure_parameter_type, mentions_now};
 use crate::upstream::ServerLease;
@@ -137,6 +137,7 @@ impl Session {
             self.count_query();
             let text = unit.text.as_str();
             self.gateway.statements.of(text).record_hit();
+            self.info().set_origin(Origin::Memory { age_ms: 0 });
         }
         let (len, is_simple) = (unit.len, unit.is_simple());
         if let Some((name, statement)) = self.statement_to_remember(&unit) {

@@ -6,6 +6,7 @@
 use bytes::{Buf as _, Bytes};
 use heliosdb_network::postgres::ErrorFields;
 
+use crate::clients::Origin;
 use crate::error::{ClientError, ErrorKind};
 
 use super::link::{Completed, Expect, Link};
@@ -152,6 +153,7 @@ impl Session {
             let took = capture.fill.elapsed();
             let mut reply = capture.reply;
             capture.fill.complete_with(&reply, took);
+            self.admitted.info.set_origin(Origin::Offered);
             if reply.capacity() <= REPLY_KEPT_MAX {
                 reply.clear();
                 self.reply_buffer = reply;

@@ -14,6 +14,11 @@ pub(crate) enum ClientStream {
 }
 
 impl ClientStream {
+    /// True for a client that speaks another protocol, and whose answers say where they came from.
+    pub(super) fn is_pipe(&self) -> bool {
+        matches!(self, Self::Pipe(_))
+    }
+
     /// Writes what can be written at once.
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
