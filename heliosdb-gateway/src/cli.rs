@@ -8,19 +8,25 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, parse_http};
+use crate::query::QueryOptions;
 
 /// What the program is to do.
 #[derive(Debug)]
 pub(crate) enum Command {
     Check(Source),
     Explain(Source, String),
+    Query(QueryOptions),
     Serve(Source),
 }
 
 impl Command {
-    pub(crate) fn config(&self) -> &Config {
+    /// A client of a gateway has none.
+    pub(crate) fn config(&self) -> Option<&Config> {
         match self {
-            Self::Check(source) | Self::Explain(source, _) | Self::Serve(source) => &source.config,
+            Self::Check(source) | Self::Explain(source, _) | Self::Serve(source) => {
+                Some(&source.config)
+            }
+            Self::Query(_) => None,
         }
     }
 }
@@ -82,6 +88,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     Ok(match cli.command {
         Verb::Check { options } => Command::Check(source(options)?),
         Verb::Explain { options, statement } => Command::Explain(source(options)?, statement),
+        Verb::Query { options } => Command::Query(options),
         Verb::Serve { options } => Command::Serve(source(options)?),
     })
 }
@@ -105,6 +112,7 @@ Examples:
   psql -h 127.0.0.1 -p 6432                              connect to it
   psql -h 127.0.0.1 -p 6432 helios -c 'SHOW CACHE'       the admin console (SHOW HELP lists the rest)
   helios explain 'SELECT * FROM orders'                  would it be cached, and if not, why?
+  helios query 'SELECT * FROM orders WHERE id = $1' -p 7 ask a running helios, over HIDB
   kill -HUP PID                                          reload helios.toml
 
 Order of precedence: flags, environment, helios.toml, defaults.";
@@ -128,6 +136,11 @@ enum Verb {
         /// The statement, in quotes
         #[arg(value_name = "SQL")]
         statement: String,
+    },
+    /// Ask a running helios over HIDB: one statement, or those that are typed or piped in
+    Query {
+        #[command(flatten)]
+        options: QueryOptions,
     },
 }
 
@@ -316,7 +329,7 @@ mod tests {
         let mut command = Cli::command();
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
-        for verb in ["serve", "check", "explain"] {
+        for verb in ["serve", "check", "explain", "query"] {
             assert!(help.contains(&format!("  {verb}")), "{help}");
         }
         let serve = command

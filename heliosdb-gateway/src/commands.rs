@@ -22,6 +22,7 @@ use crate::config::{Config, Eviction, PoolMode};
 use crate::gateway::Gateway;
 use crate::hidb;
 use crate::metrics;
+use crate::query;
 use crate::server::{self, Listeners};
 use crate::sql::{self, Catalog, NameScope};
 #[cfg(feature = "embedded")]
@@ -36,9 +37,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return error.exit(),
     };
     let config = command.config();
-    start_logging(config);
+    start_logging(config.map_or("warn", |config| &config.log.level));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads(config.threads))
+        .worker_threads(config.map_or(1, |config| threads(config.threads)))
         .enable_all()
         .build()
     {
@@ -52,6 +53,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Serve(source) => serve(source).await,
             Command::Check(source) => check(source.config).await,
             Command::Explain(source, statement) => explain(source.config, &statement).await,
+            Command::Query(options) => query::run(options).await,
         }
     });
     // The embedded server's threads may be in a blocking read: they must not hold up the end.
@@ -76,9 +78,9 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn start_logging(config: &Config) {
+fn start_logging(level: &str) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&config.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

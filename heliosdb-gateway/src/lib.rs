@@ -15,6 +15,7 @@ mod gateway;
 mod hidb;
 mod invalidate;
 mod metrics;
+mod query;
 mod server;
 mod session;
 pub mod sql;

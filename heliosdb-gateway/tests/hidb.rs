@@ -66,7 +66,7 @@ async fn a_read_is_asked_once_and_answered_from_memory_until_it_is_written() {
     let row = first.row(0).expect("a row");
     assert_eq!(row.text("v").expect("there"), Some("v7"));
     assert_eq!(row.get::<i32>("id").expect("there"), Some(7));
-    assert_eq!(first.facts().source, AnswerSource::Server);
+    assert_eq!(first.facts().source, AnswerSource::Miss);
     let second = client.query(read()).await.expect("answered");
     assert_eq!(second.facts().source, AnswerSource::Hit);
     assert_eq!(first.bytes(), second.bytes());
@@ -81,7 +81,7 @@ async fn a_read_is_asked_once_and_answered_from_memory_until_it_is_written() {
         third.row(0).expect("a row").text(0).expect("there"),
         Some("new")
     );
-    assert_eq!(third.facts().source, AnswerSource::Server);
+    assert_eq!(third.facts().source, AnswerSource::Miss);
     // Other parameters are another question, and other types are too.
     let other = client
         .query(Statement::new(read().text()).bind(8))
@@ -405,7 +405,7 @@ async fn cache_directives_are_followed() {
         sqlstate(client.query(read().with_cache(CacheUse::Only)).await),
         "ZC001"
     );
-    assert_eq!(source(read()).await, AnswerSource::Server);
+    assert_eq!(source(read()).await, AnswerSource::Miss);
     assert_eq!(
         source(read().with_cache(CacheUse::Only)).await,
         AnswerSource::Hit
@@ -425,6 +425,59 @@ async fn cache_directives_are_followed() {
     );
     let aged = client.query(read()).await.expect("answered");
     assert!(aged.facts().age_ms >= 30, "{:?}", aged.facts());
+    // A session is answered from the same memory, and not from memory where it asks for the server.
+    let in_session = read().in_session(1);
+    let aged = client.query(in_session.clone()).await.expect("answered");
+    assert_eq!(aged.facts().source, AnswerSource::Hit);
+    assert!(aged.facts().age_ms >= 30, "{:?}", aged.facts());
+    let bypass = in_session.clone().with_cache(CacheUse::Bypass);
+    assert_eq!(source(bypass).await, AnswerSource::Server);
+    let write = Statement::new("update t set v = 'x' where id = 1").in_session(1);
+    assert_eq!(source(write).await, AnswerSource::Server);
+    assert_eq!(source(in_session.clone()).await, AnswerSource::Miss);
+    assert_eq!(source(in_session).await, AnswerSource::Hit);
+}
+
+#[tokio::test]
+async fn what_waits_on_a_connection_is_bounded() {
+    let stack = Stack::start();
+    let client = open(&stack).await;
+    // Behind a slow statement, four more of 15 MiB may wait in its session, and no fifth.
+    let long = |text: &str| {
+        let padding = " ".repeat(15 << 20);
+        Statement::new(format!("{text}{padding}")).in_session(1)
+    };
+    let slow = client.query(Statement::new("select pg_sleep(60)").in_session(1));
+    let rest = async {
+        let waiting = (0..4).map(|_| client.query(long("select 1")));
+        let waiting = futures_util::future::join_all(waiting);
+        let refused = async {
+            // Frames are read in the order in which they are sent.
+            tokio::task::yield_now().await;
+            sqlstate(client.query(long("select 2")).await)
+        };
+        let mut waiting = std::pin::pin!(waiting);
+        tokio::select! {
+            refused = refused => assert_eq!(refused, "53400"),
+            answers = &mut waiting => panic!("{answers:?}"),
+        }
+        // The connection serves others, and what waits is not lost.
+        ask(&client, "select 3").await;
+        let sleeping = "select pid from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'";
+        let pid = ask(&client, sleeping).await;
+        let pid: i32 = pid
+            .row(0)
+            .expect("it sleeps")
+            .get(0)
+            .expect("a number")
+            .expect("not null");
+        ask(&client, &format!("select pg_cancel_backend({pid})")).await;
+        for answer in waiting.await {
+            answer.expect("answered");
+        }
+    };
+    let (slow, ()) = tokio::join!(slow, rest);
+    assert_eq!(sqlstate(slow), "57014");
 }
 
 #[tokio::test]
