@@ -731,3 +731,42 @@ async fn a_stop_lets_what_is_open_end_and_takes_nothing_new() {
         .await;
     assert_eq!(row.expect("read").get::<_, &str>(0), "late");
 }
+
+/// A request that is given up is cancelled, and nothing else is, however close they follow each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_stops_no_other_request() {
+    let stack = Stack::start();
+    let client = open(&stack).await;
+    let nap = |ms: u64, session| {
+        let seconds = Duration::from_millis(ms).as_secs_f64();
+        Statement::new(format!("select pg_sleep({seconds})")).in_session(session)
+    };
+    let patience = || Duration::from_micros(fastrand::u64(500..4000));
+    for round in 0..100 {
+        let _ = timeout(patience(), client.query(nap(1, 0))).await;
+        let next = client.query(nap(3, 0)).await;
+        assert!(next.is_ok(), "round {round}: {next:?}");
+    }
+    // In a transaction the server connection is the same for both. A statement that is stopped fails its transaction.
+    let in_session = |text: &str| Statement::new(text).in_session(1);
+    let (mut stopped, mut done) = (0, 0);
+    for round in 0..300 {
+        client.query(in_session("begin")).await.expect("begun");
+        let _ = timeout(patience(), client.query(nap(1, 1))).await;
+        match client.query(nap(3, 1)).await {
+            Ok(_) => done += 1,
+            Err(HeliosError::Server(fields)) if fields.sqlstate() == "25P02" => stopped += 1,
+            Err(error) => panic!("round {round}: {error}"),
+        }
+        client.query(in_session("rollback")).await.expect("over");
+    }
+    assert!(stopped > 0 && done > 0, "{stopped} stopped, {done} done");
+    // It does stop what it is meant for.
+    let slow = Statement::new("select pg_sleep(60)").in_session(1);
+    assert!(timeout(SECOND / 4, client.query(slow)).await.is_err());
+    let next = client.query(Statement::new("select 1").in_session(1));
+    timeout(10 * SECOND, next)
+        .await
+        .expect("it was stopped")
+        .expect("answered");
+}

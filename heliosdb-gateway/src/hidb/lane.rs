@@ -22,6 +22,8 @@ use crate::session::{ClientStream, Entrance};
 pub(super) struct Lane {
     /// The session, for cancel requests.
     pub(super) info: Arc<ClientInfo>,
+    /// Cancel requests that are on their way to it.
+    pub(super) cancels: usize,
     requests: mpsc::Sender<Request>,
 }
 
@@ -52,6 +54,8 @@ pub(super) enum Event {
         /// True if the session is as new, and can serve anybody on this connection.
         is_as_new: bool,
     },
+    /// A cancel request has arrived, and stops nothing that is asked from now on.
+    CancelDelivered { lane: LaneId },
     /// The session ended without a request under way.
     Gone { lane: LaneId },
 }
@@ -100,7 +104,11 @@ impl Lane {
         tokio::spawn(async move {
             tokio::join!(session.run(), client.run(receiver));
         });
-        Self { info, requests }
+        Self {
+            info,
+            cancels: 0,
+            requests,
+        }
     }
 
     /// Hands a request over, or back if the session has ended.
