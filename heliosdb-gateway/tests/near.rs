@@ -148,6 +148,37 @@ async fn a_session_is_a_place_of_its_own_and_what_it_commits_is_seen_at_once() {
     assert_eq!(value(&client, 1).await.0, 100);
 }
 
+/// A write can be seen at the server before it is acknowledged. Who has seen it does not go back behind it.
+#[tokio::test]
+async fn what_was_seen_at_the_server_is_not_unseen_in_memory() {
+    let stack = Stack::start();
+    let client = open(stack.helios.hidb_port, 10 * SECOND).await;
+    setup(&client).await;
+    live(&client).await;
+    value(&client, 1).await;
+    assert_eq!(value(&client, 1).await, (0, AnswerSource::Near));
+    let postgres = stack.client().await;
+    let write = "begin; update t set v = 7 where id = 1; commit; select pg_sleep(2)";
+    let writing = tokio::spawn(async move { postgres.batch_execute(write).await });
+    let at_the_server = read(1).with_cache(CacheUse::Bypass);
+    loop {
+        let reply = client.query(at_the_server.clone()).await.expect("answered");
+        if reply.row(0).expect("a row").get("v").expect("a number") == Some(7) {
+            break;
+        }
+    }
+    assert!(
+        !writing.is_finished(),
+        "acknowledged too soon for this test"
+    );
+    for _ in 0..3 {
+        assert_eq!(value(&client, 1).await.0, 7);
+    }
+    writing.await.expect("ran").expect("written");
+    value(&client, 1).await;
+    assert_eq!(value(&client, 1).await, (7, AnswerSource::Near));
+}
+
 /// What a writer says of a row: this value was acknowledged, at this time, and the writer knew so much.
 #[derive(Clone, Copy)]
 struct Told {
