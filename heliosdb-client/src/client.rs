@@ -77,8 +77,15 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Place {
     current: ArcSwapOption<HidbClient>,
-    /// One opens, the others wait for it.
-    opening: tokio::sync::Mutex<()>,
+    /// One opens, the others wait for it. When it failed last, and why: who has waited for that does not try it again.
+    opening: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+impl Place {
+    fn usable(&self) -> Option<Arc<HidbClient>> {
+        let current = self.current.load_full();
+        current.filter(|connection| connection.is_usable())
+    }
 }
 
 /// A subscription and the connection that it comes by.
@@ -104,6 +111,8 @@ pub struct ClientStats {
     pub requests: u64,
     /// Subscriptions that began.
     pub subscriptions: u64,
+    /// Connections that stand, without that of the near cache.
+    pub connected: usize,
     /// True while the near cache can answer.
     pub is_near_live: bool,
     /// The near cache there is now; `None` without one.
@@ -248,6 +257,11 @@ impl Client {
             near_hits: shared.counts.near_hits.load(Ordering::Relaxed),
             requests: shared.counts.requests.load(Ordering::Relaxed),
             subscriptions: shared.counts.subscriptions.load(Ordering::Relaxed),
+            connected: shared
+                .connections
+                .iter()
+                .filter(|place| place.usable().is_some())
+                .count(),
             is_near_live: near.is_some_and(|near| near.is_good()),
             near: near.map(|near| near.cache.stats()),
         }
@@ -262,18 +276,21 @@ impl Shared {
 
     async fn connection(&self, at: usize) -> Result<Arc<HidbClient>> {
         let place = &self.connections[at];
-        let usable = || {
-            let current = place.current.load_full();
-            current.filter(|connection| connection.is_usable())
-        };
-        if let Some(connection) = usable() {
+        if let Some(connection) = place.usable() {
             return Ok(connection);
         }
-        let _only_one = place.opening.lock().await;
-        if let Some(connection) = usable() {
+        let began = Instant::now();
+        let mut failure = place.opening.lock().await;
+        if let Some(connection) = place.usable() {
             return Ok(connection);
         }
-        let opened = Arc::new(HidbClient::open(&self.target).await?);
+        if let Some((_, why)) = failure.as_ref().filter(|(when, _)| *when >= began) {
+            return Err(HeliosError::Network(why.clone()));
+        }
+        let opened = HidbClient::open(&self.target).await.inspect_err(|error| {
+            *failure = Some((Instant::now(), error.to_string()));
+        })?;
+        let opened = Arc::new(opened);
         place.current.store(Some(Arc::clone(&opened)));
         Ok(opened)
     }

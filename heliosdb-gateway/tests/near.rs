@@ -445,6 +445,28 @@ async fn a_subscription_that_is_stuck_is_believed_for_max_lag_and_no_longer() {
     live(&client).await;
 }
 
+/// Those who ask together fail together, and not one after the other.
+#[tokio::test]
+async fn a_gateway_that_does_not_answer_costs_everybody_one_timeout() {
+    let stack = Stack::start();
+    let relay = Relay::start(stack.helios.hidb_port).await;
+    let mut target = HidbTarget::new("127.0.0.1", relay.address.port(), "postgres", "postgres");
+    target.connect_timeout = SECOND;
+    let mut config = ClientConfig::default();
+    (config.near, config.connections) = (None, 1);
+    let client = Client::open(target, config).await.expect("let in");
+    relay.set(State::Cut);
+    until("the connection is lost", || client.stats().connected == 0).await;
+    relay.set(State::Stuck);
+    let asking = (0..50).map(|_| client.query("select 1"));
+    let answers = timeout(20 * SECOND, futures_util::future::join_all(asking)).await;
+    for answer in answers.expect("one timeout, not fifty") {
+        assert!(matches!(answer, Err(HeliosError::Network(_))), "{answer:?}");
+    }
+    relay.set(State::Through);
+    client.query("select 1").await.expect("it is back");
+}
+
 #[tokio::test]
 async fn another_gateway_on_the_same_address_is_told_apart() {
     let cluster = PostgresCluster::builder()
