@@ -165,10 +165,10 @@ pub struct Facts {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "the form of version 1")]
 pub enum AnswerSource {
-    /// The server, and it is not kept.
+    /// A session. Whether the answer is kept is not said, and in a session with a number it may be from memory.
     #[default]
     Server,
-    /// The server, and it is kept.
+    /// The server, and it is kept. Said only where [`Query::near`] was asked for.
     Miss,
     /// The gateway's memory.
     Hit,
@@ -254,9 +254,15 @@ impl Hello {
 
 /// Longest payload, in bytes.
 pub const FRAME_MAX: usize = 16 << 20;
-/// Longest payload before the login is over, in bytes.
+/// Longest payload before the login is over, in bytes. A [`Login`] or a [`Welcome`] is never longer.
 pub const LOGIN_FRAME_MAX: usize = 64 << 10;
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
+
+// The numbers of variants that are looked at before a payload is decoded.
+const LOGIN: u8 = 3;
+const WELCOME: u8 = 5;
+const QUERY: u8 = 6;
+const ANSWER: u8 = 8;
 
 /// Appends a frame.
 ///
@@ -273,8 +279,6 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) -> Result<()> {
 /// # Errors
 /// As [`encode`].
 pub fn encode_answer(request: u64, run: &[u8], facts: &Facts, out: &mut BytesMut) -> Result<()> {
-    /// The variant's number.
-    const ANSWER: u8 = 8;
     let answer = AnswerRef {
         run: BlobRef(run),
         facts,
@@ -379,12 +383,23 @@ pub fn peek(input: &[u8], frame_max: usize) -> Result<Option<(u64, &[u8], usize)
         .map(|payload| (request, payload, HEADER + len)))
 }
 
-/// Reads a payload.
+/// Reads a payload. What is read takes at most sixteen times the payload's memory, and 4 MiB for the messages with lists
+/// of pairs.
 ///
 /// # Errors
 /// [`HeliosError::Protocol`] if it is no message, or has something behind it.
 pub fn decode_message(payload: &[u8]) -> Result<HidbMessage> {
-    exactly(postcard::take_from_bytes(payload))
+    match payload.first() {
+        // A pair of empty strings takes two bytes here and 48 in memory.
+        Some(&(LOGIN | WELCOME)) if payload.len() > LOGIN_FRAME_MAX => Err(HeliosError::Protocol(
+            format!("a login of {} bytes is too long", payload.len()),
+        )),
+        // A number in more bytes than it needs would pass by the line above.
+        Some(0x80..) => Err(HeliosError::Protocol(
+            "cannot decode a message of an unknown number".to_owned(),
+        )),
+        _ => exactly(postcard::take_from_bytes(payload)),
+    }
 }
 
 fn exactly<T>(taken: postcard::Result<(T, &[u8])>) -> Result<T> {
@@ -419,8 +434,6 @@ impl<'a> QueryRef<'a> {
     /// # Errors
     /// As [`decode_message`].
     pub fn decode(payload: &'a [u8]) -> Result<Option<Self>> {
-        /// The variant's number.
-        const QUERY: u8 = 6;
         match payload.split_first() {
             Some((&QUERY, fields)) => exactly(postcard::take_from_bytes(fields)).map(Some),
             _ => Ok(None),
@@ -603,6 +616,19 @@ mod tests {
         .expect("below the larger limit");
         assert!(decode_within(&mut long.clone(), LOGIN_FRAME_MAX).is_err());
         assert!(decode(&mut long).expect("below the larger limit").is_some());
+    }
+
+    #[test]
+    fn a_login_is_never_long_and_has_its_number_in_one_byte() {
+        let login = Login {
+            settings: vec![(String::new(), String::new()); LOGIN_FRAME_MAX / 2],
+            ..Login::default()
+        };
+        let mut payload = postcard::to_stdvec(&HidbMessage::Login(login)).expect("encoded");
+        assert!(decode_message(&payload).is_err());
+        payload.splice(..1, [LOGIN | 0x80, 0]);
+        assert!(decode_message(&payload).is_err());
+        assert!(decode_message(&[0x80, 0]).is_err(), "a ping in two bytes");
     }
 
     #[test]
