@@ -15,6 +15,10 @@ use heliosdb_network::protocol::{
 use heliosdb_network::scram::{ScramExchange, ScramSecret};
 use heliosdb_network::server::{Auth, Door, Encryption, Secrets};
 use heliosdb_network::{HeliosError, HidbClient, HidbTarget, Reply};
+use rcgen::CertifiedKey;
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -277,6 +281,47 @@ async fn a_client_that_does_not_prove_its_password_is_refused_and_one_that_break
             other => panic!("{what}: {other:?}"),
         }
     }
+}
+
+/// A server's TLS with a certificate that nobody has to trust here.
+fn encryption() -> Arc<ServerConfig> {
+    let CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key);
+    Arc::new(config.expect("they belong together"))
+}
+
+#[tokio::test]
+async fn where_encryption_is_spoken_garbage_is_no_handshake_and_nothing_gets_by_it() {
+    let door = |tls| Door { tls, ..trusting() };
+    let required = door(Encryption::Required(encryption()));
+    let allowed = door(Encryption::Allowed(encryption()));
+    // A record that says it is long, one of another kind, a handshake of nothing, and a greeting in the place of one.
+    for bytes in [
+        &b"\x16\x03\x01\xff\xff"[..],
+        b"\x16\x03\x01\0\x05hello",
+        b"\x16\x03\x01\0\0",
+        b"\x16HIDB\x01\x01",
+    ] {
+        for door in [&required, &allowed] {
+            let (admitted, answer) = knock(door, bytes).await;
+            let (was, said) = told(&admitted.expect_err("no handshake"));
+            assert_eq!(was, "io", "{}: {said}", bytes.escape_ascii());
+            assert!(!answer.starts_with(b"HIDB"), "{}", answer.escape_ascii());
+        }
+    }
+    let plain = [&HELLO[..], &login(b"")].concat();
+    let (admitted, answer) = knock(&required, &plain).await;
+    let (was, said) = told(&admitted.expect_err("not encrypted"));
+    assert!(was == "unsupported" && said.contains("encrypted"), "{said}");
+    let last = messages(&answer).pop().map(|frame| frame.message);
+    assert!(matches!(last, Some(HidbMessage::Goodbye(why)) if why == said));
+    assert!(knock(&allowed, &plain).await.0.is_ok());
 }
 
 /// A server that does with its first client what it is told to. It closes when that is done.
