@@ -95,7 +95,7 @@ pub struct Query {
     pub cache: CacheUse,
     /// An answer computed longer ago than this, in milliseconds, does not do.
     pub max_age_ms: Option<u32>,
-    /// The answer is to say what it depends on, if it may be kept ([`Answer::near`]).
+    /// The answer is to say what it depends on, if it may be kept ([`Facts::near`]).
     pub near: bool,
     /// One statement.
     pub text: String,
