@@ -21,7 +21,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::connection_pool::{Connector, Disposition};
 use crate::error::{HeliosError, Result};
 use crate::postgres::ErrorFields;
-use crate::protocol::{self, Frame, Hello, HidbMessage, Login, Query, Welcome};
+use crate::protocol::{self, Frame, Hello, HidbMessage, LOGIN_FRAME_MAX, Login, Query, Welcome};
 use crate::stream::WireStream;
 
 use driver::{Collecting, Open, Shared};
@@ -116,15 +116,16 @@ impl HidbClient {
         welcome: Option<Welcome>,
         answer_max: usize,
     ) -> Self {
-        let shared = Shared::new();
+        let frame_max = welcome.as_ref().map(|welcome| welcome.frame_max as usize);
+        let shared = Shared::new(frame_max.unwrap_or(LOGIN_FRAME_MAX));
         let open = welcome
             .as_ref()
-            .map_or(1, |welcome| welcome.open_max.max(1));
+            .map_or(1, |welcome| welcome.open_max.max(1) as usize);
         Self {
             driver: tokio::spawn(driver::drive(Arc::clone(&shared), stream, input)),
             shared,
             welcome,
-            open: Arc::new(Semaphore::new(open as usize)),
+            open: Arc::new(Semaphore::new(open.min(Semaphore::MAX_PERMITS))),
             answer_max,
         }
     }
@@ -140,7 +141,7 @@ impl HidbClient {
     /// # Errors
     /// [`HeliosError::Server`] with PostgreSQL's error if the statement fails, [`HeliosError::Network`] if the connection
     /// ended before the answer, [`HeliosError::TooLarge`] if the answer is longer than [`HidbTarget::answer_max`],
-    /// [`HeliosError::Protocol`] if the statement is longer than a frame.
+    /// [`HeliosError::Protocol`] if the statement is longer than the server takes.
     ///
     /// # Cancel safety
     /// The server is asked to stop the statement; whether a write took effect is not known then. The connection goes on.
@@ -415,7 +416,7 @@ impl Wire {
 
     async fn receive(&mut self) -> Result<HidbMessage> {
         loop {
-            if let Some(frame) = protocol::decode(&mut self.input)? {
+            if let Some(frame) = protocol::decode_within(&mut self.input, LOGIN_FRAME_MAX)? {
                 return Ok(frame.message);
             }
             let read = self.stream.read_buf(&mut self.input).await;

@@ -98,7 +98,7 @@ pub struct Query {
     pub cache: CacheUse,
     /// An answer computed longer ago than this, in milliseconds, does not do.
     pub max_age_ms: Option<u32>,
-    /// The answer is to say what it depends on, if it may be kept ([`Answer::near`]).
+    /// The answer is to say what it depends on, if it may be kept ([`Facts::near`]).
     pub near: bool,
     /// One statement.
     pub text: String,
@@ -257,9 +257,15 @@ impl Hello {
 
 /// Longest payload, in bytes.
 pub const FRAME_MAX: usize = 16 << 20;
-/// Longest payload before the login is over, in bytes.
+/// Longest payload before the login is over, in bytes. A [`Login`] or a [`Welcome`] is never longer.
 pub const LOGIN_FRAME_MAX: usize = 64 << 10;
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
+
+// The numbers of variants that are looked at before a payload is decoded.
+const LOGIN: u8 = 3;
+const WELCOME: u8 = 5;
+const QUERY: u8 = 6;
+const ANSWER: u8 = 8;
 
 /// Appends a frame.
 ///
@@ -276,8 +282,6 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) -> Result<()> {
 /// # Errors
 /// As [`encode`].
 pub fn encode_answer(request: u64, run: &[u8], facts: &Facts, out: &mut BytesMut) -> Result<()> {
-    /// The variant's number.
-    const ANSWER: u8 = 8;
     let answer = AnswerRef {
         run: BlobRef(run),
         facts,
@@ -382,12 +386,23 @@ pub fn peek(input: &[u8], frame_max: usize) -> Result<Option<(u64, &[u8], usize)
         .map(|payload| (request, payload, HEADER + len)))
 }
 
-/// Reads a payload.
+/// Reads a payload. What is read takes at most sixteen times the payload's memory, and 4 MiB for the messages with lists
+/// of pairs.
 ///
 /// # Errors
 /// [`HeliosError::Protocol`] if it is no message, or has something behind it.
 pub fn decode_message(payload: &[u8]) -> Result<HidbMessage> {
-    exactly(postcard::take_from_bytes(payload))
+    match payload.first() {
+        // A pair of empty strings takes two bytes here and 48 in memory.
+        Some(&(LOGIN | WELCOME)) if payload.len() > LOGIN_FRAME_MAX => Err(HeliosError::Protocol(
+            format!("a login of {} bytes is too long", payload.len()),
+        )),
+        // A number in more bytes than it needs would pass by the line above.
+        Some(0x80..) => Err(HeliosError::Protocol(
+            "cannot decode a message of an unknown number".to_owned(),
+        )),
+        _ => exactly(postcard::take_from_bytes(payload)),
+    }
 }
 
 fn exactly<T>(taken: postcard::Result<(T, &[u8])>) -> Result<T> {
@@ -422,8 +437,6 @@ impl<'a> QueryRef<'a> {
     /// # Errors
     /// As [`decode_message`].
     pub fn decode(payload: &'a [u8]) -> Result<Option<Self>> {
-        /// The variant's number.
-        const QUERY: u8 = 6;
         match payload.split_first() {
             Some((&QUERY, fields)) => exactly(postcard::take_from_bytes(fields)).map(Some),
             _ => Ok(None),
@@ -433,6 +446,8 @@ impl<'a> QueryRef<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -611,6 +626,19 @@ mod tests {
     }
 
     #[test]
+    fn a_login_is_never_long_and_has_its_number_in_one_byte() {
+        let login = Login {
+            settings: vec![(String::new(), String::new()); LOGIN_FRAME_MAX / 2],
+            ..Login::default()
+        };
+        let mut payload = postcard::to_stdvec(&HidbMessage::Login(login)).expect("encoded");
+        assert!(decode_message(&payload).is_err());
+        payload.splice(..1, [LOGIN | 0x80, 0]);
+        assert!(decode_message(&payload).is_err());
+        assert!(decode_message(&[0x80, 0]).is_err(), "a ping in two bytes");
+    }
+
+    #[test]
     fn a_message_that_is_too_long_is_not_sent_in_part() {
         let mut out = BytesMut::from(&b"before"[..]);
         let message = HidbMessage::Part(Bytes::from(vec![0; FRAME_MAX]));
@@ -634,53 +662,206 @@ mod tests {
         assert!(Hello::decode(*b"HTTP/1").is_err());
     }
 
-    /// The bytes that `docs/hidb.md` shows.
-    #[test]
-    fn the_examples_of_the_specification_are_right() {
-        let bytes = |request, message| {
-            let mut out = BytesMut::new();
-            encode(&Frame { request, message }, &mut out).expect("short");
-            out.to_vec()
-        };
-        assert_eq!(
-            bytes(7, HidbMessage::Ping),
-            [1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0]
-        );
+    /// The blocks of bytes in `docs/hidb.md`, by the names they have there. Behind a semicolon stands a comment.
+    fn examples_of_the_specification() -> HashMap<String, Vec<u8>> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/hidb.md");
+        let text = std::fs::read_to_string(file).expect("the specification");
+        let mut examples = HashMap::new();
+        let mut current: Option<(String, Vec<u8>)> = None;
+        for line in text.lines() {
+            match (&mut current, line.strip_prefix("```")) {
+                (None, Some(fence)) => {
+                    let name = fence.strip_prefix("hex ").expect("all blocks are of bytes");
+                    current = Some((name.to_owned(), Vec::new()));
+                }
+                (Some(_), Some(_)) => {
+                    let (name, bytes) = current.take().expect("matched");
+                    assert_eq!(examples.insert(name, bytes), None, "a name twice");
+                }
+                (Some((_, bytes)), None) => {
+                    let shown = line.split(';').next().unwrap_or_default();
+                    let byte = |hex| u8::from_str_radix(hex, 16).expect(line);
+                    bytes.extend(shown.split_whitespace().map(byte));
+                }
+                (None, None) => {}
+            }
+        }
+        examples
+    }
+
+    /// What a part of the specification shows: names, numbers of requests, and messages.
+    type Shown = Vec<(&'static str, u64, HidbMessage)>;
+
+    fn single_frames() -> Shown {
         let query = Query {
             text: "select 1".to_owned(),
             ..Query::default()
         };
-        assert_eq!(
-            bytes(1, HidbMessage::Query(query)),
-            [
-                &[16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 8][..],
-                b"select 1",
-                &[0, 0],
-            ]
-            .concat()
-        );
-        let facts = Facts {
-            source: AnswerSource::Hit,
-            age_ms: 300,
-            status: b'I',
-            position: 5,
-            near: Some(Near {
-                as_of: 4,
-                slots: vec![1, 300],
-            }),
-        };
         let answer = Answer {
             run: Bytes::from_static(b"C\0\0\0\x0dSELECT 0\0"),
-            facts,
+            facts: Facts {
+                source: AnswerSource::Hit,
+                age_ms: 300,
+                status: b'I',
+                position: 5,
+                near: Some(Near {
+                    as_of: 4,
+                    slots: vec![1, 300],
+                }),
+            },
         };
-        assert_eq!(
-            bytes(1, HidbMessage::Answer(answer)),
-            [
-                &[27, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8, 14][..],
-                b"C\0\0\0\x0dSELECT 0\0",
-                &[2, 0xac, 2, b'I', 5, 1, 4, 2, 1, 0xac, 2],
-            ]
-            .concat()
-        );
+        vec![
+            ("ping", 7, HidbMessage::Ping),
+            ("pong", 7, HidbMessage::Pong),
+            ("query-short", 1, HidbMessage::Query(query)),
+            ("answer-short", 1, HidbMessage::Answer(answer)),
+        ]
+    }
+
+    fn a_session() -> Shown {
+        let pair = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        let login = Login {
+            user: "app".to_owned(),
+            database: "shop".to_owned(),
+            settings: pair("application_name", "demo"),
+            scram: Bytes::new(),
+        };
+        let welcome = Welcome {
+            parameters: pair("server_version", "18.0"),
+            open_max: 1024,
+            frame_max: u32::try_from(FRAME_MAX).expect("fits"),
+            instance: 300,
+        };
+        let begin = Query {
+            session: 1,
+            text: "begin".to_owned(),
+            ..Query::default()
+        };
+        let begun = Answer {
+            run: Bytes::from_static(b"n\0\0\0\x04C\0\0\0\x0aBEGIN\0"),
+            facts: Facts {
+                status: b'T',
+                position: 42,
+                ..Facts::default()
+            },
+        };
+        let invalidated = Invalidated {
+            position: 42,
+            slots: vec![1177],
+        };
+        let cancelled = "canceling statement due to user request";
+        let failed = crate::server::error_body("ERROR", "57014", cancelled);
+        let (query, part, answer) = a_read();
+        vec![
+            ("login", 0, HidbMessage::Login(login)),
+            ("welcome", 0, HidbMessage::Welcome(welcome)),
+            ("subscribe", 1, HidbMessage::Subscribe),
+            ("subscribed", 1, HidbMessage::Subscribed(40)),
+            ("query", 2, HidbMessage::Query(query)),
+            ("part", 2, HidbMessage::Part(part)),
+            ("answer", 2, HidbMessage::Answer(answer)),
+            ("invalidated", 0, HidbMessage::Invalidated(invalidated)),
+            ("begin", 3, HidbMessage::Query(begin)),
+            ("begun", 3, HidbMessage::Answer(begun)),
+            ("cancel", 4, HidbMessage::Cancel),
+            ("failed", 4, HidbMessage::Failed(failed)),
+            ("close", 5, HidbMessage::CloseSession(1)),
+            ("goodbye", 0, HidbMessage::Goodbye("done".to_owned())),
+        ]
+    }
+
+    /// As a client asks it, and with an answer that a client can read.
+    fn a_read() -> (Query, Bytes, Answer) {
+        let param = crate::Param {
+            oid: 23,
+            ..crate::Param::from(7)
+        };
+        let statement = crate::Statement::new("select name from t where id = $1").bind(param);
+        let query = Query {
+            max_age_ms: Some(60_000),
+            near: true,
+            ..statement.to_query()
+        };
+        let column = b"name\0\0\0\x40\0\0\x02\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0";
+        let part = [&b"T\0\0\0\x1d\0\x01"[..], column].concat();
+        let answer = Answer {
+            run: Bytes::from_static(b"D\0\0\0\x0d\0\x01\0\0\0\x03AdaC\0\0\0\x0dSELECT 1\0"),
+            facts: Facts {
+                source: AnswerSource::Hit,
+                age_ms: 1500,
+                status: b'I',
+                position: 40,
+                near: Some(Near {
+                    as_of: 40,
+                    slots: vec![1177],
+                }),
+            },
+        };
+        let whole = [&part[..], &answer.run].concat();
+        let reply = crate::Reply::new(whole.into(), Facts::default()).expect("whole");
+        assert_eq!((reply.len(), reply.tag()), (1, "SELECT 1"));
+        let row = reply.row(0).expect("a row");
+        assert_eq!(row.text("name").expect("there"), Some("Ada"));
+        (query, part.into(), answer)
+    }
+
+    /// The messages are checked in `scram`.
+    fn a_login_by_scram() -> Shown {
+        let login = Login {
+            user: "user".to_owned(),
+            scram: Bytes::from_static(b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO"),
+            ..Login::default()
+        };
+        let sasl = |text: &'static str| HidbMessage::Sasl(Bytes::from(text));
+        vec![
+            ("scram-login", 0, HidbMessage::Login(login)),
+            (
+                "scram-first",
+                0,
+                sasl(
+                    "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,\
+                     i=4096",
+                ),
+            ),
+            (
+                "scram-final",
+                0,
+                sasl(
+                    "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
+                     p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
+                ),
+            ),
+            (
+                "scram-proof",
+                0,
+                sasl("v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="),
+            ),
+        ]
+    }
+
+    #[test]
+    fn the_examples_of_the_specification_are_right() {
+        let mut examples = examples_of_the_specification();
+        let mut shown = |name: &str| examples.remove(name).expect(name);
+        assert_eq!(shown("greeting"), Hello::OURS.encode());
+        for (name, request, message) in [single_frames(), a_session(), a_login_by_scram()].concat()
+        {
+            let frame = Frame { request, message };
+            let mut wire = BytesMut::new();
+            encode(&frame, &mut wire).expect("short");
+            let bytes = shown(name);
+            assert_eq!(bytes, wire, "{name}");
+            let read = decode(&mut BytesMut::from(&bytes[..])).expect("a frame");
+            assert_eq!(read, Some(frame), "{name}");
+        }
+        assert!(examples.is_empty(), "shown, and not checked: {examples:?}");
+    }
+
+    #[test]
+    fn the_limits_of_the_specification_are_those_here() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/hidb.md");
+        let text = std::fs::read_to_string(file).expect("the specification");
+        assert!(text.contains("64 KiB (65,536 bytes)") && LOGIN_FRAME_MAX == 65_536);
+        assert!(text.contains("16 MiB (16,777,216 bytes)") && FRAME_MAX == 16_777_216);
     }
 }

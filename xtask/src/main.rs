@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a tool for a terminal")]
 
+mod fuzz;
 mod libclang;
 mod packages;
 mod steps;
@@ -31,6 +32,7 @@ Examples:
   cargo xtask run                                          helios on its embedded PostgreSQL
   cargo xtask run --upstream postgres://app@db:5432/shop   helios in front of a server
   cargo xtask ci                                           before a change is handed in
+  cargo xtask fuzz --seconds 600 hidb_frames               ten minutes of one fuzz target
   cargo xtask bench gateway --clients 1,16                 helios beside PgBouncer and pgpool-II";
 
 #[derive(Debug, Subcommand)]
@@ -54,6 +56,17 @@ enum Task {
     ///
     /// Licences, advisories and spelling too, if cargo-deny and typos are installed.
     Ci,
+    /// Fuzz what strangers send to helios: frames of HIDB, logins, PostgreSQL's messages
+    ///
+    /// Needs a nightly compiler and cargo-fuzz, and says how to get them. What was found before is checked by `test`
+    /// without either. An input that makes a target fail is left in fuzz/artifacts. See fuzz/README.md.
+    Fuzz {
+        /// Time for each target
+        #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+        /// The target; all of them if none is named
+        target: Option<String>,
+    },
     /// Measure helios beside its peers
     ///
     /// A peer that is not installed and can't be installed is left out.
@@ -68,6 +81,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Bench { args } => bench(&args),
         Task::Ci => ci(),
+        Task::Fuzz { seconds, target } => fuzz::all(seconds, target.as_deref()),
         Task::Run { args } => serve(&args),
         Task::Test => packages::ensure(TEST_NEEDS).and_then(|()| tests_run::all()),
     };

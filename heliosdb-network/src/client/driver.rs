@@ -18,6 +18,9 @@ use crate::stream::WireStream;
 
 use super::reply::Reply;
 
+/// Pongs that wait to be written. Others can't keep a caller's memory busy.
+const PONGS_MAX: usize = 1 << 16;
+
 /// What callers and the task share.
 pub(super) struct Shared {
     /// Why a lock: callers leave requests from any thread. Only moves of values and encoding happen under it, and calls of
@@ -27,6 +30,8 @@ pub(super) struct Shared {
     written: Notify,
     /// There is something unclaimed, or the connection has ended.
     pub(super) arrived: Notify,
+    /// Longest payload that the server takes, in bytes.
+    frame_max: usize,
 }
 
 #[derive(Default)]
@@ -41,6 +46,8 @@ pub(super) struct State {
     pub(super) unanswered: i64,
     /// Sessions that were begun and not closed.
     pub(super) sessions: HashSet<u32>,
+    /// Pongs among `out`.
+    pongs: usize,
     /// A check was given up: no new requests.
     is_broken: bool,
     ended: Option<Ended>,
@@ -117,8 +124,9 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(frame_max: usize) -> Arc<Self> {
         Arc::new(Self {
+            frame_max,
             state: Mutex::default(),
             written: Notify::new(),
             arrived: Notify::new(),
@@ -140,7 +148,14 @@ impl Shared {
             ));
         }
         let request = state.last_request + 1;
+        let before = state.out.len();
         protocol::encode(&Frame { request, message }, &mut state.out)?;
+        let len = state.out.len() - before - protocol::HEADER;
+        if len > self.frame_max {
+            state.out.truncate(before);
+            let what = format!("a message of {len} bytes is longer than the server takes");
+            return Err(HeliosError::Protocol(what));
+        }
         state.last_request = request;
         if let Some(open) = open {
             if matches!(open, Open::Raw) {
@@ -234,6 +249,7 @@ impl Shared {
     fn take_out(&self, writing: &mut BytesMut) {
         let mut state = self.state.lock();
         std::mem::swap(&mut state.out, writing);
+        state.pongs = 0;
     }
 }
 
@@ -260,6 +276,12 @@ impl State {
                 )));
             }
             HidbMessage::Ping if !self.open.contains_key(&request) => {
+                self.pongs += 1;
+                if self.pongs > PONGS_MAX {
+                    return Err(HeliosError::Protocol(
+                        "more pings than pongs are read".to_owned(),
+                    ));
+                }
                 let message = HidbMessage::Pong;
                 return protocol::encode(&Frame { request, message }, &mut self.out);
             }
@@ -309,7 +331,7 @@ impl State {
             (Some(Open::Abandoned(_)), _) => {}
             (Some(Open::Ping(done)), HidbMessage::Pong) => drop(done.send(Ok(()))),
             (Some(Open::Query(collecting)), HidbMessage::Answer(answer)) => {
-                collecting.end(answer.run, answer.facts);
+                collecting.end(answer.run, answer.facts)?;
             }
             (Some(Open::Query(collecting)), HidbMessage::Failed(body)) => {
                 let fields = Box::new(ErrorFields::parse(body));
@@ -331,7 +353,8 @@ impl Collecting {
         self.parts.len() + run.len() <= self.answer_max
     }
 
-    fn end(mut self, run: Bytes, facts: Facts) {
+    /// An error if the peer sent what is no answer.
+    fn end(mut self, run: Bytes, facts: Facts) -> Result<()> {
         let reply = if !self.has_room_for(&run) {
             Err(HeliosError::TooLarge {
                 limit: self.answer_max,
@@ -342,7 +365,12 @@ impl Collecting {
             self.parts.extend_from_slice(&run);
             Reply::new(self.parts.freeze(), facts)
         };
+        let violation = match &reply {
+            Err(HeliosError::Protocol(what)) => Err(HeliosError::Protocol(what.clone())),
+            _ => Ok(()),
+        };
         let _ = self.done.send(reply);
+        violation
     }
 }
 

@@ -17,14 +17,19 @@ pub struct ErrorFields {
 }
 
 impl ErrorFields {
-    /// Parses the body of the message. What is malformed ends the list of fields.
+    /// Parses the body of the message. What is malformed ends the list of fields. Of fields with the same code the first
+    /// one counts.
     #[must_use]
     pub fn parse(body: Bytes) -> Self {
         let mut fields = Vec::new();
         let mut reader = Reader::new(&body);
+        // Millions of empty fields would take many times the memory of the body.
+        let mut is_known = [false; 256];
         while let Some(code) = reader.u8().filter(|code| *code != 0) {
             let Some(value) = reader.cstr() else { break };
-            fields.push((code, String::from_utf8_lossy(value).into_owned()));
+            if !std::mem::replace(&mut is_known[usize::from(code)], true) {
+                fields.push((code, String::from_utf8_lossy(value).into_owned()));
+            }
         }
         Self { body, fields }
     }
@@ -135,6 +140,13 @@ mod tests {
             assert_eq!(error.sqlstate(), "XX000", "{body:?}");
             assert_eq!(error.severity(), "ERROR");
         }
+    }
+
+    #[test]
+    fn of_fields_with_the_same_code_the_first_one_counts() {
+        let error = ErrorFields::parse(Bytes::from(b"C42601\0Mone\0Mtwo\0C57014\0".repeat(9)));
+        assert_eq!((error.sqlstate(), error.message()), ("42601", "one"));
+        assert_eq!(error.fields.len(), 2);
     }
 
     #[test]
