@@ -65,6 +65,8 @@ pub(crate) struct ClientInfo {
     has_settings: AtomicBool,
     /// The next statement is not for the cache.
     bypasses_cache: AtomicBool,
+    /// The next statement takes no answer from memory that is older; `u32::MAX` is any.
+    max_age_ms: AtomicU32,
     /// An [`Origin`]: what it is below, its age above.
     origin: AtomicU64,
     signals: AtomicU8,
@@ -212,6 +214,15 @@ impl ClientInfo {
         self.bypasses_cache.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn set_max_age(&self, max_age_ms: Option<u32>) {
+        let max_age_ms = max_age_ms.unwrap_or(u32::MAX);
+        self.max_age_ms.store(max_age_ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn max_age_ms(&self) -> u32 {
+        self.max_age_ms.load(Ordering::Relaxed)
+    }
+
     /// Notes where the answer under way comes from.
     pub(crate) fn set_origin(&self, origin: Origin) {
         let packed = match origin {
@@ -342,6 +353,7 @@ impl ClientRegistry {
             pins: AtomicU32::new(0),
             has_settings: AtomicBool::new(false),
             bypasses_cache: AtomicBool::new(false),
+            max_age_ms: AtomicU32::new(u32::MAX),
             origin: AtomicU64::new(0),
             signals: AtomicU8::new(0),
             waker: AtomicWaker::new(),

@@ -5,7 +5,7 @@ mod support;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use heliosdb_network::client::Push;
 use heliosdb_network::protocol::{AnswerSource, CacheUse, Frame, Hello, HidbMessage, Login, Query};
@@ -368,6 +368,9 @@ async fn long_answers_come_in_pieces_and_are_bounded() {
     // One that no frame can hold.
     let too_wide = client.query("select repeat('x', 20 << 20)").await;
     assert_eq!(sqlstate(too_wide), "54000");
+    let in_session = Statement::new("select repeat('x', 200 << 20)").in_session(1);
+    assert_eq!(sqlstate(client.query(in_session).await), "54000");
+    ask(&client, "select 1").await;
     let mut target = target(&stack);
     target.answer_max = 1 << 20;
     let bounded = HidbClient::open(&target).await.expect("let in");
@@ -419,12 +422,25 @@ async fn cache_directives_are_followed() {
         AnswerSource::Hit
     );
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(
-        source(read().with_max_age(Duration::from_millis(20))).await,
-        AnswerSource::Server
-    );
     let aged = client.query(read()).await.expect("answered");
     assert!(aged.facts().age_ms >= 30, "{:?}", aged.facts());
+    // One that is too old is asked for anew, and the new one is kept.
+    for session in [0, 2] {
+        let asked = Instant::now();
+        let young = read()
+            .with_max_age(Duration::from_millis(20))
+            .in_session(session);
+        assert_eq!(source(young).await, AnswerSource::Miss);
+        let fresh = client.query(read()).await.expect("answered");
+        let facts = fresh.facts();
+        assert_eq!(facts.source, AnswerSource::Hit);
+        // Ages go in steps of ten milliseconds.
+        assert!(
+            u128::from(facts.age_ms) <= asked.elapsed().as_millis() + 20,
+            "{facts:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // A session is answered from the same memory, and not from memory where it asks for the server.
     let in_session = read().in_session(1);
     let aged = client.query(in_session.clone()).await.expect("answered");
@@ -532,6 +548,16 @@ async fn logins_prove_the_password_and_the_server_proves_that_it_knows_it() {
     };
     let client = log_in("postgres", Some("sesame")).await.expect("let in");
     ask(&client, "select 1").await;
+    // Who insists on the server's proof gets it here, and takes no server that gives none.
+    let mut insisting = target(&stack);
+    (insisting.password, insisting.require_scram) = (Some("sesame".to_owned()), true);
+    HidbClient::open(&insisting).await.expect("proved");
+    let trusting = Stack::start();
+    insisting.port = trusting.helios.hidb_port;
+    match HidbClient::open(&insisting).await {
+        Err(HeliosError::Unsupported(why)) => assert!(why.contains("proved nothing"), "{why}"),
+        other => panic!("{other:?}"),
+    }
     for (user, password) in [
         ("postgres", Some("Sesame")),
         ("postgres", Some("")),
@@ -710,6 +736,10 @@ async fn a_stop_lets_what_is_open_end_and_takes_nothing_new() {
                 .await
         }
     });
+    let in_session = |text: &str| Statement::new(text).in_session(7);
+    client.query(in_session("begin")).await.expect("begun");
+    let update = in_session("update t set v = 'open' where id = 2");
+    client.query(update).await.expect("written");
     tokio::time::sleep(Duration::from_millis(300)).await;
     stack.helios.signal("TERM");
     let written = timeout(20 * SECOND, write)
@@ -723,6 +753,10 @@ async fn a_stop_lets_what_is_open_end_and_takes_nothing_new() {
         error => error.to_string().contains("shutting down"),
     };
     assert!(is_told, "{refused}");
+    // A transaction that is open can be ended, and is waited for.
+    let more = in_session("update t set v = v || '!' where id = 2");
+    client.query(more).await.expect("written");
+    client.query(in_session("commit")).await.expect("committed");
     assert!(stack.helios.wait(20 * SECOND).expect("ended").success());
     let row = stack
         .direct()
@@ -730,6 +764,12 @@ async fn a_stop_lets_what_is_open_end_and_takes_nothing_new() {
         .query_one("select v from t where id = 1", &[])
         .await;
     assert_eq!(row.expect("read").get::<_, &str>(0), "late");
+    let row = stack
+        .direct()
+        .await
+        .query_one("select v from t where id = 2", &[])
+        .await;
+    assert_eq!(row.expect("read").get::<_, &str>(0), "open!");
 }
 
 /// A request that is given up is cancelled, and nothing else is, however close they follow each other.
@@ -750,9 +790,15 @@ async fn a_cancel_stops_no_other_request() {
     // In a transaction the server connection is the same for both. A statement that is stopped fails its transaction.
     let in_session = |text: &str| Statement::new(text).in_session(1);
     let (mut stopped, mut done) = (0, 0);
-    for round in 0..300 {
+    for round in 0..200 {
+        // Short ones end before they can be stopped, long ones are stopped; those in between are what this is about.
+        let length = if round % 2 == 0 {
+            1
+        } else {
+            fastrand::u64(1..40)
+        };
         client.query(in_session("begin")).await.expect("begun");
-        let _ = timeout(patience(), client.query(nap(1, 1))).await;
+        let _ = timeout(patience(), client.query(nap(length, 1))).await;
         match client.query(nap(3, 1)).await {
             Ok(_) => done += 1,
             Err(HeliosError::Server(fields)) if fields.sqlstate() == "25P02" => stopped += 1,

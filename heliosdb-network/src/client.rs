@@ -366,6 +366,12 @@ impl Wire {
         loop {
             match self.receive().await? {
                 // Who could not finish SCRAM does not know the password: it is not the server that is meant.
+                HidbMessage::Welcome(_) if target.require_scram && !is_proven => {
+                    return Err(HeliosError::Unsupported(
+                        "the server did not ask for the password, and has proved nothing"
+                            .to_owned(),
+                    ));
+                }
                 HidbMessage::Welcome(welcome) if is_proven || !was_asked => return Ok(welcome),
                 HidbMessage::Failed(body) => {
                     return Err(HeliosError::Server(Box::new(ErrorFields::parse(body))));

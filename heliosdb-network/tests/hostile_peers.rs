@@ -417,7 +417,7 @@ async fn a_server_that_breaks_the_protocol_during_the_login_lets_nobody_in() {
             "cannot decode",
         ),
         (
-            payload(&[5, 0, 0, 0, 0]),
+            payload(&[5, 0, 0, 0, 0, 0]),
             "protocol",
             "longer than its message",
         ),

@@ -213,7 +213,7 @@ impl Connection {
         let mut is_flushed = true;
         loop {
             self.work_on_input()?;
-            if self.is_ending && self.open.is_empty() && self.out.is_empty() && is_flushed {
+            if self.is_ending && self.is_at_rest() && self.out.is_empty() && is_flushed {
                 return Err(End::Told("the server is shutting down".to_owned()));
             }
             let has_room = self.out.len() < HIGH_WATER;

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use heliosdb_network::postgres::frame;
-use heliosdb_network::protocol::QueryRef;
+use heliosdb_network::protocol::{FRAME_MAX, QueryRef};
 use heliosdb_network::server::error_body;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
@@ -34,6 +34,7 @@ pub(super) struct Request {
     /// In PostgreSQL's protocol, up to its Sync.
     pub(super) bytes: BytesMut,
     pub(super) bypasses_cache: bool,
+    pub(super) max_age_ms: Option<u32>,
 }
 
 /// What a lane has to say.
@@ -73,6 +74,8 @@ pub(super) enum Outcome {
 
 /// Room in the pipe, each way.
 const PIPE: usize = 64 << 10;
+/// Why an answer can't be given.
+pub(super) const TOO_LONG: &str = "a row is too long for HIDB: use the port for PostgreSQL clients";
 /// A piece of an answer is sent on when it has grown to this.
 const PART: usize = 64 << 10;
 
@@ -180,7 +183,7 @@ impl Client {
                         let _ = self.events.send(gone).await;
                         // What was handed over in between is answered too.
                         while let Some(request) = requests.recv().await {
-                            let outcome = lost();
+                            let outcome = lost("the session ended before its statement was run");
                             if self.end(request.id, outcome, b'I', false).await.is_err() {
                                 return;
                             }
@@ -208,6 +211,7 @@ impl Client {
 
     async fn serve(&mut self, request: Request) -> Result<(), Unheard> {
         self.info.set_bypasses_cache(request.bypasses_cache);
+        self.info.set_max_age(request.max_age_ms);
         self.info.set_origin(Origin::Server);
         if self.pipe.write_all(&request.bytes).await.is_err() {
             // Its last words are still to be read.
@@ -227,7 +231,9 @@ impl Client {
                 is_final: status.is_none(),
             },
             (None, Some(_)) => Outcome::Answer(collected.run.split().freeze()),
-            (None, None) => lost(),
+            (None, None) => {
+                lost("the session ended: whether its statement took effect is not known")
+            }
         };
         match status {
             Some(status) => {
@@ -276,9 +282,32 @@ impl Client {
                     self.tell(Event::Part { request: id, run }).await?;
                 }
             }
+            if announced(&self.input) > FRAME_MAX {
+                collected.refuse_long();
+                if !self.skip_message().await {
+                    return Ok(None);
+                }
+                continue;
+            }
             match self.pipe.read_buf(&mut self.input).await {
                 Ok(0) | Err(_) => return Ok(None),
                 Ok(_) => {}
+            }
+        }
+    }
+
+    /// Reads over the message at the front without keeping it. False if the session ends in it.
+    async fn skip_message(&mut self) -> bool {
+        let mut rest = announced(&self.input);
+        loop {
+            let here = rest.min(self.input.len());
+            self.input.advance(here);
+            rest -= here;
+            if rest == 0 {
+                return true;
+            }
+            if !matches!(self.pipe.read_buf(&mut self.input).await, Ok(read) if read > 0) {
+                return false;
             }
         }
     }
@@ -306,7 +335,20 @@ impl Client {
     }
 }
 
+/// Length of the message at the front as its head tells it; 0 if the head is not there yet.
+fn announced(input: &[u8]) -> usize {
+    let head = input.first_chunk::<5>();
+    head.map_or(0, |[_, len @ ..]| u32::from_be_bytes(*len) as usize + 1)
+}
+
 impl Collected {
+    /// A message that no frame can hold: nothing of the answer is kept.
+    fn refuse_long(&mut self) {
+        self.run.clear();
+        self.error
+            .get_or_insert_with(|| error_body("ERROR", "54000", TOO_LONG));
+    }
+
     fn refuse_copy(&mut self) {
         self.is_copy = true;
         self.run.clear();
@@ -320,13 +362,9 @@ impl Collected {
     }
 }
 
-fn lost() -> Outcome {
+fn lost(what: &str) -> Outcome {
     Outcome::Failed {
-        body: error_body(
-            "FATAL",
-            "57P01",
-            "the session ended before its statement was run",
-        ),
+        body: error_body("FATAL", "57P01", what),
         is_final: true,
     }
 }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Buf as _;
+use heliosdb_cache::Answer;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use crate::clients::{Activity, Counters, Origin, Signal};
@@ -335,6 +336,11 @@ impl Session {
         }
     }
 
+    fn age_ms(&self, reply: &Answer) -> u32 {
+        let age = self.gateway.cache.age(reply).as_millis();
+        u32::try_from(age).unwrap_or(u32::MAX)
+    }
+
     /// Answers the request at the front from the cache, or decides what is to be done about it. `None` if it is not
     /// for the cache. Without a catalog given, the one that is loaded counts, and where there is none the request has to
     /// wait.
@@ -356,7 +362,12 @@ impl Session {
         let len = unit.len;
         unit.put_params(&mut self.key_buffer);
         let key = unit.key(&self.key_buffer, &self.scope);
-        if let Some(reply) = self.gateway.cache.lookup(&key) {
+        let reply = self.gateway.cache.lookup(&key);
+        // One that is too old for this client is asked for anew, and takes the old one's place.
+        let is_young = |reply: &Answer| {
+            !self.stream.is_pipe() || self.age_ms(reply) <= self.info().max_age_ms()
+        };
+        if let Some(reply) = reply.filter(is_young) {
             put_reply(&mut self.out, &unit.protocol, &reply);
             let is_simple = unit.is_simple();
             if !unit.is_prepare() {
@@ -364,10 +375,8 @@ impl Session {
                 let text = unit.text.as_str();
                 self.gateway.statements.of(text).record_hit();
                 if self.stream.is_pipe() {
-                    let age = self.gateway.cache.age(&reply).as_millis();
-                    self.info().set_origin(Origin::Memory {
-                        age_ms: u32::try_from(age).unwrap_or(u32::MAX),
-                    });
+                    let age_ms = self.age_ms(&reply);
+                    self.info().set_origin(Origin::Memory { age_ms });
                 }
             }
             if let Some((name, statement)) = self.statement_to_remember(&unit) {

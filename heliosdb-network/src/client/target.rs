@@ -28,6 +28,9 @@ pub struct HidbTarget {
     pub database: String,
     /// Settings that sessions begin with, as in PostgreSQL's startup packet.
     pub settings: Vec<(String, String)>,
+    /// Take no server that does not prove by SCRAM that it knows the password. Default false: one that asks for no password is
+    /// taken for what it says it is.
+    pub require_scram: bool,
     /// Encrypt, and trust these certificates; `None`: unencrypted.
     pub tls: Option<Arc<ClientConfig>>,
     /// Bound on connecting and logging in together. Default 5 s.
@@ -47,6 +50,7 @@ impl HidbTarget {
             password: None,
             database: database.to_owned(),
             settings: Vec::new(),
+            require_scram: false,
             tls: None,
             connect_timeout: Duration::from_secs(5),
             answer_max: 64 << 20,
@@ -54,7 +58,8 @@ impl HidbTarget {
     }
 
     /// Reads `hidb://user:password@host:port/database`. Behind a question mark may stand `tls_ca` (a PEM file with the
-    /// certificates to trust; without it the connection is not encrypted), `connect_timeout` (in seconds), and any setting:
+    /// certificates to trust; without it the connection is not encrypted), `connect_timeout` (in seconds),
+    /// `require_auth=scram-sha-256` ([`require_scram`](Self::require_scram)), and any setting:
     /// `hidb://app@db/shop?application_name=billing&tls_ca=/etc/helios/ca.pem`.
     ///
     /// # Errors
@@ -77,6 +82,10 @@ impl HidbTarget {
         for (name, value) in url.query_pairs() {
             match &*name {
                 "tls_ca" => target.tls = Some(tls::client_config(Path::new(&*value))?),
+                "require_auth" => match &*value {
+                    "scram-sha-256" => target.require_scram = true,
+                    _ => return Err(unusable("require_auth is not scram-sha-256")),
+                },
                 "connect_timeout" => {
                     let seconds = value.parse().ok().filter(|seconds| *seconds > 0);
                     let seconds = seconds
@@ -160,6 +169,7 @@ mod tests {
             ("hidb", "URL"),
             ("hidb://a@b:x/c", "port"),
             ("hidb://a@b/c?connect_timeout=0", "connect_timeout"),
+            ("hidb://a@b/c?require_auth=md5", "require_auth"),
             ("hidb://a@b/c?tls_ca=/nonexistent.pem", "/nonexistent.pem"),
             ("hidb://%ff@b/c", "UTF-8"),
         ] {

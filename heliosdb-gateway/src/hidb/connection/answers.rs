@@ -7,6 +7,7 @@ use heliosdb_network::server::error_body;
 
 use crate::error::ClientError;
 
+use super::super::lane::TOO_LONG;
 use super::Connection;
 
 /// Answers from memory go in pieces of about this much, so that those behind them need not wait for all of a long one.
@@ -43,8 +44,7 @@ impl Connection {
     }
 
     fn fail_too_long(&mut self, request: u64) {
-        let what = "a row is too long for HIDB: use the port for PostgreSQL clients";
-        self.fail(request, "54000", what);
+        self.fail(request, "54000", TOO_LONG);
     }
 
     pub(super) fn fail(&mut self, request: u64, sqlstate: &str, what: &str) {

@@ -37,6 +37,7 @@ pub(super) struct Open {
     /// The answer is to say what it depends on.
     is_near: bool,
     bypasses_cache: bool,
+    max_age_ms: Option<u32>,
     /// A piece of the answer was sent.
     has_parts: bool,
 }
@@ -47,6 +48,8 @@ pub(super) struct SessionState {
     queue: VecDeque<u64>,
     /// The request that it is at.
     running: Option<u64>,
+    /// The transaction status behind its last statement.
+    status: u8,
     /// The client has closed it: it ends when what was asked before is done.
     is_closed: bool,
 }
@@ -60,7 +63,7 @@ impl Connection {
         if self.open.contains_key(&request) {
             return Err(End::Told(format!("request {request} is open already")));
         }
-        let refusal = if self.is_ending {
+        let refusal = if self.is_ending && !self.is_in_transaction(query.session) {
             Some(("57P01", "the server is shutting down"))
         } else if self.open.len() >= OPEN_MAX as usize {
             Some(("53400", "too many requests are open on this connection"))
@@ -85,7 +88,8 @@ impl Connection {
             session,
             lane: None,
             is_near: query.near && session == 0,
-            bypasses_cache: query.cache == CacheUse::Bypass || query.max_age_ms.is_some(),
+            bypasses_cache: query.cache == CacheUse::Bypass,
+            max_age_ms: query.max_age_ms,
             has_parts: false,
             payload,
         };
@@ -98,6 +102,18 @@ impl Connection {
             self.ask_session(session, request);
         }
         Ok(())
+    }
+
+    /// True if the session has something that it may bring to an end before the server stops.
+    fn is_in_transaction(&self, session: u32) -> bool {
+        let session = self.sessions.get(&session);
+        session.is_some_and(|session| !session.is_closed && session.status != b'I')
+    }
+
+    /// True if nothing is open that is worth waiting for.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let mut sessions = self.sessions.keys();
+        self.open.is_empty() && !sessions.any(|session| self.is_in_transaction(*session))
     }
 
     /// Gives waiting requests to lanes.
@@ -165,6 +181,7 @@ impl Connection {
             id: request,
             bytes,
             bypasses_cache: open.bypasses_cache,
+            max_age_ms: open.max_age_ms,
         };
         let sent = match self.lanes.get(&lane) {
             Some(lane) => lane.send(handed).is_ok(),
@@ -208,6 +225,7 @@ impl Connection {
                     lane,
                     queue: VecDeque::new(),
                     running: Some(request),
+                    status: b'I',
                     is_closed: false,
                 };
                 self.sessions.insert(session, state);
@@ -370,6 +388,9 @@ impl Connection {
                 if is_final {
                     self.end_session(session);
                 } else {
+                    if let Some(state) = self.sessions.get_mut(&session) {
+                        state.status = status;
+                    }
                     self.go_on(session);
                 }
             }
