@@ -9,6 +9,7 @@ mod cache;
 mod cpu;
 mod floor;
 mod gateway;
+mod hidb;
 mod interrupt;
 mod peers;
 mod pgbench;
@@ -52,6 +53,8 @@ enum Verb {
     },
     /// Compare helios with PgBouncer, pgpool-II, PostgreSQL itself, and the least that a server can cost
     Gateway(gateway::Args),
+    /// Compare hits over HIDB with hits over PostgreSQL's protocol, on one connection, and with the client's own cache
+    Hidb(hidb::Args),
     /// Compare the connection pool with others: without a command, all of it
     Pool {
         #[command(subcommand)]
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Cache { command } => cache::run(command),
         Verb::Floor { listen } => floor::serve(listen),
         Verb::Gateway(args) => gateway::run(&args),
+        Verb::Hidb(args) => hidb::run(&args),
         Verb::Pool { command } => pool::run(command),
     };
     match done {

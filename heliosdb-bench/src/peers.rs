@@ -130,12 +130,7 @@ impl Peer {
             _ => version(&program)?,
         };
         let mut command = Command::new(program);
-        // What to do is said here, not by the user's environment.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("HELIOS_") {
-                command.env_remove(name);
-            }
-        }
+        without_helios_variables(&mut command);
         command.current_dir(folder.path());
         configure(target, site, &mut command, port, &version, folder.path())?;
         // pgpool-II alone takes SIGTERM as "when the last client has gone".
@@ -170,8 +165,17 @@ impl Peer {
     }
 }
 
+/// What helios is to do is said here, not by the user's environment.
+pub(crate) fn without_helios_variables(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("HELIOS_") {
+            command.env_remove(name);
+        }
+    }
+}
+
 /// Whether a statement is answered.
-fn serves(psql: &Path, port: u16) -> bool {
+pub(crate) fn serves(psql: &Path, port: u16) -> bool {
     let mut command = Command::new(psql);
     libpq_environment(&mut command);
     command
@@ -217,7 +221,7 @@ fn installed(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn version(program: &Path) -> anyhow::Result<String> {
+pub(crate) fn version(program: &Path) -> anyhow::Result<String> {
     let output = Command::new(program)
         .arg("--version")
         .stdin(Stdio::null())

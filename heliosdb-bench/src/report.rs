@@ -95,6 +95,17 @@ impl Cell {
 
 impl Environment {
     pub(crate) fn read(generator: String, peers: &[Peer]) -> anyhow::Result<Self> {
+        let mut versions = vec![("load generator".to_owned(), generator)];
+        versions.extend(
+            peers
+                .iter()
+                .map(|peer| (peer.target.name().to_owned(), peer.version.clone())),
+        );
+        Self::with_versions(versions)
+    }
+
+    /// The machine and the command, with the names and versions of what was measured.
+    pub(crate) fn with_versions(versions: Vec<(String, String)>) -> anyhow::Result<Self> {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
         let model = model
@@ -103,12 +114,6 @@ impl Environment {
         let kernel =
             std::fs::read_to_string("/proc/sys/kernel/osrelease").context("no kernel release")?;
         let words: Vec<String> = std::env::args().skip(1).collect();
-        let mut versions = vec![("load generator".to_owned(), generator)];
-        versions.extend(
-            peers
-                .iter()
-                .map(|peer| (peer.target.name().to_owned(), peer.version.clone())),
-        );
         Ok(Self {
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             command: format!("cargo xtask bench {}", words.join(" ")),
@@ -117,6 +122,21 @@ impl Environment {
             kernel: kernel.trim().to_owned(),
             versions,
         })
+    }
+
+    pub(crate) fn write(&self, out: &mut String) -> fmt::Result {
+        writeln!(out, "\n## Environment\n")?;
+        writeln!(
+            out,
+            "- {}, {} CPUs, Linux {}",
+            self.cpu_model, self.cpus, self.kernel
+        )?;
+        writeln!(out, "- {}", self.date)?;
+        writeln!(out, "- `{}`", self.command)?;
+        for (name, version) in &self.versions {
+            writeln!(out, "- {name}: {version}")?;
+        }
+        Ok(())
     }
 }
 
@@ -131,7 +151,7 @@ impl Report {
         self.write_results(out)?;
         self.write_ratios(out)?;
         self.write_gaps(out)?;
-        self.write_environment(out)
+        self.environment.write(out)
     }
 
     fn write_results(&self, out: &mut String) -> fmt::Result {
@@ -242,22 +262,6 @@ impl Report {
                 "- {target}, {workload}, {mode}, {} clients: {reason}",
                 cell.clients
             )?;
-        }
-        Ok(())
-    }
-
-    fn write_environment(&self, out: &mut String) -> fmt::Result {
-        let environment = &self.environment;
-        writeln!(out, "\n## Environment\n")?;
-        writeln!(
-            out,
-            "- {}, {} CPUs, Linux {}",
-            environment.cpu_model, environment.cpus, environment.kernel
-        )?;
-        writeln!(out, "- {}", environment.date)?;
-        writeln!(out, "- `{}`", environment.command)?;
-        for (name, version) in &environment.versions {
-            writeln!(out, "- {name}: {version}")?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::CONNECTIONS;
+use super::sqlx::{self, Dial, SqlxLease, SqlxPool};
 
 /// A pool: dropping what it hands out gives it back.
 pub(super) trait Contestant: Send + Sync + 'static {
@@ -34,7 +35,9 @@ pub(super) fn visit(visitor: &mut impl Visitor) -> anyhow::Result<()> {
     visitor.visit(OURS, ours()?)?;
     visitor.visit("deadpool", Arc::new(deadpool()?))?;
     visitor.visit("bb8", Arc::new(bb8()))?;
-    visitor.visit("mobc", Arc::new(mobc()))
+    visitor.visit("mobc", Arc::new(mobc()))?;
+    let sqlx = sqlx::pool(Free, CONNECTIONS, Duration::from_secs(30));
+    visitor.visit("sqlx", Arc::new(sqlx))
 }
 
 /// A connection that does nothing.
@@ -219,5 +222,25 @@ impl Contestant for mobc::Pool<Manager> {
 
     async fn acquire(&self) -> mobc::Connection<Manager> {
         self.get().await.expect("nothing fails")
+    }
+}
+
+/// What costs nothing to dial.
+#[derive(Debug, Clone)]
+pub(super) struct Free;
+
+impl Dial for Free {
+    type Stream = Nothing;
+
+    async fn dial(&self) -> std::io::Result<Nothing> {
+        Ok(Nothing)
+    }
+}
+
+impl Contestant for SqlxPool<Free> {
+    type Lease<'a> = SqlxLease<Free>;
+
+    async fn acquire(&self) -> SqlxLease<Free> {
+        Self::acquire(self).await.expect("nothing fails")
     }
 }
