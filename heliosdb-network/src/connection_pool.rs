@@ -8,13 +8,18 @@
 //! * the health-check task: at the same interval, checks the idle connections, each checked out like any other.
 
 mod background;
+mod breaker;
 mod config;
 mod connector;
 mod error;
 mod exchange;
 mod lease;
+mod line;
+mod meta;
 mod metrics;
+mod state;
 mod sync;
+mod window;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -32,14 +37,18 @@ use crate::client::HidbConnector;
 use crate::error::HeliosError;
 
 use background::{Suspect, next_round};
-use exchange::{Answer, Exchange, Idle, Item, Ticket, Why, Wish};
+use exchange::{Answer, Exchange, Wish};
+use line::Ticket;
+use meta::{Idle, Item};
+use state::Why;
 
 pub use config::{ConfigError, ConnectionPoolConfig};
 pub use connector::{Connector, Disposition};
 pub use error::{AcquireError, AcquirePhase};
-pub use exchange::{ConnectionMeta, LeaseInfo, PoolWindow};
 pub use lease::Lease;
+pub use meta::{ConnectionMeta, LeaseInfo};
 pub use metrics::PoolMetrics;
+pub use window::PoolWindow;
 
 /// A pool of connections made by a [`Connector`].
 ///

@@ -1,9 +1,9 @@
 //! The pool's exchange under many schedules of several threads, chosen by shuttle: what is given up in the middle of a
 //! hand-off goes to the next, nobody waits for ever, and nobody overtakes.
 //!
-//! The file under test is the pool's own, with shuttle's lock in place of its lock.
+//! The files under test are the pool's own, with shuttle's lock in place of its lock.
 //!
-//! To see it fail, change one of these in `src/connection_pool/exchange.rs`:
+//! To see it fail, change one of these in `src/connection_pool/exchange.rs` or `line.rs`:
 //! * `Exchange::leave`: return `None` always, as a pool that forgets who was served already.
 //! * `Exchange::put_back`: put what comes back among the idle ones, whoever waits.
 //! * `Exchange::poll`: release the lock between the look at the place and the note of the waker.
@@ -24,15 +24,32 @@ use shuttle::future::block_on;
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::thread;
 
-use exchange::{Answer, Exchange, Item, Wish};
+use exchange::{Answer, Exchange, Wish};
+use meta::Item;
 
-#[path = "../src/connection_pool/exchange.rs"]
-#[expect(
-    dead_code,
-    unreachable_pub,
-    reason = "the models need a part of it, and nobody else sees it"
-)]
-mod exchange;
+macro_rules! of_the_pool {
+    ($($name:ident $path:literal;)*) => {
+        $(
+            #[path = $path]
+            #[allow(
+                dead_code,
+                unreachable_pub,
+                clippy::allow_attributes,
+                reason = "the models need a part of it, and nobody else sees it"
+            )]
+            mod $name;
+        )*
+    };
+}
+
+of_the_pool! {
+    breaker "../src/connection_pool/breaker.rs";
+    exchange "../src/connection_pool/exchange.rs";
+    line "../src/connection_pool/line.rs";
+    meta "../src/connection_pool/meta.rs";
+    state "../src/connection_pool/state.rs";
+    window "../src/connection_pool/window.rs";
+}
 
 mod sync {
     use shuttle::sync::MutexGuard;
