@@ -9,6 +9,7 @@
 
 mod background;
 mod breaker;
+mod cap;
 mod config;
 mod connector;
 mod error;
@@ -37,7 +38,7 @@ use crate::client::HidbConnector;
 use crate::error::HeliosError;
 
 use background::{Suspect, next_round};
-use exchange::{Answer, Exchange, Wish};
+use exchange::{Answer, Connected, Exchange, Wish};
 use line::Ticket;
 use meta::{Idle, Item};
 use state::Why;
@@ -58,6 +59,8 @@ pub use window::PoolWindow;
 /// * **Bounded**: `idle + active + connecting + closing <= max_connections` at every instant.
 /// * **Honest**: an acquire that fails says what the last attempt to connect ran into. While nothing lives and the
 ///   server was found unreachable just now, acquires fail at once.
+/// * **Modest**: where the server has too many connections already, the pool makes do with those it has, and tries one more
+///   now and then ([`PoolMetrics::cap`]).
 pub struct EnhancedConnectionPool<C: Connector = HidbConnector> {
     connector: Arc<C>,
     config: ConnectionPoolConfig,
@@ -509,12 +512,19 @@ impl<C: Connector> EnhancedConnectionPool<C> {
 
     fn on_connected(&self, connection: C::Connection) {
         let (label, now) = (self.connector.label(&connection), now());
-        let (new, predecessor) =
-            self.exchange
-                .connected(connection, label, &self.config, now, rand::random());
+        let Connected {
+            new,
+            predecessor,
+            retry_at,
+        } = self
+            .exchange
+            .connected(connection, label, &self.config, now, rand::random());
         self.close_all(predecessor);
         self.pass_on(new, now);
         self.connect_if_needed();
+        if let Some(at) = retry_at {
+            self.spawn_retry(at);
+        }
     }
 
     fn on_connect_failed(&self, error: HeliosError) {
@@ -523,9 +533,14 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         tracing::warn!(%error, waiters, "cannot connect");
         self.shrunk.notify_waiters();
         // Also where nobody waits now: whoever comes before then can't connect and relies on this.
+        self.spawn_retry(retry_at);
+    }
+
+    /// Opens what is needed then.
+    fn spawn_retry(&self, at: Instant) {
         let (this, gone) = (self.this.clone(), Arc::clone(&self.gone));
         self.spawn(async move {
-            let until_then = retry_at.saturating_duration_since(now());
+            let until_then = at.saturating_duration_since(now());
             if let Some(pool) = next_round(&this, &gone, until_then).await {
                 pool.connect_if_needed();
             }

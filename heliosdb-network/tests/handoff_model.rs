@@ -44,6 +44,7 @@ macro_rules! of_the_pool {
 
 of_the_pool! {
     breaker "../src/connection_pool/breaker.rs";
+    cap "../src/connection_pool/cap.rs";
     exchange "../src/connection_pool/exchange.rs";
     line "../src/connection_pool/line.rs";
     meta "../src/connection_pool/meta.rs";
@@ -87,8 +88,8 @@ impl World {
         config.min_idle = CONNECTIONS;
         let (exchange, now) = (Exchange::new(&config), Instant::now());
         for number in 0..exchange.begin_connects(&config, now) {
-            let (idle, _) = exchange.connected(number, 0, &config, now, 0.5);
-            assert!(exchange.put_back(idle, now).is_none());
+            let connected = exchange.connected(number, 0, &config, now, 0.5);
+            assert!(exchange.put_back(connected.new, now).is_none());
         }
         Arc::new(Self {
             exchange,

@@ -45,6 +45,16 @@ pub(super) enum Answer<T> {
     Refused(AcquireError),
 }
 
+/// A connection that was opened.
+#[derive(Debug)]
+pub(super) struct Connected<T> {
+    pub(super) new: Item<T>,
+    /// Whose place it takes.
+    pub(super) predecessor: Option<Item<T>>,
+    /// When one more may be tried, where that was not known before.
+    pub(super) retry_at: Option<Instant>,
+}
+
 /// The state of a pool of `T`.
 #[derive(Debug)]
 pub(super) struct Exchange<T> {
@@ -250,7 +260,7 @@ impl<T> Exchange<T> {
     }
 
     /// One of them stands: it counts as active. The idle connection whose place it takes, if there is one, counts as
-    /// closing.
+    /// closing. Where the server had too many, another may be tried then.
     pub(super) fn connected(
         &self,
         connection: T,
@@ -258,11 +268,13 @@ impl<T> Exchange<T> {
         config: &ConnectionPoolConfig,
         now: Instant,
         jitter: f64,
-    ) -> (Item<T>, Option<Item<T>>) {
+    ) -> Connected<T> {
         let mut state = self.state.lock();
         state.connecting -= 1;
         state.active += 1;
         state.breaker = Breaker::default();
+        let (alive, max) = (state.alive(), state.max);
+        let retry_at = state.cap.stands(alive, max, now);
         state.counts.created += 1;
         let id = state.next_id;
         state.next_id += 1;
@@ -293,11 +305,16 @@ impl<T> Exchange<T> {
             meta,
             label,
         });
-        (new, predecessor)
+        Connected {
+            new,
+            predecessor,
+            retry_at,
+        }
     }
 
     /// An attempt failed. With no other connection to wait for, waiting would only hide the reason: then everybody who
-    /// waits hears of it. Returns when to try again, and how many heard. `jitter` is between 0 and 1.
+    /// waits hears of it. Where the server has too many connections, no more are tried than those that stand, for a while.
+    /// Returns when to try again, and how many heard. `jitter` is between 0 and 1.
     pub(super) fn connect_failed(
         &self,
         error: &Arc<HeliosError>,
@@ -307,7 +324,14 @@ impl<T> Exchange<T> {
         let mut state = self.state.lock();
         state.connecting -= 1;
         state.counts.connect_failures += 1;
-        let retry_at = state.breaker.open(Arc::clone(error), now, jitter);
+        let mut retry_at = state.breaker.open(Arc::clone(error), now, jitter);
+        if error.is_too_many_connections() {
+            let alive = state.alive();
+            let grows_at = state.cap.refused(alive, now);
+            if state.is_full() {
+                retry_at = retry_at.max(grows_at);
+            }
+        }
         let hopeless = error.is_permanent() || state.active + state.connecting == 0;
         let wakers = if hopeless {
             let refused = || Err(AcquireError::Connect(Arc::clone(error)));
@@ -477,6 +501,7 @@ impl<T> Exchange<T> {
         metrics.closing = state.closing;
         metrics.waiting = state.line.len;
         metrics.max = state.max;
+        metrics.cap = state.cap.bound(state.max);
         metrics.suspended = state.suspended;
         if let Some(threshold) = config.leak_threshold {
             let leases = state.standing.iter();

@@ -16,6 +16,9 @@ pub struct PoolMetrics {
     pub waiting: usize,
     /// Bound on the connections.
     pub max: usize,
+    /// As many are opened: less than `max` after the server refused one because it had too many (SQLSTATE 53300). It grows
+    /// again one by one.
+    pub cap: usize,
     /// Everybody has to wait: see [`suspend`](super::EnhancedConnectionPool::suspend).
     pub suspended: bool,
     /// Connections on loan for longer than `leak_threshold`.

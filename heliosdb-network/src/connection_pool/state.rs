@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::breaker::Breaker;
+use super::cap::Cap;
 use super::line::Line;
 use super::meta::{ConnectionMeta, Item, LeaseInfo};
 use super::window::Observed;
@@ -29,6 +30,8 @@ pub(super) struct State<T> {
     pub(super) connecting: usize,
     pub(super) closing: usize,
     pub(super) max: usize,
+    /// Bounds what is opened; what stands is not closed for it.
+    pub(super) cap: Cap,
     pub(super) min_idle: usize,
     pub(super) max_lifetime: Option<Duration>,
     /// When a connection last took another's place.
@@ -95,6 +98,7 @@ impl<T> State<T> {
             connecting: 0,
             closing: 0,
             max: config.max_connections,
+            cap: Cap::default(),
             min_idle: config.min_idle,
             max_lifetime: config.max_lifetime,
             renewed: None,
@@ -124,13 +128,18 @@ impl<T> State<T> {
         AcquireError::Timeout {
             phase,
             waited,
-            max: self.max,
+            max: self.cap.bound(self.max),
             active: self.active,
             idle: self.idle.len(),
             connecting: self.connecting,
             waiting: self.line.len,
             last_connect_error: self.breaker.last_error.clone(),
         }
+    }
+
+    /// Connections that the server has let in.
+    pub(super) fn alive(&self) -> usize {
+        self.idle.len() + self.active
     }
 
     /// Connections of any kind.
@@ -249,9 +258,14 @@ impl<T> State<T> {
         (now >= at).then_some(slot)
     }
 
+    /// No more may be opened.
+    pub(super) fn is_full(&self) -> bool {
+        self.total() >= self.cap.bound(self.max)
+    }
+
     /// Is a connection to be replaced, and there is no room for its successor?
     pub(super) fn must_make_room(&self, slot: usize, now: Instant) -> bool {
-        self.total() >= self.max && self.due(now) == Some(slot)
+        self.is_full() && self.due(now) == Some(slot)
     }
 
     pub(super) fn begin_connects(&mut self, config: &ConnectionPoolConfig, now: Instant) -> usize {
@@ -269,7 +283,8 @@ impl<T> State<T> {
             .saturating_sub(self.idle.len() + self.checking);
         let to_renew = usize::from(self.due(now).is_some());
         let wanted = (self.line.len + spare + to_renew).saturating_sub(self.connecting);
-        let room = self.max.saturating_sub(self.total());
+        let bound = self.cap.bound_now(self.max, now);
+        let room = bound.saturating_sub(self.total());
         let n = wanted
             .min(room)
             .min(at_once.saturating_sub(self.connecting));
@@ -299,7 +314,7 @@ impl<T> State<T> {
         let mut alive = self.idle.len() + self.checking;
         let mut standing = self.total() - self.closing;
         // Where there is room, its successor comes first.
-        let due = self.due(now).filter(|_| self.total() >= self.max);
+        let due = self.due(now).filter(|_| self.is_full());
         // The coldest first: it is they that go when there are too many.
         for idle in std::mem::take(&mut self.idle) {
             let unwanted =
