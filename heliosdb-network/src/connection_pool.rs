@@ -14,6 +14,7 @@ mod config;
 mod connector;
 mod error;
 mod exchange;
+mod hint;
 mod lease;
 mod line;
 mod meta;
@@ -46,6 +47,7 @@ use state::Why;
 pub use config::{ConfigError, ConnectionPoolConfig};
 pub use connector::{Connector, Disposition};
 pub use error::{AcquireError, AcquirePhase};
+pub use hint::ConnectionHint;
 pub use lease::Lease;
 pub use meta::{ConnectionMeta, LeaseInfo};
 pub use metrics::PoolMetrics;
@@ -180,6 +182,29 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     ) -> impl Future<Output = Result<Lease<C>, AcquireError>> + Send {
         self.acquire_for(Wish {
             label,
+            hint: None,
+            place: Location::caller(),
+            is_first: false,
+        })
+    }
+
+    /// Waits for a connection, preferring among the idle ones one with this [label](Connector::label), and then one that
+    /// the hint names. Nobody waits longer for the sake of a hint.
+    ///
+    /// # Errors
+    /// [`AcquireError`].
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    #[track_caller]
+    pub fn acquire_hinted(
+        &self,
+        label: u64,
+        hint: ConnectionHint,
+    ) -> impl Future<Output = Result<Lease<C>, AcquireError>> + Send {
+        self.acquire_for(Wish {
+            label,
+            hint: Some(hint),
             place: Location::caller(),
             is_first: false,
         })
@@ -192,7 +217,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         loop {
             let asked = poll_fn(|context| {
                 let exchange = &self.exchange;
-                Poll::Ready(exchange.ask(wish, &self.config, began, now, context.waker()))
+                Poll::Ready(exchange.ask(&wish, &self.config, began, now, context.waker()))
             });
             let idle = match asked.await {
                 Answer::Taken(idle) => idle,
@@ -206,6 +231,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                     let mut place = Place {
                         pool: self,
                         ticket: Some(ticket),
+                        hint: wish.hint,
                         is_registered,
                     };
                     self.spawn_connects(connects);
@@ -235,10 +261,11 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                     served?
                 }
             };
+            let id = idle.meta.id;
             if let Some(lease) = self.validated(idle, began, now).await {
                 return Ok(lease);
             }
-            self.exchange.uncount_acquired();
+            self.exchange.uncount_acquired(id, wish.hint.as_ref());
             if self.patience(began).is_zero() {
                 return Err(self.timed_out(began, true));
             }
@@ -262,14 +289,31 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     #[must_use]
     #[track_caller]
     pub fn try_acquire(&self, label: u64) -> Option<Lease<C>> {
-        let (place, now) = (Location::caller(), now());
+        self.try_acquire_for(label, None, Location::caller())
+    }
+
+    /// Takes an idle connection if there is one that needs no check, preferring as
+    /// [`acquire_hinted`](Self::acquire_hinted) does.
+    #[must_use]
+    #[track_caller]
+    pub fn try_acquire_hinted(&self, label: u64, hint: &ConnectionHint) -> Option<Lease<C>> {
+        self.try_acquire_for(label, Some(hint), Location::caller())
+    }
+
+    fn try_acquire_for(
+        &self,
+        label: u64,
+        hint: Option<&ConnectionHint>,
+        place: &'static Location<'static>,
+    ) -> Option<Lease<C>> {
+        let (now, bypass) = (now(), self.config.validation_bypass);
         loop {
-            let bypass = self.config.validation_bypass;
-            let idle = self.exchange.take(label, place, now, bypass)?;
+            let idle = self.exchange.take(label, hint, place, now, bypass)?;
+            let id = idle.meta.id;
             if let Some(lease) = self.alive(idle, now) {
                 return Some(lease);
             }
-            self.exchange.uncount_acquired();
+            self.exchange.uncount_acquired(id, hint);
         }
     }
 
@@ -428,6 +472,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// Gives a clean connection to the first who waits, or puts it among the idle ones, as idle as it is.
     fn put_back(&self, mut held: Item<C::Connection>, now: Instant) {
         held.label = self.connector.label(&held.connection);
+        held.has_room = self.connector.has_room(&held.connection);
         self.pass_on(held, now);
     }
 
@@ -511,14 +556,19 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     fn on_connected(&self, connection: C::Connection) {
-        let (label, now) = (self.connector.label(&connection), now());
+        let connector = &self.connector;
+        let traits = (
+            connector.label(&connection),
+            connector.has_room(&connection),
+        );
+        let now = now();
         let Connected {
             new,
             predecessor,
             retry_at,
         } = self
             .exchange
-            .connected(connection, label, &self.config, now, rand::random());
+            .connected(connection, traits, &self.config, now, rand::random());
         self.close_all(predecessor);
         self.pass_on(new, now);
         self.connect_if_needed();
@@ -595,6 +645,7 @@ impl<C: Connector> fmt::Debug for EnhancedConnectionPool<C> {
 struct Place<'a, C: Connector> {
     pool: &'a EnhancedConnectionPool<C>,
     ticket: Option<Ticket>,
+    hint: Option<ConnectionHint>,
     /// This very poll has left its waker there.
     is_registered: bool,
 }
@@ -621,7 +672,8 @@ impl<C: Connector> Place<'_, C> {
             let Some(ticket) = &self.ticket else {
                 return Poll::Ready(Err(AcquireError::Closed));
             };
-            match self.pool.exchange.poll(ticket, context.waker()) {
+            let hint = self.hint.as_ref();
+            match self.pool.exchange.poll(ticket, hint, context.waker()) {
                 Some(served) => {
                     self.ticket = None;
                     Poll::Ready(served)

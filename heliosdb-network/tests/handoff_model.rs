@@ -46,6 +46,7 @@ of_the_pool! {
     breaker "../src/connection_pool/breaker.rs";
     cap "../src/connection_pool/cap.rs";
     exchange "../src/connection_pool/exchange.rs";
+    hint "../src/connection_pool/hint.rs";
     line "../src/connection_pool/line.rs";
     meta "../src/connection_pool/meta.rs";
     state "../src/connection_pool/state.rs";
@@ -88,7 +89,7 @@ impl World {
         config.min_idle = CONNECTIONS;
         let (exchange, now) = (Exchange::new(&config), Instant::now());
         for number in 0..exchange.begin_connects(&config, now) {
-            let connected = exchange.connected(number, 0, &config, now, 0.5);
+            let connected = exchange.connected(number, (0, true), &config, now, 0.5);
             assert!(exchange.put_back(connected.new, now).is_none());
         }
         Arc::new(Self {
@@ -102,11 +103,12 @@ impl World {
     fn ask(&self, waker: &Waker) -> Answer<usize> {
         let wish = Wish {
             label: 0,
+            hint: None,
             place: Location::caller(),
             is_first: false,
         };
         self.exchange
-            .ask(wish, &self.config, self.now, self.now, waker)
+            .ask(&wish, &self.config, self.now, self.now, waker)
     }
 
     /// Waits as long as it takes.
@@ -125,7 +127,7 @@ impl World {
                         let served = if is_registered {
                             None
                         } else {
-                            self.exchange.poll(&ticket, context.waker())
+                            self.exchange.poll(&ticket, None, context.waker())
                         };
                         place = Some(ticket);
                         return served.map_or(Poll::Pending, |served| {
@@ -134,7 +136,7 @@ impl World {
                     }
                 }
             };
-            match self.exchange.poll(ticket, context.waker()) {
+            match self.exchange.poll(ticket, None, context.waker()) {
                 Some(served) => Poll::Ready(served.expect("nothing fails here")),
                 None => Poll::Pending,
             }
@@ -149,7 +151,7 @@ impl World {
             Answer::Wait { ticket, .. } => {
                 let waker = Context::from_waker(Waker::noop()).waker().clone();
                 for _ in 0..thread_rng().gen_range(0..3) {
-                    if let Some(served) = self.exchange.poll(&ticket, &waker) {
+                    if let Some(served) = self.exchange.poll(&ticket, None, &waker) {
                         return Some(served.expect("nothing fails here"));
                     }
                     thread::yield_now();
@@ -246,7 +248,7 @@ fn nobody_overtakes() {
                 let (world, order) = (Arc::clone(&world), Arc::clone(&order));
                 thread::spawn(move || {
                     let served = block_on(poll_fn(|context| {
-                        match world.exchange.poll(&ticket, context.waker()) {
+                        match world.exchange.poll(&ticket, None, context.waker()) {
                             Some(served) => Poll::Ready(served),
                             None => Poll::Pending,
                         }
@@ -267,7 +269,13 @@ fn nobody_overtakes() {
                 assert!(
                     world
                         .exchange
-                        .take(0, Location::caller(), world.now, std::time::Duration::MAX)
+                        .take(
+                            0,
+                            None,
+                            Location::caller(),
+                            world.now,
+                            std::time::Duration::MAX
+                        )
                         .is_none()
                 );
                 world.put_back(second);

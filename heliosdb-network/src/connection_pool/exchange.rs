@@ -11,6 +11,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
+use super::hint::ConnectionHint;
 use super::line::{Served, Ticket, Waiting, wake};
 use super::meta::{ConnectionMeta, Idle, Item, LeaseInfo};
 use super::state::{Standing, State, Why};
@@ -22,6 +23,7 @@ use super::{AcquireError, ConnectionPoolConfig, HeliosError, PoolMetrics};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wish {
     pub(super) label: u64,
+    pub(super) hint: Option<ConnectionHint>,
     pub(super) place: &'static Location<'static>,
     /// It had its turn, and was given a connection that turned out to be dead.
     pub(super) is_first: bool,
@@ -71,10 +73,10 @@ impl<T> Exchange<T> {
         }
     }
 
-    /// Takes the hottest idle connection, preferring one with the label among the hottest few, or a place in the line.
+    /// Takes the idle connection that suits best, or a place in the line.
     pub(super) fn ask(
         &self,
-        wish: Wish,
+        wish: &Wish,
         config: &ConnectionPoolConfig,
         began: Instant,
         now: Instant,
@@ -90,7 +92,14 @@ impl<T> Exchange<T> {
             return Answer::Refused(AcquireError::Closed);
         }
         if !state.suspended {
-            if let Some(mut idle) = state.take_idle(wish.label) {
+            let hint = wish.hint.as_ref();
+            // Where all need a check, it is the hottest's turn.
+            let hinted = hint.and_then(|hint| {
+                state.choose_hinted(wish.label, hint, now, config.validation_bypass)
+            });
+            let chosen = hinted.or_else(|| state.choose_idle(wish.label));
+            if let Some(at) = chosen {
+                let mut idle = state.take_idle_at(at, wish.label, hint);
                 state.hold(&mut idle.meta, now, wish.place);
                 state.counts.acquired += 1;
                 if waker.is_some() {
@@ -156,6 +165,7 @@ impl<T> Exchange<T> {
     pub(super) fn take(
         &self,
         label: u64,
+        hint: Option<&ConnectionHint>,
         place: &'static Location<'static>,
         now: Instant,
         bypass: Duration,
@@ -164,20 +174,25 @@ impl<T> Exchange<T> {
         if state.draining || state.suspended {
             return None;
         }
-        let at = state.choose_idle(label)?;
-        if state.idle[at].meta.unverified_for(now) >= bypass {
-            return None;
-        }
-        let mut idle = state.take_idle(label)?;
+        let at = match hint {
+            Some(hint) => state.choose_hinted(label, hint, now, bypass)?,
+            None => {
+                let at = state.choose_idle(label)?;
+                let is_known = state.idle[at].meta.unverified_for(now) < bypass;
+                is_known.then_some(at)?
+            }
+        };
+        let mut idle = state.take_idle_at(at, label, hint);
         state.hold(&mut idle.meta, now, place);
         state.counts.acquired += 1;
         Some(idle)
     }
 
-    /// What a place in the line was served with: then the place is gone.
+    /// What a place in the line was served with: then the place is gone. A hint is only counted: who waits takes what comes.
     pub(super) fn poll(
         &self,
         ticket: &Ticket,
+        hint: Option<&ConnectionHint>,
         waker: &Waker,
     ) -> Option<Result<Item<T>, AcquireError>> {
         let waker = waker.clone();
@@ -196,7 +211,10 @@ impl<T> Exchange<T> {
         else {
             unreachable!("it was served");
         };
-        state.counts.acquired += u64::from(served.is_ok());
+        if let Ok(idle) = &served {
+            state.counts.acquired += 1;
+            state.count_hint(idle, hint);
+        }
         Some(served)
     }
 
@@ -264,7 +282,7 @@ impl<T> Exchange<T> {
     pub(super) fn connected(
         &self,
         connection: T,
-        label: u64,
+        (label, has_room): (u64, bool),
         config: &ConnectionPoolConfig,
         now: Instant,
         jitter: f64,
@@ -304,6 +322,7 @@ impl<T> Exchange<T> {
             connection,
             meta,
             label,
+            has_room,
         });
         Connected {
             new,
@@ -372,8 +391,13 @@ impl<T> Exchange<T> {
     }
 
     /// A connection that was acquired turned out to be dead.
-    pub(super) fn uncount_acquired(&self) {
-        self.state.lock().counts.acquired -= 1;
+    pub(super) fn uncount_acquired(&self, id: u64, hint: Option<&ConnectionHint>) {
+        let mut state = self.state.lock();
+        state.counts.acquired -= 1;
+        if let Some(hint) = hint {
+            state.counts.hinted -= 1;
+            state.counts.affinity_hits -= u64::from(hint.has(id));
+        }
     }
 
     /// Counts an acquire that waited in vain, and says why.

@@ -48,7 +48,7 @@ impl<T> Line<T> {
 
     pub(super) fn join(
         &mut self,
-        wish: Wish,
+        wish: &Wish,
         deadline: Option<Instant>,
         waker: Option<Waker>,
     ) -> Ticket {

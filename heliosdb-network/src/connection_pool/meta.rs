@@ -50,6 +50,8 @@ pub(super) struct Idle<T> {
     pub(super) connection: T,
     pub(super) meta: ConnectionMeta,
     pub(super) label: u64,
+    /// It can keep one thing more without giving up another.
+    pub(super) has_room: bool,
 }
 
 /// A connection on loan, for diagnosis.

@@ -39,4 +39,8 @@ pub struct PoolMetrics {
     pub timeouts: u64,
     /// Acquires that found an idle connection with the label they asked for.
     pub label_hits: u64,
+    /// Connections handed out with a [hint](super::ConnectionHint) so far.
+    pub hinted: u64,
+    /// Those of them that the hint named.
+    pub affinity_hits: u64,
 }

@@ -7,8 +7,9 @@ use slab::Slab;
 
 use super::breaker::Breaker;
 use super::cap::Cap;
+use super::hint::ConnectionHint;
 use super::line::Line;
-use super::meta::{ConnectionMeta, Item, LeaseInfo};
+use super::meta::{ConnectionMeta, Idle, Item, LeaseInfo};
 use super::window::Observed;
 use super::{AcquireError, AcquirePhase, ConnectionPoolConfig, PoolMetrics};
 
@@ -69,6 +70,17 @@ pub(super) struct Standing {
     pub(super) held: Option<Held>,
 }
 
+/// Idle connections that an acquire with a hint may get, but for those with both the label and a place in the hint. Of those
+/// with room or a place in the hint the hottest, of the others the coldest.
+#[derive(Debug, Default)]
+struct Found {
+    label_and_room: Option<usize>,
+    label: Option<usize>,
+    named: Option<usize>,
+    room: Option<usize>,
+    other: Option<usize>,
+}
+
 /// Who has it.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -79,6 +91,9 @@ pub(super) struct Held {
 
 /// How many idle connections, from the hot end, are looked at for a label.
 const LABEL_SCAN: usize = 8;
+/// How many are looked at where there is a hint: a statement is somewhere, and finding it saves the server much more than
+/// the look costs.
+const HINT_SCAN: usize = 64;
 /// Connections take each other's place one after the other, so that they don't all reconnect together, and nobody waits
 /// for it: with n of them, the oldest one's successor is opened after so much of the lifetime, divided by n. So each lives
 /// for this share of it, however they came.
@@ -147,6 +162,7 @@ impl<T> State<T> {
         self.idle.len() + self.active + self.connecting + self.closing
     }
 
+    /// The hottest, or one with the label among the hottest few.
     pub(super) fn choose_idle(&self, label: u64) -> Option<usize> {
         let hottest = self.idle.len().checked_sub(1)?;
         let labelled = (0..self.idle.len())
@@ -156,12 +172,62 @@ impl<T> State<T> {
         Some(labelled.unwrap_or(hottest))
     }
 
+    /// The one of those that need no check first that suits an acquire with a hint. `None` where all of them need one.
+    ///
+    /// The label goes first, because another costs the client a round trip, and what the hint is about is only work for the
+    /// server. But as long as another connection has room, it is worth that round trip, once, not to give anything up: so
+    /// all connections come to be used where what has to be kept does not fit on a few. Where none has room, the coldest
+    /// gives up what it has, for that is the oldest.
+    pub(super) fn choose_hinted(
+        &self,
+        label: u64,
+        hint: &ConnectionHint,
+        now: Instant,
+        bypass: Duration,
+    ) -> Option<usize> {
+        let mut found = Found::default();
+        for (at, idle) in self.idle.iter().enumerate().rev().take(HINT_SCAN) {
+            if idle.meta.unverified_for(now) >= bypass {
+                continue;
+            }
+            let is_named = hint.has(idle.meta.id);
+            match (idle.label == label, is_named, idle.has_room) {
+                (true, true, _) => return Some(at),
+                (true, false, true) => found.label_and_room.get_or_insert(at),
+                (true, false, false) => found.label.insert(at),
+                (false, true, _) => found.named.get_or_insert(at),
+                (false, false, true) => found.room.get_or_insert(at),
+                (false, false, false) => found.other.insert(at),
+            };
+        }
+        found.best()
+    }
+
     pub(super) fn take_idle(&mut self, label: u64) -> Option<Item<T>> {
         let at = self.choose_idle(label)?;
+        Some(self.take_idle_at(at, label, None))
+    }
+
+    /// Takes a connection that was chosen.
+    pub(super) fn take_idle_at(
+        &mut self,
+        at: usize,
+        label: u64,
+        hint: Option<&ConnectionHint>,
+    ) -> Item<T> {
         let idle = self.idle.remove(at);
         self.counts.label_hits += u64::from(idle.label == label);
+        self.count_hint(&idle, hint);
         self.active += 1;
-        Some(idle)
+        idle
+    }
+
+    /// Counts whether an acquire got what it hinted at.
+    pub(super) fn count_hint(&mut self, idle: &Idle<T>, hint: Option<&ConnectionHint>) {
+        if let Some(hint) = hint {
+            self.counts.hinted += 1;
+            self.counts.affinity_hits += u64::from(hint.has(idle.meta.id));
+        }
     }
 
     /// Puts a connection among the idle ones, by its last use.
@@ -341,6 +407,17 @@ impl<T> State<T> {
         }
         self.idle = kept;
         expired
+    }
+}
+
+impl Found {
+    fn best(&self) -> Option<usize> {
+        let without_label = if self.label.is_some() {
+            self.room.or(self.label)
+        } else {
+            self.named.or(self.room).or(self.other)
+        };
+        self.label_and_room.or(without_label)
     }
 }
 
