@@ -151,7 +151,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// A cluster whose table lies in its memory, with a connection for everybody.
-fn start_postgres(
+pub(crate) fn start_postgres(
     pgbench: &Pgbench,
     clients_max: u32,
     interrupt: &Interrupt,
@@ -175,7 +175,7 @@ fn start_postgres(
 }
 
 /// Builds helios and asks cargo where it put it.
-fn build_helios(interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
+pub(crate) fn build_helios(interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
     eprintln!("building helios in release mode");
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

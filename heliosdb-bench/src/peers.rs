@@ -171,7 +171,7 @@ impl Peer {
 }
 
 /// Whether a statement is answered.
-fn serves(psql: &Path, port: u16) -> bool {
+pub(crate) fn serves(psql: &Path, port: u16) -> bool {
     let mut command = Command::new(psql);
     libpq_environment(&mut command);
     command
