@@ -151,7 +151,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// A cluster whose table lies in its memory, with a connection for everybody.
-fn start_postgres(
+pub(crate) fn start_postgres(
     pgbench: &Pgbench,
     clients_max: u32,
     interrupt: &Interrupt,

@@ -5,6 +5,7 @@
 //! Unlike the rate it does not depend on how the load generator and PostgreSQL share the processors with the gateway.
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod cache;
 mod cpu;
 mod floor;
@@ -40,6 +41,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Compare helios that chooses server connections by their prepared statements with one that doesn't
+    Affinity(affinity::Args),
     /// Compare the cache with others: without a command, everything that needs no recorded requests
     Cache {
         #[command(subcommand)]
@@ -64,6 +67,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Verb::Affinity(args) => affinity::run(&args),
         Verb::Cache { command } => cache::run(command),
         Verb::Floor { listen } => floor::serve(listen),
         Verb::Gateway(args) => gateway::run(&args),

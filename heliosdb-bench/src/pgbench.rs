@@ -28,6 +28,13 @@ pub(crate) struct Load {
     pub(crate) seconds: u32,
 }
 
+/// One of several, drawn by weight.
+#[derive(Debug, Clone)]
+pub(crate) struct Script {
+    pub(crate) file: PathBuf,
+    pub(crate) weight: u32,
+}
+
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outcome {
@@ -121,6 +128,41 @@ impl Pgbench {
             tps,
             latencies_us: read_latencies(&folder)?,
         })
+    }
+
+    /// Puts a load on the server at a port whose transactions are drawn from scripts, as prepared statements. Returns their
+    /// number and rate.
+    pub(crate) fn run_scripts(
+        &self,
+        port: u16,
+        scripts: &[Script],
+        clients: u32,
+        seconds: u32,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<(u64, f64)> {
+        let folder = tempfile::Builder::new().prefix("helios-bench-").tempdir()?;
+        let mut command = self.command(port);
+        command
+            .args(["--no-vacuum", "--jobs=2", "--protocol=prepared"])
+            .args(["--client", &clients.to_string()])
+            .args(["--time", &seconds.to_string()]);
+        for Script { file, weight } in scripts {
+            command
+                .arg("--file")
+                .arg(format!("{}@{weight}", file.display()));
+        }
+        command.arg("postgres");
+        let log = folder.path().join("output");
+        let mut running = Running::start("pgbench", &mut command, &log, Signal::TERM)?;
+        let deadline = Instant::now() + Duration::from_secs(seconds.into()) + GRACE;
+        let status = running.wait(interrupt, deadline)?;
+        let text = running.log();
+        ensure!(
+            status.success(),
+            "pgbench failed ({status}): {}",
+            complaint(&text)
+        );
+        parse_summary(&text)
     }
 
     /// What `--version` says.

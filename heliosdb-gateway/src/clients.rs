@@ -102,6 +102,10 @@ pub(crate) struct Counters {
     pub(crate) bytes_sent: AtomicU64,
     /// Time spent waiting for a server connection.
     pub(crate) wait_us: AtomicU64,
+    /// Uses of a named statement that the server connection had prepared.
+    pub(crate) prepared_hits: AtomicU64,
+    /// Those for which it had to be prepared first.
+    pub(crate) prepared_misses: AtomicU64,
 }
 
 impl Counters {
@@ -120,6 +124,8 @@ impl Counters {
             (&self.bytes_received, &other.bytes_received),
             (&self.bytes_sent, &other.bytes_sent),
             (&self.wait_us, &other.wait_us),
+            (&self.prepared_hits, &other.prepared_hits),
+            (&self.prepared_misses, &other.prepared_misses),
         ] {
             own.fetch_add(other.load(Ordering::Relaxed), Ordering::Relaxed);
         }

@@ -120,6 +120,8 @@ pub struct PoolConfig {
     pub health_check_interval: Duration,
     /// Prepared statements kept on each; the server pays for their plans. Default 256, at least 1.
     pub max_prepared_statements: usize,
+    /// Whether a client gets, of the idle ones, one that has its statement prepared. Default true.
+    pub affinity: bool,
     /// What is done with the advice on `size`. Default `advise`.
     pub advice: PoolAdvice,
 }
@@ -277,6 +279,7 @@ impl Default for PoolConfig {
             idle_timeout: Duration::from_secs(600),
             health_check_interval: Duration::from_secs(30),
             max_prepared_statements: 256,
+            affinity: true,
             advice: PoolAdvice::Advise,
         }
     }

@@ -22,8 +22,9 @@ use crate::upstream::database::{Database, LoadedCatalog};
 #[derive(Debug)]
 pub(crate) struct Gateway {
     config: ArcSwap<Config>,
-    /// As in `config`: asked for each request.
+    /// These as in `config`: asked for each request.
     cache_enabled: AtomicBool,
+    affinity_enabled: AtomicBool,
     pub(crate) cache: CacheManager,
     pub(crate) upstream: Upstream,
     pub(crate) clients: Arc<ClientRegistry>,
@@ -53,6 +54,7 @@ impl Gateway {
         cache.versions().feed();
         Arc::new(Self {
             cache_enabled: AtomicBool::new(config.cache.enabled),
+            affinity_enabled: AtomicBool::new(config.pool.affinity),
             config: ArcSwap::from_pointee(config),
             cache,
             upstream,
@@ -75,11 +77,18 @@ impl Gateway {
     pub(crate) fn replace_config(&self, config: Config) {
         self.cache_enabled
             .store(config.cache.enabled, Ordering::Relaxed);
+        self.affinity_enabled
+            .store(config.pool.affinity, Ordering::Relaxed);
         self.config.store(Arc::new(config));
     }
 
     pub(crate) fn cache_enabled(&self) -> bool {
         self.cache_enabled.load(Ordering::Relaxed)
+    }
+
+    /// Whether connections are chosen by what they have prepared.
+    pub(crate) fn affinity_enabled(&self) -> bool {
+        self.affinity_enabled.load(Ordering::Relaxed)
     }
 
     /// The largest answer that is collected for the cache, in bytes.
@@ -148,13 +157,29 @@ impl Gateway {
         scope: &HashedStr,
         database: &Database,
     ) -> Arc<Prepared> {
-        let epoch = database
-            .catalog_now()
-            .map_or(0, |loaded| loaded.catalog.epoch());
+        let epoch = epoch_of(database);
         if name.is_empty() {
             self.interner.unnamed(HashedStr::new(text), types, scope)
         } else {
             self.interner.named(text, types, scope, epoch)
         }
     }
+
+    /// The statement that a Parse under a name stands for, if some client has it already.
+    pub(crate) fn find_prepared(
+        &self,
+        text: &str,
+        types: &[u8],
+        scope: &HashedStr,
+        database: &Database,
+    ) -> Option<Arc<Prepared>> {
+        self.interner.find(text, types, scope, epoch_of(database))
+    }
+}
+
+/// Of the catalog that statements are prepared under.
+fn epoch_of(database: &Database) -> u64 {
+    database
+        .catalog_now()
+        .map_or(0, |loaded| loaded.catalog.epoch())
 }

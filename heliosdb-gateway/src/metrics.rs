@@ -115,6 +115,7 @@ fn render(gateway: &Gateway) -> String {
     );
     let mut connections = Vec::new();
     let mut waiting = Vec::new();
+    let (mut caps, mut hinted, mut met) = (Vec::new(), Vec::new(), Vec::new());
     for pool in gateway.upstream.pools() {
         let metrics = pool.connections.metrics();
         let labels = format!(
@@ -130,7 +131,11 @@ fn render(gateway: &Gateway) -> String {
         ] {
             connections.push((format!("{{{labels},state=\"{state}\"}}"), n as u64));
         }
-        waiting.push((format!("{{{labels}}}"), metrics.waiting as u64));
+        let labels = format!("{{{labels}}}");
+        waiting.push((labels.clone(), metrics.waiting as u64));
+        caps.push((labels.clone(), metrics.cap as u64));
+        hinted.push((labels.clone(), metrics.hinted));
+        met.push((labels, metrics.affinity_hits));
     }
     metric(
         "pool_connections",
@@ -143,6 +148,24 @@ fn render(gateway: &Gateway) -> String {
         "gauge",
         "Clients that wait for a server connection.",
         &waiting,
+    );
+    metric(
+        "pool_cap",
+        "gauge",
+        "Server connections that may be open: fewer than configured after the server refused one.",
+        &caps,
+    );
+    metric(
+        "pool_hinted_total",
+        "counter",
+        "Acquires for a statement that has a name.",
+        &hinted,
+    );
+    metric(
+        "pool_affinity_hits_total",
+        "counter",
+        "Those that were given a connection that has the statement prepared.",
+        &met,
     );
     text
 }

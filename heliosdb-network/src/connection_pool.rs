@@ -8,13 +8,20 @@
 //! * the health-check task: at the same interval, checks the idle connections, each checked out like any other.
 
 mod background;
+mod breaker;
+mod cap;
 mod config;
 mod connector;
 mod error;
 mod exchange;
+mod hint;
 mod lease;
+mod line;
+mod meta;
 mod metrics;
+mod state;
 mod sync;
+mod window;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -32,14 +39,19 @@ use crate::client::HidbConnector;
 use crate::error::HeliosError;
 
 use background::{Suspect, next_round};
-use exchange::{Answer, Exchange, Idle, Item, Ticket, Why, Wish};
+use exchange::{Answer, Connected, Exchange, Wish};
+use line::Ticket;
+use meta::{Idle, Item};
+use state::Why;
 
 pub use config::{ConfigError, ConnectionPoolConfig};
 pub use connector::{Connector, Disposition};
 pub use error::{AcquireError, AcquirePhase};
-pub use exchange::{ConnectionMeta, LeaseInfo, PoolWindow};
+pub use hint::ConnectionHint;
 pub use lease::Lease;
+pub use meta::{ConnectionMeta, LeaseInfo};
 pub use metrics::PoolMetrics;
+pub use window::PoolWindow;
 
 /// A pool of connections made by a [`Connector`].
 ///
@@ -49,6 +61,8 @@ pub use metrics::PoolMetrics;
 /// * **Bounded**: `idle + active + connecting + closing <= max_connections` at every instant.
 /// * **Honest**: an acquire that fails says what the last attempt to connect ran into. While nothing lives and the
 ///   server was found unreachable just now, acquires fail at once.
+/// * **Modest**: where the server has too many connections already, the pool makes do with those it has, and tries one more
+///   now and then ([`PoolMetrics::cap`]).
 pub struct EnhancedConnectionPool<C: Connector = HidbConnector> {
     connector: Arc<C>,
     config: ConnectionPoolConfig,
@@ -168,6 +182,29 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     ) -> impl Future<Output = Result<Lease<C>, AcquireError>> + Send {
         self.acquire_for(Wish {
             label,
+            hint: None,
+            place: Location::caller(),
+            is_first: false,
+        })
+    }
+
+    /// Waits for a connection, preferring among the idle ones one with this [label](Connector::label), and then one that
+    /// the hint names. Nobody waits longer for the sake of a hint.
+    ///
+    /// # Errors
+    /// [`AcquireError`].
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    #[track_caller]
+    pub fn acquire_hinted(
+        &self,
+        label: u64,
+        hint: ConnectionHint,
+    ) -> impl Future<Output = Result<Lease<C>, AcquireError>> + Send {
+        self.acquire_for(Wish {
+            label,
+            hint: Some(hint),
             place: Location::caller(),
             is_first: false,
         })
@@ -180,7 +217,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         loop {
             let asked = poll_fn(|context| {
                 let exchange = &self.exchange;
-                Poll::Ready(exchange.ask(wish, &self.config, began, now, context.waker()))
+                Poll::Ready(exchange.ask(&wish, &self.config, began, now, context.waker()))
             });
             let idle = match asked.await {
                 Answer::Taken(idle) => idle,
@@ -194,6 +231,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                     let mut place = Place {
                         pool: self,
                         ticket: Some(ticket),
+                        hint: wish.hint,
                         is_registered,
                     };
                     self.spawn_connects(connects);
@@ -223,10 +261,11 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                     served?
                 }
             };
+            let id = idle.meta.id;
             if let Some(lease) = self.validated(idle, began, now).await {
                 return Ok(lease);
             }
-            self.exchange.uncount_acquired();
+            self.exchange.uncount_acquired(id, wish.hint.as_ref());
             if self.patience(began).is_zero() {
                 return Err(self.timed_out(began, true));
             }
@@ -250,14 +289,31 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     #[must_use]
     #[track_caller]
     pub fn try_acquire(&self, label: u64) -> Option<Lease<C>> {
-        let (place, now) = (Location::caller(), now());
+        self.try_acquire_for(label, None, Location::caller())
+    }
+
+    /// Takes an idle connection if there is one that needs no check, preferring as
+    /// [`acquire_hinted`](Self::acquire_hinted) does.
+    #[must_use]
+    #[track_caller]
+    pub fn try_acquire_hinted(&self, label: u64, hint: &ConnectionHint) -> Option<Lease<C>> {
+        self.try_acquire_for(label, Some(hint), Location::caller())
+    }
+
+    fn try_acquire_for(
+        &self,
+        label: u64,
+        hint: Option<&ConnectionHint>,
+        place: &'static Location<'static>,
+    ) -> Option<Lease<C>> {
+        let (now, bypass) = (now(), self.config.validation_bypass);
         loop {
-            let bypass = self.config.validation_bypass;
-            let idle = self.exchange.take(label, place, now, bypass)?;
+            let idle = self.exchange.take(label, hint, place, now, bypass)?;
+            let id = idle.meta.id;
             if let Some(lease) = self.alive(idle, now) {
                 return Some(lease);
             }
-            self.exchange.uncount_acquired();
+            self.exchange.uncount_acquired(id, hint);
         }
     }
 
@@ -416,6 +472,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// Gives a clean connection to the first who waits, or puts it among the idle ones, as idle as it is.
     fn put_back(&self, mut held: Item<C::Connection>, now: Instant) {
         held.label = self.connector.label(&held.connection);
+        held.has_room = self.connector.has_room(&held.connection);
         self.pass_on(held, now);
     }
 
@@ -499,13 +556,25 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     fn on_connected(&self, connection: C::Connection) {
-        let (label, now) = (self.connector.label(&connection), now());
-        let (new, predecessor) =
-            self.exchange
-                .connected(connection, label, &self.config, now, rand::random());
+        let connector = &self.connector;
+        let traits = (
+            connector.label(&connection),
+            connector.has_room(&connection),
+        );
+        let now = now();
+        let Connected {
+            new,
+            predecessor,
+            retry_at,
+        } = self
+            .exchange
+            .connected(connection, traits, &self.config, now, rand::random());
         self.close_all(predecessor);
         self.pass_on(new, now);
         self.connect_if_needed();
+        if let Some(at) = retry_at {
+            self.spawn_retry(at);
+        }
     }
 
     fn on_connect_failed(&self, error: HeliosError) {
@@ -514,9 +583,14 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         tracing::warn!(%error, waiters, "cannot connect");
         self.shrunk.notify_waiters();
         // Also where nobody waits now: whoever comes before then can't connect and relies on this.
+        self.spawn_retry(retry_at);
+    }
+
+    /// Opens what is needed then.
+    fn spawn_retry(&self, at: Instant) {
         let (this, gone) = (self.this.clone(), Arc::clone(&self.gone));
         self.spawn(async move {
-            let until_then = retry_at.saturating_duration_since(now());
+            let until_then = at.saturating_duration_since(now());
             if let Some(pool) = next_round(&this, &gone, until_then).await {
                 pool.connect_if_needed();
             }
@@ -571,6 +645,7 @@ impl<C: Connector> fmt::Debug for EnhancedConnectionPool<C> {
 struct Place<'a, C: Connector> {
     pool: &'a EnhancedConnectionPool<C>,
     ticket: Option<Ticket>,
+    hint: Option<ConnectionHint>,
     /// This very poll has left its waker there.
     is_registered: bool,
 }
@@ -597,7 +672,8 @@ impl<C: Connector> Place<'_, C> {
             let Some(ticket) = &self.ticket else {
                 return Poll::Ready(Err(AcquireError::Closed));
             };
-            match self.pool.exchange.poll(ticket, context.waker()) {
+            let hint = self.hint.as_ref();
+            match self.pool.exchange.poll(ticket, hint, context.waker()) {
                 Some(served) => {
                     self.ticket = None;
                     Poll::Ready(served)

@@ -46,6 +46,12 @@ impl HeliosError {
         move |source| Self::Io { context, source }
     }
 
+    /// True where the server has as many connections as it takes, or as it takes of this role or to this database.
+    #[must_use]
+    pub fn is_too_many_connections(&self) -> bool {
+        matches!(self, Self::Server(fields) if fields.sqlstate() == "53300")
+    }
+
     /// True where trying again can't help until somebody changes a configuration:
     /// wrong password, unknown database, unknown role, unsupported authentication.
     #[must_use]

@@ -47,7 +47,7 @@ fn metrics_begin_at_zero() {
     );
     let pool = EnhancedConnectionPool::new(String::new(), ConnectionPoolConfig::default());
     let mut metrics = pool.metrics();
-    metrics.max = 0;
+    (metrics.max, metrics.cap) = (0, 0);
     assert_eq!(metrics, zero);
 }
 

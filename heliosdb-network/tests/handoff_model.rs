@@ -1,9 +1,9 @@
 //! The pool's exchange under many schedules of several threads, chosen by shuttle: what is given up in the middle of a
 //! hand-off goes to the next, nobody waits for ever, and nobody overtakes.
 //!
-//! The file under test is the pool's own, with shuttle's lock in place of its lock.
+//! The files under test are the pool's own, with shuttle's lock in place of its lock.
 //!
-//! To see it fail, change one of these in `src/connection_pool/exchange.rs`:
+//! To see it fail, change one of these in `src/connection_pool/exchange.rs` or `line.rs`:
 //! * `Exchange::leave`: return `None` always, as a pool that forgets who was served already.
 //! * `Exchange::put_back`: put what comes back among the idle ones, whoever waits.
 //! * `Exchange::poll`: release the lock between the look at the place and the note of the waker.
@@ -24,15 +24,34 @@ use shuttle::future::block_on;
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::thread;
 
-use exchange::{Answer, Exchange, Item, Wish};
+use exchange::{Answer, Exchange, Wish};
+use meta::Item;
 
-#[path = "../src/connection_pool/exchange.rs"]
-#[expect(
-    dead_code,
-    unreachable_pub,
-    reason = "the models need a part of it, and nobody else sees it"
-)]
-mod exchange;
+macro_rules! of_the_pool {
+    ($($name:ident $path:literal;)*) => {
+        $(
+            #[path = $path]
+            #[allow(
+                dead_code,
+                unreachable_pub,
+                clippy::allow_attributes,
+                reason = "the models need a part of it, and nobody else sees it"
+            )]
+            mod $name;
+        )*
+    };
+}
+
+of_the_pool! {
+    breaker "../src/connection_pool/breaker.rs";
+    cap "../src/connection_pool/cap.rs";
+    exchange "../src/connection_pool/exchange.rs";
+    hint "../src/connection_pool/hint.rs";
+    line "../src/connection_pool/line.rs";
+    meta "../src/connection_pool/meta.rs";
+    state "../src/connection_pool/state.rs";
+    window "../src/connection_pool/window.rs";
+}
 
 mod sync {
     use shuttle::sync::MutexGuard;
@@ -70,8 +89,8 @@ impl World {
         config.min_idle = CONNECTIONS;
         let (exchange, now) = (Exchange::new(&config), Instant::now());
         for number in 0..exchange.begin_connects(&config, now) {
-            let (idle, _) = exchange.connected(number, 0, &config, now, 0.5);
-            assert!(exchange.put_back(idle, now).is_none());
+            let connected = exchange.connected(number, (0, true), &config, now, 0.5);
+            assert!(exchange.put_back(connected.new, now).is_none());
         }
         Arc::new(Self {
             exchange,
@@ -84,11 +103,12 @@ impl World {
     fn ask(&self, waker: &Waker) -> Answer<usize> {
         let wish = Wish {
             label: 0,
+            hint: None,
             place: Location::caller(),
             is_first: false,
         };
         self.exchange
-            .ask(wish, &self.config, self.now, self.now, waker)
+            .ask(&wish, &self.config, self.now, self.now, waker)
     }
 
     /// Waits as long as it takes.
@@ -107,7 +127,7 @@ impl World {
                         let served = if is_registered {
                             None
                         } else {
-                            self.exchange.poll(&ticket, context.waker())
+                            self.exchange.poll(&ticket, None, context.waker())
                         };
                         place = Some(ticket);
                         return served.map_or(Poll::Pending, |served| {
@@ -116,7 +136,7 @@ impl World {
                     }
                 }
             };
-            match self.exchange.poll(ticket, context.waker()) {
+            match self.exchange.poll(ticket, None, context.waker()) {
                 Some(served) => Poll::Ready(served.expect("nothing fails here")),
                 None => Poll::Pending,
             }
@@ -131,7 +151,7 @@ impl World {
             Answer::Wait { ticket, .. } => {
                 let waker = Context::from_waker(Waker::noop()).waker().clone();
                 for _ in 0..thread_rng().gen_range(0..3) {
-                    if let Some(served) = self.exchange.poll(&ticket, &waker) {
+                    if let Some(served) = self.exchange.poll(&ticket, None, &waker) {
                         return Some(served.expect("nothing fails here"));
                     }
                     thread::yield_now();
@@ -228,7 +248,7 @@ fn nobody_overtakes() {
                 let (world, order) = (Arc::clone(&world), Arc::clone(&order));
                 thread::spawn(move || {
                     let served = block_on(poll_fn(|context| {
-                        match world.exchange.poll(&ticket, context.waker()) {
+                        match world.exchange.poll(&ticket, None, context.waker()) {
                             Some(served) => Poll::Ready(served),
                             None => Poll::Pending,
                         }
@@ -249,7 +269,13 @@ fn nobody_overtakes() {
                 assert!(
                     world
                         .exchange
-                        .take(0, Location::caller(), world.now, std::time::Duration::MAX)
+                        .take(
+                            0,
+                            None,
+                            Location::caller(),
+                            world.now,
+                            std::time::Duration::MAX
+                        )
                         .is_none()
                 );
                 world.put_back(second);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use heliosdb_network::connection_pool::AcquireError;
 use heliosdb_network::postgres::{PgConnection, PgConnector, PgTarget};
-use heliosdb_network::{ConnectionPoolConfig, EnhancedConnectionPool, HeliosError};
+use heliosdb_network::{ConnectionPoolConfig, EnhancedConnectionPool, HeliosError, PoolMetrics};
 use heliosdb_testkit::PostgresCluster;
 
 type Pool = EnhancedConnectionPool<PgConnector>;
@@ -147,4 +147,66 @@ async fn a_wrong_password_or_database_is_told_and_not_waited_out() {
         panic!("{error}");
     };
     assert_eq!(fields.sqlstate(), "3D000");
+}
+
+#[tokio::test]
+async fn a_full_server_is_asked_for_no_more_than_it_gives_until_it_has_room_again() {
+    let cluster = PostgresCluster::builder()
+        .setting("max_connections", "6")
+        .setting("superuser_reserved_connections", "0");
+    let cluster = cluster.start().expect("PostgreSQL starts");
+    let others = pool(&cluster, |config| config.max_connections = 3);
+    let mut held_by_others = Vec::new();
+    for _ in 0..3 {
+        held_by_others.push(others.acquire().await.expect("connected"));
+    }
+    let pool = pool(&cluster, |config| config.max_connections = 6);
+    let acquires: Vec<_> = (0..6)
+        .map(|_| {
+            let pool = Arc::clone(&pool);
+            tokio::spawn(async move { pool.acquire().await })
+        })
+        .collect();
+    // As many as there is room for, and nobody else fails: they wait for these.
+    let until = async |is_reached: &dyn Fn(PoolMetrics) -> bool| {
+        let began = Instant::now();
+        while !is_reached(pool.metrics()) {
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "{:?}",
+                pool.metrics()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    until(&|metrics| metrics.active == 3 && metrics.cap == 3 && metrics.connecting == 0).await;
+    let refused = pool.metrics().connect_failures;
+    assert!((1..=4).contains(&refused), "{:?}", pool.metrics());
+    let (mut leases, mut waiting) = (Vec::new(), Vec::new());
+    for acquire in acquires {
+        if acquire.is_finished() {
+            leases.push(acquire.await.expect("no panic").expect("connected"));
+        } else {
+            waiting.push(acquire);
+        }
+    }
+    assert_eq!((leases.len(), waiting.len()), (3, 3));
+    // One that comes back is given to one of them, without another attempt to connect.
+    drop(leases.pop());
+    until(&|metrics| metrics.waiting == 2).await;
+    // It tries again now and then, one at a time, and not in vain once there is room.
+    until(&|metrics| metrics.connect_failures > refused).await;
+    assert_eq!((pool.metrics().cap, pool.metrics().active), (3, 3));
+    drop(held_by_others);
+    drop(others);
+    until(&|metrics| metrics.waiting == 0).await;
+    for acquire in waiting {
+        leases.push(acquire.await.expect("no panic").expect("nobody failed"));
+    }
+    let metrics = pool.metrics();
+    assert_eq!((metrics.active, metrics.cap, metrics.max), (5, 5, 6));
+    // Lifted, where as many stand as are configured.
+    leases.push(pool.acquire().await.expect("connected"));
+    let metrics = pool.metrics();
+    assert_eq!((metrics.active, metrics.cap), (6, 6));
 }

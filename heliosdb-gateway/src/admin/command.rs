@@ -45,7 +45,7 @@ pub(super) const COMMANDS: [(&str, &str); 14] = [
     ("SHOW SERVERS", "server connections, one by one"),
     (
         "SHOW STATEMENTS",
-        "statements without their values: calls, times, hits, why not cached",
+        "statements without their values: calls, times, hits, why not cached, connections that have them prepared",
     ),
     ("SHOW STATS", "statements, transactions and bytes"),
     ("SHOW VERSION", "version of helios"),

@@ -1,12 +1,13 @@
 //! The console's tables.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use heliosdb_network::postgres::message;
-use heliosdb_pooling::StatementStats;
+use heliosdb_pooling::{QueryFingerprint, StatementStats};
 
 use crate::clients::{Activity, ClientInfo};
 use crate::gateway::Gateway;
@@ -78,7 +79,9 @@ pub(super) fn refusals(gateway: &Gateway) -> Table {
 }
 
 pub(super) fn statements(gateway: &Gateway) -> Table {
+    let prepared_on = prepared_on(gateway);
     let row = |statement: StatementStats| {
+        let connections = prepared_on.get(&statement.fingerprint).copied();
         let latency = statement.latency;
         let ms = |ms: f64| format!("{ms:.3}");
         vec![
@@ -93,6 +96,7 @@ pub(super) fn statements(gateway: &Gateway) -> Table {
             statement.misses.to_string(),
             statement.refused.to_string(),
             statement.refusal.unwrap_or_default().to_owned(),
+            connections.unwrap_or(0).to_string(),
         ]
     };
     Table {
@@ -108,9 +112,25 @@ pub(super) fn statements(gateway: &Gateway) -> Table {
             "misses",
             "not_cached",
             "why_not",
+            "prepared_on",
         ],
         rows: gateway.statements.list().into_iter().map(row).collect(),
     }
+}
+
+/// How many server connections have each statement prepared that some client has prepared under a name. Texts that differ
+/// in their values count apart, as they do for the server.
+fn prepared_on(gateway: &Gateway) -> HashMap<QueryFingerprint, usize> {
+    let mut connections = HashMap::new();
+    for statement in gateway.interner.all() {
+        let n = statement.affinity.prepared_on();
+        if n > 0 {
+            *connections
+                .entry(QueryFingerprint::of(&statement.text))
+                .or_default() += n;
+        }
+    }
+    connections
 }
 
 pub(super) fn advice(gateway: &Gateway) -> Table {
@@ -233,9 +253,12 @@ pub(super) fn pools(gateway: &Gateway) -> Table {
                 metrics.closing.to_string(),
                 metrics.waiting.to_string(),
                 metrics.max.to_string(),
+                metrics.cap.to_string(),
                 metrics.acquired.to_string(),
                 metrics.created.to_string(),
                 metrics.timeouts.to_string(),
+                metrics.hinted.to_string(),
+                metrics.affinity_hits.to_string(),
                 mode.clone(),
             ]
         })
@@ -250,9 +273,12 @@ pub(super) fn pools(gateway: &Gateway) -> Table {
             "sv_closing",
             "cl_waiting",
             "pool_size",
+            "cap",
             "acquired",
             "created",
             "timeouts",
+            "hinted",
+            "affinity_hits",
             "pool_mode",
         ],
         rows,
@@ -315,7 +341,7 @@ pub(super) fn databases(gateway: &Gateway) -> Table {
 }
 
 /// Name and value of each count of traffic, also the source of its metrics.
-pub(crate) fn traffic_counts(gateway: &Gateway) -> [(&'static str, u64); 7] {
+pub(crate) fn traffic_counts(gateway: &Gateway) -> [(&'static str, u64); 9] {
     let totals = gateway.clients.totals();
     [
         ("queries", totals.queries.load(Ordering::Relaxed)),
@@ -326,6 +352,14 @@ pub(crate) fn traffic_counts(gateway: &Gateway) -> [(&'static str, u64); 7] {
         ),
         ("bytes_sent", totals.bytes_sent.load(Ordering::Relaxed)),
         ("wait_us", totals.wait_us.load(Ordering::Relaxed)),
+        (
+            "prepared_hits",
+            totals.prepared_hits.load(Ordering::Relaxed),
+        ),
+        (
+            "prepared_misses",
+            totals.prepared_misses.load(Ordering::Relaxed),
+        ),
         (
             "clients_admitted",
             gateway.clients.connected_total.load(Ordering::Relaxed),

@@ -36,7 +36,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 9] = [
+const RELOADABLE: [&str; 10] = [
     "cache.enabled",
     "cache.max_entry",
     "clients.allow_remote_trust",
@@ -44,6 +44,7 @@ const RELOADABLE: [&str; 9] = [
     "clients.max",
     "clients.shutdown_timeout",
     "pool.advice",
+    "pool.affinity",
     "pool.max_prepared_statements",
     "pool.mode",
 ];
@@ -95,6 +96,7 @@ impl Config {
         merged.cache.max_entry = new.cache.max_entry;
         merged.clients = new.clients.clone();
         merged.pool.advice = new.pool.advice;
+        merged.pool.affinity = new.pool.affinity;
         merged.pool.max_prepared_statements = new.pool.max_prepared_statements;
         merged.pool.mode = new.pool.mode;
         merged
@@ -129,6 +131,7 @@ impl Config {
             idle_timeout,
             health_check_interval,
             max_prepared_statements,
+            affinity,
             advice,
         } = pool;
         let CacheSection {
@@ -191,6 +194,7 @@ impl Config {
                 "pool.max_prepared_statements",
                 max_prepared_statements.to_string(),
             ),
+            ("pool.affinity", affinity.to_string()),
             (
                 "pool.advice",
                 match advice {
@@ -320,6 +324,7 @@ max_lifetime = "90m"
 idle_timeout = "11m"
 health_check_interval = "31s"
 max_prepared_statements = 257
+affinity = false
 advice = "auto"
 [cache]
 enabled = false

@@ -160,7 +160,7 @@ async fn drain(link: &mut Link) -> std::io::Result<u8> {
 pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, intent: WriteIntent) {
     if pool.embedded {
         // One connection, one process: when another can be had, the one before is gone.
-        let _ = pool.acquire(0).await;
+        let _ = pool.acquire(0, None).await;
         intent.finish();
         return;
     }
@@ -181,7 +181,7 @@ pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, inten
     );
     let mut pause = FIRST_PAUSE;
     loop {
-        if let Ok(mut lease) = pool.acquire(0).await {
+        if let Ok(mut lease) = pool.acquire(0, None).await {
             lease.broken = true;
             // Whoever had it before may have taken a role that sees less.
             let asked = async {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::BufMut as _;
 use heliosdb_cache::HashedStr;
 
+use crate::clients::Counters;
 use crate::error::{ClientError, ErrorKind};
 use crate::sql::{Class, Effect, Write};
 
@@ -219,7 +220,14 @@ impl Session {
                 link.out.extend_from_slice(message);
             }
             Some(statement) => {
-                link.ensure_prepared(statement, &self.gateway.interner, max);
+                let counters = &self.admitted.info.counters;
+                let is_known = link.ensure_prepared(statement, &self.gateway.interner, max);
+                let counter = if is_known {
+                    &counters.prepared_hits
+                } else {
+                    &counters.prepared_misses
+                };
+                Counters::add(counter, 1);
                 put_frame(&mut link.out, b'B', |out| {
                     out.put_slice(portal);
                     out.put_u8(0);

@@ -449,7 +449,7 @@ impl Session {
         if let Some(len) = self.answer_deallocate(bytes) {
             return Ok(Step::Done(len));
         }
-        if !self.link_now() {
+        if !self.link_now(bytes) {
             return Ok(Step::Request(Decided::Ask));
         }
         self.forward_all(&bytes[..len])?;

@@ -10,7 +10,7 @@ use crate::sql::Class;
 use crate::upstream::ServerLease;
 use crate::upstream::connection::BackendProcess;
 
-use super::prepared::{Interner, Prepared};
+use super::prepared::{GivenUp, Interner, Prepared};
 
 /// A leased server connection with the replies it owes.
 ///
@@ -76,7 +76,7 @@ pub(crate) enum Expect {
     Bind,
     /// CloseComplete; of no interest to the client where the gateway closed a statement to make room.
     Close {
-        evicted: Option<u64>,
+        evicted: Option<GivenUp>,
         undo: Option<Undo>,
     },
     /// RowDescription or NoData, behind a ParameterDescription where a statement was described.
@@ -282,8 +282,8 @@ impl Link {
                 // Not closed after all: without this note a later Parse would find the name taken.
                 Expect::Close { evicted, undo } => {
                     undone.extend(undo);
-                    if let Some(id) = evicted {
-                        self.lease.statements.restore(id);
+                    if let Some(statement) = evicted {
+                        self.lease.statements.restore(&statement);
                     }
                 }
                 _ => {}
@@ -305,16 +305,18 @@ impl Link {
     }
 
     /// Makes sure that the server will know a named statement when it reads what follows: sends a Parse of our own
-    /// if it does not.
+    /// if it does not. True if it knew it.
     pub(crate) fn ensure_prepared(
         &mut self,
         statement: &Arc<Prepared>,
         names: &Interner,
         max: usize,
-    ) {
-        if !self.lease.statements.touch(statement.id) {
+    ) -> bool {
+        let is_known = self.lease.statements.touch(statement.id);
+        if !is_known {
             self.parse_named(statement, None, names, max);
         }
+        is_known
     }
 
     /// Prepares a named statement, closing the one used least recently if there are too many.
@@ -325,10 +327,10 @@ impl Link {
         names: &Interner,
         max: usize,
     ) {
-        if let Some(oldest) = self.lease.statements.insert(statement.id, max) {
+        if let Some(oldest) = self.lease.statements.insert(statement, max) {
             put_frame(&mut self.out, b'C', |out| {
                 out.put_u8(b'S');
-                names.put_server_name(oldest, out);
+                names.put_server_name(oldest.id, out);
             });
             self.expect(Expect::Close {
                 evicted: Some(oldest),

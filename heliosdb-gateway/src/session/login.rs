@@ -259,7 +259,7 @@ async fn server_parameters(
         return Ok(known);
     }
     let mut lease = pool
-        .acquire(effective.label())
+        .acquire(effective.label(), None)
         .await
         .map_err(|error| ClientError::from_acquire(&error))?;
     let sql = lease.applied.transition(effective);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwapOption;
 use bytes::{BufMut, BytesMut};
 use heliosdb_cache::HashedStr;
+use heliosdb_pooling::StatementAffinity;
 use parking_lot::Mutex;
 
 use crate::sql::{Class, NameScope};
@@ -23,6 +24,8 @@ pub(crate) struct Prepared {
     pub(crate) scope: HashedStr,
     /// What the text meant to the session that asked last.
     pub(crate) class: ArcSwapOption<KnownClass>,
+    /// Which server connections have it. Shared with these, which may outlive the last client that uses it.
+    pub(crate) affinity: Arc<StatementAffinity>,
 }
 
 /// A class, and what it was found under: it holds wherever these are the same.
@@ -55,6 +58,17 @@ struct Key {
     epoch: u64,
 }
 
+impl Key {
+    fn new(text: &str, types: &[u8], scope: &HashedStr, epoch: u64) -> Self {
+        Self {
+            text: HashedStr::new(text),
+            types: types.into(),
+            scope: scope.clone(),
+            epoch,
+        }
+    }
+}
+
 /// The map is swept of dead entries when it has grown by this many.
 const SWEEP_AT: usize = 4096;
 
@@ -75,12 +89,7 @@ impl Interner {
         scope: &HashedStr,
         epoch: u64,
     ) -> Arc<Prepared> {
-        let key = Key {
-            text: HashedStr::new(text),
-            types: types.into(),
-            scope: scope.clone(),
-            epoch,
-        };
+        let key = Key::new(text, types, scope, epoch);
         let mut map = self.map.lock();
         if let Some(known) = map.get(&key).and_then(Weak::upgrade) {
             return known;
@@ -91,6 +100,24 @@ impl Interner {
         let fresh = self.unnamed(key.text.clone(), types, scope);
         map.insert(key, Arc::downgrade(&fresh));
         fresh
+    }
+
+    /// The shared statement for a named Parse, if some client has it.
+    pub(crate) fn find(
+        &self,
+        text: &str,
+        types: &[u8],
+        scope: &HashedStr,
+        epoch: u64,
+    ) -> Option<Arc<Prepared>> {
+        let key = Key::new(text, types, scope, epoch);
+        self.map.lock().get(&key).and_then(Weak::upgrade)
+    }
+
+    /// All that some client has.
+    pub(crate) fn all(&self) -> Vec<Arc<Prepared>> {
+        let map = self.map.lock();
+        map.values().filter_map(Weak::upgrade).collect()
     }
 
     /// A statement for an unnamed Parse: nothing to share, since the next one replaces it.
@@ -107,6 +134,7 @@ impl Interner {
             types: types.into(),
             scope: scope.clone(),
             class: ArcSwapOption::empty(),
+            affinity: Arc::default(),
         })
     }
 
@@ -168,54 +196,116 @@ impl Named {
     }
 }
 
-/// The statements that live on one server connection, the least recently used given up first.
+/// The statements that live on one server connection, the least recently used given up first. Each of them is told where it
+/// is, until it is given up or the connection goes.
 #[derive(Debug, Default)]
 pub(crate) struct ServerStatements {
-    /// Statement id to the tick of its last use.
-    named: HashMap<u64, u64>,
+    /// What the pool calls the connection, as of the last time that it was lent.
+    connection: u64,
+    /// By statement id.
+    named: HashMap<u64, OnServer, rapidhash::fast::RandomState>,
     /// What the connection's unnamed statement is, if known.
     pub(crate) unnamed: Option<u64>,
     tick: u64,
+    /// As many as were allowed when one was prepared last; unknown before.
+    max: Option<usize>,
+}
+
+/// A statement that a connection has.
+#[derive(Debug)]
+struct OnServer {
+    /// The tick of its last use.
+    used: u64,
+    affinity: Arc<StatementAffinity>,
+}
+
+/// A statement that was given up for another.
+#[derive(Debug)]
+pub(crate) struct GivenUp {
+    pub(crate) id: u64,
+    affinity: Arc<StatementAffinity>,
 }
 
 impl ServerStatements {
+    /// Before anything else, what the pool calls the connection: it is the same for its whole life.
+    pub(crate) fn lent_as(&mut self, connection: u64) {
+        debug_assert!(self.named.is_empty() || self.connection == connection);
+        self.connection = connection;
+    }
+
     /// True if the statement is prepared here; counts as a use.
     pub(crate) fn touch(&mut self, id: u64) -> bool {
         self.tick += 1;
-        let tick = self.tick;
-        self.named.get_mut(&id).map(|used| *used = tick).is_some()
+        let Some(known) = self.named.get_mut(&id) else {
+            return false;
+        };
+        known.used = self.tick;
+        known.affinity.record_execution(self.connection);
+        true
     }
 
-    /// Notes a statement as prepared. Returns the one to close for it when there are more than `max`.
-    pub(crate) fn insert(&mut self, id: u64, max: usize) -> Option<u64> {
+    /// Notes a statement as prepared that was not. Returns the one to close for it when there are more than `max`.
+    pub(crate) fn insert(&mut self, statement: &Prepared, max: usize) -> Option<GivenUp> {
+        self.max = Some(max);
         self.tick += 1;
-        self.named.insert(id, self.tick);
+        self.add(statement.id, self.tick, &statement.affinity);
         if self.named.len() <= max.max(1) {
             return None;
         }
         let oldest = self
             .named
             .iter()
-            .filter(|(known, _)| **known != id)
-            .min_by_key(|(_, used)| **used)
+            .filter(|(known, _)| **known != statement.id)
+            .min_by_key(|(_, known)| known.used)
             .map(|(id, _)| *id)?;
-        self.named.remove(&oldest);
-        Some(oldest)
+        let affinity = self.remove(oldest)?;
+        Some(GivenUp {
+            id: oldest,
+            affinity,
+        })
     }
 
-    pub(crate) fn remove(&mut self, id: u64) {
-        self.named.remove(&id);
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Arc<StatementAffinity>> {
+        let OnServer { affinity, .. } = self.named.remove(&id)?;
+        affinity.forget_connection(self.connection);
+        Some(affinity)
     }
 
     /// Notes a statement as prepared that was given up but not closed. May exceed the maximum by one for a while.
-    pub(crate) fn restore(&mut self, id: u64) {
-        self.named.insert(id, 0);
+    pub(crate) fn restore(&mut self, statement: &GivenUp) {
+        self.add(statement.id, 0, &statement.affinity);
     }
 
     /// After DEALLOCATE ALL or DISCARD ALL.
     pub(crate) fn clear(&mut self) {
-        self.named.clear();
+        for (_, known) in self.named.drain() {
+            known.affinity.forget_connection(self.connection);
+        }
         self.unnamed = None;
+    }
+
+    /// True if it can have one more without giving up another.
+    pub(crate) fn has_room(&self) -> bool {
+        self.max.is_none_or(|max| self.named.len() < max)
+    }
+
+    fn add(&mut self, id: u64, used: u64, affinity: &Arc<StatementAffinity>) {
+        let on_server = OnServer {
+            used,
+            affinity: Arc::clone(affinity),
+        };
+        if self.named.insert(id, on_server).is_none() {
+            affinity.record_prepared(self.connection);
+        } else {
+            affinity.record_execution(self.connection);
+        }
+    }
+}
+
+/// A connection that is closed has nothing any more.
+impl Drop for ServerStatements {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -250,14 +340,59 @@ mod tests {
         );
     }
 
+    fn statement(interner: &Interner, text: &str) -> Arc<Prepared> {
+        interner.named(text, &[0, 0], &HashedStr::new("a"), 1)
+    }
+
     #[test]
     fn server_gives_up_the_least_recently_used() {
+        let interner = Interner::new();
+        let [one, two, three] = ["1", "2", "3"].map(|text| statement(&interner, text));
         let mut statements = ServerStatements::default();
-        assert_eq!(statements.insert(1, 2), None);
-        assert_eq!(statements.insert(2, 2), None);
-        assert!(statements.touch(1));
-        assert_eq!(statements.insert(3, 2), Some(2));
-        assert!(!statements.touch(2));
+        assert!(statements.insert(&one, 2).is_none());
+        assert!(statements.insert(&two, 2).is_none());
+        assert!(statements.touch(one.id));
+        let given_up = statements.insert(&three, 2).expect("one too many");
+        assert_eq!(given_up.id, two.id);
+        assert!(!statements.touch(two.id));
         assert_eq!(statements.named.len(), 2);
+    }
+
+    #[test]
+    fn a_statement_knows_which_connections_have_it() {
+        let interner = Interner::new();
+        let [one, two] = ["1", "2"].map(|text| statement(&interner, text));
+        let on = |statement: &Prepared| statement.affinity.preferred_connections().to_vec();
+        let mut connections = [7, 8].map(|id| {
+            let mut statements = ServerStatements::default();
+            statements.lent_as(id);
+            statements
+        });
+        for statements in &mut connections {
+            statements.insert(&one, 1);
+        }
+        assert_eq!(on(&one), [8, 7]);
+        assert!(connections[0].touch(one.id));
+        assert_eq!(on(&one), [7, 8]);
+        // Given up for another, but not closed after all.
+        let given_up = connections[0].insert(&two, 1).expect("one too many");
+        assert_eq!((on(&one), on(&two)), (vec![8], vec![7]));
+        connections[0].restore(&given_up);
+        assert_eq!((on(&one), one.affinity.prepared_on()), (vec![7, 8], 2));
+        connections[0].clear();
+        assert_eq!((on(&one), on(&two)), (vec![8], vec![]));
+        drop(connections);
+        assert_eq!((on(&one), one.affinity.prepared_on()), (vec![], 0));
+        assert!(
+            interner
+                .find("1", &[0, 0], &HashedStr::new("a"), 1)
+                .is_some()
+        );
+        assert!(
+            interner
+                .find("3", &[0, 0], &HashedStr::new("a"), 1)
+                .is_none()
+        );
+        assert_eq!(interner.all().len(), 2);
     }
 }

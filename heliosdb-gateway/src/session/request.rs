@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Buf as _;
 use heliosdb_cache::{Flight, Follower, KeyRef, SlotId};
+use heliosdb_network::connection_pool::ConnectionHint;
 use heliosdb_network::error::HeliosError;
 use heliosdb_pooling::StatementHandle;
 use smallvec::SmallVec;
@@ -20,7 +21,10 @@ use super::io::Step;
 use super::link::Link;
 use super::pins::Pin;
 use super::prepared::Named;
-use super::unit::{Front, ReadUnit, Text, first_unit, message, put_reply, recognise};
+use super::unit::{
+    Front, ReadUnit, Text, first_unit, message, put_reply, recognise, split_bind, split_nul,
+    split_parse,
+};
 use super::{Capture, End, Session};
 
 /// How far a request has come that has to wait.
@@ -115,7 +119,7 @@ impl Session {
         }
         let len = first_unit(input);
         if self.status == b'I'
-            && let Err(error) = self.link_up().await
+            && let Err(error) = self.link_up(input).await
         {
             self.capture = None;
             return self.refuse(error, input, len);
@@ -228,11 +232,13 @@ impl Session {
         }
     }
 
-    /// Gets a server connection with this session's settings in force, if that needs no waiting.
-    pub(super) fn link_now(&mut self) -> bool {
+    /// Gets a server connection for the request at the front of `input`, with this session's settings in force, if that
+    /// needs no waiting.
+    pub(super) fn link_now(&mut self, input: &[u8]) -> bool {
         if self.link.is_none() {
             let label = self.settings.effective().label();
-            let Some(lease) = self.pool.try_acquire(label) else {
+            let hint = self.hint(input);
+            let Some(lease) = self.pool.try_acquire(label, hint.as_ref()) else {
                 return false;
             };
             self.take_up(lease);
@@ -247,10 +253,11 @@ impl Session {
         true
     }
 
-    /// Gets a server connection with this session's settings in force.
-    async fn link_up(&mut self) -> Result<(), ClientError> {
+    /// Gets a server connection for the request at the front of `input`, with this session's settings in force.
+    async fn link_up(&mut self, input: &[u8]) -> Result<(), ClientError> {
         if self.link.is_none() {
-            let lease = self.acquire().await?;
+            let hint = self.hint(input);
+            let lease = self.acquire(hint.as_ref()).await?;
             self.take_up(lease);
         }
         self.info().set_activity(Activity::Active);
@@ -263,7 +270,38 @@ impl Session {
         Ok(())
     }
 
-    fn take_up(&mut self, lease: ServerLease) {
+    /// Which connections have the statement that the request at the front of `input` begins with. `None` if it begins
+    /// with none that has a name: then one connection is as good as the other.
+    fn hint(&self, input: &[u8]) -> Option<ConnectionHint> {
+        if !self.gateway.affinity_enabled() {
+            return None;
+        }
+        let (tag, body, _) = message(input)?;
+        let name = match tag {
+            b'B' => split_bind(body)?.1,
+            b'D' => split_nul(body.strip_prefix(b"S")?)?.0,
+            b'P' => {
+                let (_, text, types) = split_parse(body).filter(|(name, ..)| !name.is_empty())?;
+                let database = &self.pool.database;
+                let known = self
+                    .gateway
+                    .find_prepared(text, types, &self.parse_scope, database);
+                // Nobody has it: where it is prepared first it should have room.
+                return Some(known.map_or_else(ConnectionHint::default, |known| {
+                    ConnectionHint::new(&known.affinity.preferred_connections())
+                }));
+            }
+            _ => return None,
+        };
+        let statement = self.statements.get(name).filter(|_| !name.is_empty())?;
+        Some(ConnectionHint::new(
+            &statement.affinity.preferred_connections(),
+        ))
+    }
+
+    fn take_up(&mut self, mut lease: ServerLease) {
+        let connection = lease.meta().id;
+        lease.statements.lent_as(connection);
         let is_changed = !Arc::ptr_eq(&lease.baseline, &self.baseline)
             && lease.baseline.fingerprint != self.baseline.fingerprint;
         if is_changed {
@@ -279,15 +317,15 @@ impl Session {
         self.link = Some(Link::new(lease));
     }
 
-    async fn acquire(&mut self) -> Result<ServerLease, ClientError> {
+    async fn acquire(&mut self, hint: Option<&ConnectionHint>) -> Result<ServerLease, ClientError> {
         let label = self.settings.effective().label();
-        if let Some(lease) = self.pool.try_acquire(label) {
+        if let Some(lease) = self.pool.try_acquire(label, hint) {
             return Ok(lease);
         }
         let info = Arc::clone(self.info());
         info.set_activity(Activity::Waiting);
         let started = Instant::now();
-        let acquired = info.or_cancelled(self.pool.acquire(label)).await;
+        let acquired = info.or_cancelled(self.pool.acquire(label, hint)).await;
         info.set_activity(Activity::Idle);
         Counters::add(
             &info.counters.wait_us,

@@ -172,7 +172,9 @@ impl Connector for ServerConnector {
         Ok(())
     }
 
-    async fn close(&self, connection: Box<ServerConnection>) {
+    async fn close(&self, mut connection: Box<ServerConnection>) {
+        // Nobody is to look for it from here on, however long the goodbye takes.
+        connection.statements.clear();
         connection.pg.terminate().await;
     }
 
@@ -192,5 +194,9 @@ impl Connector for ServerConnector {
 
     fn label(&self, connection: &Box<ServerConnection>) -> u64 {
         connection.applied.label()
+    }
+
+    fn has_room(&self, connection: &Box<ServerConnection>) -> bool {
+        connection.statements.has_room()
     }
 }

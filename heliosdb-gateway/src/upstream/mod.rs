@@ -13,7 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use heliosdb_cache::{HashedStr, VersionSlots};
 use heliosdb_network::connection_pool::{
-    AcquireError, ConnectionPoolConfig, EnhancedConnectionPool, Lease,
+    AcquireError, ConnectionHint, ConnectionPoolConfig, EnhancedConnectionPool, Lease,
 };
 use heliosdb_network::postgres::PgTarget;
 use parking_lot::Mutex;
@@ -196,12 +196,20 @@ impl Upstream {
 }
 
 impl ServerPool {
-    /// Acquires a connection, preferring one that has the wanted settings in force.
-    pub(crate) async fn acquire(&self, label: u64) -> Result<ServerLease, AcquireError> {
-        if let Some(lease) = self.try_acquire(label) {
+    /// Acquires a connection, preferring one that has the wanted settings in force, and then one that the hint names.
+    pub(crate) async fn acquire(
+        &self,
+        label: u64,
+        hint: Option<&ConnectionHint>,
+    ) -> Result<ServerLease, AcquireError> {
+        if let Some(lease) = self.try_acquire(label, hint) {
             return Ok(lease);
         }
-        let mut lease = self.connections.acquire_labelled(label).await?;
+        let acquired = match hint {
+            Some(hint) => self.connections.acquire_hinted(label, *hint).await,
+            None => self.connections.acquire_labelled(label).await,
+        };
+        let mut lease = acquired?;
         self.notice(&mut lease.baseline);
         Ok(lease)
     }
@@ -211,7 +219,7 @@ impl ServerPool {
         if let Some(baseline) = self.baseline.load_full() {
             return Ok(baseline);
         }
-        Ok(Arc::clone(&self.acquire(0).await?.baseline))
+        Ok(Arc::clone(&self.acquire(0, None).await?.baseline))
     }
 
     /// What sessions begin with, as far as is known.
@@ -220,8 +228,16 @@ impl ServerPool {
     }
 
     /// Acquires a connection if one is idle.
-    pub(crate) fn try_acquire(&self, label: u64) -> Option<ServerLease> {
-        let mut lease = self.connections.try_acquire(label)?;
+    pub(crate) fn try_acquire(
+        &self,
+        label: u64,
+        hint: Option<&ConnectionHint>,
+    ) -> Option<ServerLease> {
+        let acquired = match hint {
+            Some(hint) => self.connections.try_acquire_hinted(label, hint),
+            None => self.connections.try_acquire(label),
+        };
+        let mut lease = acquired?;
         self.notice(&mut lease.baseline);
         Some(lease)
     }
@@ -311,7 +327,7 @@ impl ServerPool {
                 if let Some(loaded) = self.database.catalog_now() {
                     return Some(loaded);
                 }
-                let mut lease = self.acquire(0).await.ok()?;
+                let mut lease = self.acquire(0, None).await.ok()?;
                 // A load that is cut short leaves unread replies behind.
                 lease.broken = true;
                 lease.statements.unnamed = None;

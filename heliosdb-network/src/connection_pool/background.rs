@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::exchange::Item;
+use super::meta::Item;
 use super::{Connector, Disposition, EnhancedConnectionPool, Lease, now};
 
 /// Health checks at the same time.

@@ -46,9 +46,15 @@ pub trait Connector: Send + Sync + 'static {
     /// A look at the socket that must not block: false on end of file or on bytes nobody asked for.
     fn is_alive(&self, connection: &mut Self::Connection) -> bool;
 
-    /// What distinguishes this connection from its siblings (settings in force, statements prepared).
+    /// What distinguishes this connection from its siblings, such as the settings in force.
     /// An acquire that names a label prefers an idle connection that has it.
     fn label(&self, _connection: &Self::Connection) -> u64 {
         0
+    }
+
+    /// Whether this connection can keep one thing more of those that [hints](super::ConnectionHint) are about (prepared
+    /// statements) without giving up another.
+    fn has_room(&self, _connection: &Self::Connection) -> bool {
+        true
     }
 }

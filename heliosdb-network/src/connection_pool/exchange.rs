@@ -10,74 +10,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use slab::Slab;
-
+use super::breaker::Breaker;
+use super::hint::ConnectionHint;
+use super::line::{Served, Ticket, Waiting, wake};
+use super::meta::{ConnectionMeta, Idle, Item, LeaseInfo};
+use super::state::{Standing, State, Why};
 use super::sync::Mutex;
-use super::{AcquireError, AcquirePhase, ConnectionPoolConfig, HeliosError, PoolMetrics};
-
-/// What is known of a connection besides itself.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct ConnectionMeta {
-    /// Unique within the pool.
-    pub id: u64,
-    /// When it was opened.
-    pub created: Instant,
-    /// Handed out, or being checked or reset.
-    pub in_use: bool,
-    pub(super) expires: Option<Instant>,
-    /// When it was last used.
-    pub(super) idle_since: Instant,
-    /// When it was last known to be good: the end of its last use or of its last check.
-    pub(super) verified: Instant,
-    generation: u64,
-    /// Its place among those that stand.
-    slot: usize,
-}
-
-impl ConnectionMeta {
-    pub(super) fn is_too_old(&self, now: Instant) -> bool {
-        self.expires.is_some_and(|expires| now >= expires)
-    }
-
-    pub(super) fn is_too_idle(&self, config: &ConnectionPoolConfig, now: Instant) -> bool {
-        config
-            .idle_timeout
-            .is_some_and(|timeout| now.saturating_duration_since(self.idle_since) >= timeout)
-    }
-
-    /// How long nothing was heard of the peer.
-    pub(super) fn unverified_for(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.verified)
-    }
-}
-
-/// A connection and what is known of it. It moves between hands all the time, and so is boxed.
-pub(super) type Item<T> = Box<Idle<T>>;
-
-#[derive(Debug)]
-pub(super) struct Idle<T> {
-    pub(super) connection: T,
-    pub(super) meta: ConnectionMeta,
-    pub(super) label: u64,
-}
-
-/// A connection on loan, for diagnosis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LeaseInfo {
-    /// [`ConnectionMeta::id`].
-    pub connection: u64,
-    /// How long it has been on loan.
-    pub held: Duration,
-    /// Where it was acquired.
-    pub place: &'static Location<'static>,
-}
+use super::window::PoolWindow;
+use super::{AcquireError, ConnectionPoolConfig, HeliosError, PoolMetrics};
 
 /// What an acquire asks for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wish {
     pub(super) label: u64,
+    pub(super) hint: Option<ConnectionHint>,
     pub(super) place: &'static Location<'static>,
     /// It had its turn, and was given a connection that turned out to be dead.
     pub(super) is_first: bool,
@@ -101,17 +47,14 @@ pub(super) enum Answer<T> {
     Refused(AcquireError),
 }
 
-/// A place in the line. To be given back by [`Exchange::leave`] if [`Exchange::poll`] has not brought anything yet.
+/// A connection that was opened.
 #[derive(Debug)]
-pub(super) struct Ticket(usize);
-
-/// Why a connection is closed, for the counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
-    Expired,
-    Unhealthy,
-    /// The pool is drained or made smaller, or its connections were evicted.
-    Unwanted,
+pub(super) struct Connected<T> {
+    pub(super) new: Item<T>,
+    /// Whose place it takes.
+    pub(super) predecessor: Option<Item<T>>,
+    /// When one more may be tried, where that was not known before.
+    pub(super) retry_at: Option<Instant>,
 }
 
 /// The state of a pool of `T`.
@@ -122,170 +65,18 @@ pub(super) struct Exchange<T> {
     is_crowded: AtomicBool,
 }
 
-/// Everything that changes together.
-///
-/// Invariants: unless suspended, there are no idle connections while somebody waits; and
-/// `idle + active + connecting + closing <= max`, where a connection that is being closed counts until its socket is
-/// gone, but for the time after `max` was lowered.
-#[derive(Debug)]
-struct State<T> {
-    /// The last one is the hottest: in the order of their last use.
-    idle: Vec<Item<T>>,
-    line: Line<T>,
-    /// Those idle and active.
-    standing: Slab<Standing>,
-    active: usize,
-    /// Those among the active that are idle but for a health check.
-    checking: usize,
-    connecting: usize,
-    closing: usize,
-    max: usize,
-    min_idle: usize,
-    max_lifetime: Option<Duration>,
-    /// When a connection last took another's place.
-    renewed: Option<Instant>,
-    /// The connection that is the next to be replaced, and when: planned anew with each that comes or goes.
-    renewal: Option<(usize, Instant)>,
-    draining: bool,
-    suspended: bool,
-    /// Somebody calls `expire` when the time of the first who waits is over.
-    is_watched: bool,
-    /// Connections of an older generation are closed as they come back.
-    generation: u64,
-    breaker: Breaker,
-    next_id: u64,
-    counts: PoolMetrics,
-    observed: Observed,
-}
-
-/// What happened since somebody asked.
-#[derive(Debug)]
-struct Observed {
-    since: Option<Instant>,
-    holds: u64,
-    held: Duration,
-    /// By time, two ranges for each doubling of a microsecond.
-    by_time: [u32; HOLD_RANGES],
-    active_max: usize,
-}
-
-const HOLD_RANGES: usize = 80;
-
-/// What a pool saw between two questions: see [`EnhancedConnectionPool::take_window`](super::EnhancedConnectionPool::take_window).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PoolWindow {
-    /// From the last question to this.
-    pub length: Duration,
-    /// Connections that came back.
-    pub releases: u64,
-    /// Mean time for which one was held.
-    pub hold_mean: Duration,
-    /// 99 of 100 were not held for longer; too long by half at most.
-    pub hold_p99: Duration,
-    /// Connections in use at the same time, at the most.
-    pub active_max: usize,
-}
-
-/// A connection that is idle or active.
-#[derive(Debug)]
-struct Standing {
-    id: u64,
-    created: Instant,
-    /// Another has taken its place: it is closed as it comes back.
-    retired: bool,
-    held: Option<Held>,
-}
-
-/// Who has it.
-#[derive(Debug)]
-struct Held {
-    since: Instant,
-    place: &'static Location<'static>,
-    is_reported: bool,
-}
-
-/// Those who wait: a list in the order they came, and those who were served and have not looked yet.
-#[derive(Debug)]
-struct Line<T> {
-    places: Slab<Waiting<T>>,
-    head: usize,
-    tail: usize,
-    len: usize,
-}
-
-#[derive(Debug)]
-struct Waiting<T> {
-    previous: usize,
-    next: usize,
-    place: &'static Location<'static>,
-    /// Those who come later have later ones, as the same time is given to all.
-    deadline: Option<Instant>,
-    served: Served<T>,
-}
-
-#[derive(Debug)]
-enum Served<T> {
-    NotYet(Option<Waker>),
-    With(Result<Item<T>, AcquireError>),
-}
-
-const NOBODY: usize = usize::MAX;
-
-/// Remembers why connections can't be opened, and when to try again.
-#[derive(Debug, Default)]
-struct Breaker {
-    last_error: Option<Arc<HeliosError>>,
-    failures: u32,
-    retry_at: Option<Instant>,
-}
-
-/// Full jitter over an exponential ceiling (Brooker, "Exponential backoff and jitter").
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// How many idle connections, from the hot end, are looked at for a label.
-const LABEL_SCAN: usize = 8;
-/// Connections take each other's place one after the other, so that they don't all reconnect together, and nobody waits
-/// for it: with n of them, the oldest one's successor is opened after so much of the lifetime, divided by n. So each lives
-/// for this share of it, however they came.
-const PACE: f64 = 0.8;
-/// And is not renewed before this share, where they came together, nor after that one.
-const RENEWED_FROM: f64 = 0.1;
-const RENEWED_UNTIL: f64 = 0.9;
-
 impl<T> Exchange<T> {
     pub(super) fn new(config: &ConnectionPoolConfig) -> Self {
         Self {
-            state: Mutex::new(State {
-                idle: Vec::new(),
-                line: Line::default(),
-                standing: Slab::new(),
-                active: 0,
-                checking: 0,
-                connecting: 0,
-                closing: 0,
-                max: config.max_connections,
-                min_idle: config.min_idle,
-                max_lifetime: config.max_lifetime,
-                renewed: None,
-                renewal: None,
-                draining: false,
-                suspended: false,
-                is_watched: false,
-                generation: 0,
-                breaker: Breaker::default(),
-                next_id: 1,
-                counts: PoolMetrics::default(),
-                observed: Observed::default(),
-            }),
+            state: Mutex::new(State::new(config)),
             is_crowded: AtomicBool::new(false),
         }
     }
 
-    /// Takes the hottest idle connection, preferring one with the label among the hottest few, or a place in the line.
+    /// Takes the idle connection that suits best, or a place in the line.
     pub(super) fn ask(
         &self,
-        wish: Wish,
+        wish: &Wish,
         config: &ConnectionPoolConfig,
         began: Instant,
         now: Instant,
@@ -301,7 +92,14 @@ impl<T> Exchange<T> {
             return Answer::Refused(AcquireError::Closed);
         }
         if !state.suspended {
-            if let Some(mut idle) = state.take_idle(wish.label) {
+            let hint = wish.hint.as_ref();
+            // Where all need a check, it is the hottest's turn.
+            let hinted = hint.and_then(|hint| {
+                state.choose_hinted(wish.label, hint, now, config.validation_bypass)
+            });
+            let chosen = hinted.or_else(|| state.choose_idle(wish.label));
+            if let Some(at) = chosen {
+                let mut idle = state.take_idle_at(at, wish.label, hint);
                 state.hold(&mut idle.meta, now, wish.place);
                 state.counts.acquired += 1;
                 if waker.is_some() {
@@ -367,6 +165,7 @@ impl<T> Exchange<T> {
     pub(super) fn take(
         &self,
         label: u64,
+        hint: Option<&ConnectionHint>,
         place: &'static Location<'static>,
         now: Instant,
         bypass: Duration,
@@ -375,20 +174,25 @@ impl<T> Exchange<T> {
         if state.draining || state.suspended {
             return None;
         }
-        let at = state.choose_idle(label)?;
-        if state.idle[at].meta.unverified_for(now) >= bypass {
-            return None;
-        }
-        let mut idle = state.take_idle(label)?;
+        let at = match hint {
+            Some(hint) => state.choose_hinted(label, hint, now, bypass)?,
+            None => {
+                let at = state.choose_idle(label)?;
+                let is_known = state.idle[at].meta.unverified_for(now) < bypass;
+                is_known.then_some(at)?
+            }
+        };
+        let mut idle = state.take_idle_at(at, label, hint);
         state.hold(&mut idle.meta, now, place);
         state.counts.acquired += 1;
         Some(idle)
     }
 
-    /// What a place in the line was served with: then the place is gone.
+    /// What a place in the line was served with: then the place is gone. A hint is only counted: who waits takes what comes.
     pub(super) fn poll(
         &self,
         ticket: &Ticket,
+        hint: Option<&ConnectionHint>,
         waker: &Waker,
     ) -> Option<Result<Item<T>, AcquireError>> {
         let waker = waker.clone();
@@ -407,7 +211,10 @@ impl<T> Exchange<T> {
         else {
             unreachable!("it was served");
         };
-        state.counts.acquired += u64::from(served.is_ok());
+        if let Ok(idle) = &served {
+            state.counts.acquired += 1;
+            state.count_hint(idle, hint);
+        }
         Some(served)
     }
 
@@ -471,19 +278,21 @@ impl<T> Exchange<T> {
     }
 
     /// One of them stands: it counts as active. The idle connection whose place it takes, if there is one, counts as
-    /// closing.
+    /// closing. Where the server had too many, another may be tried then.
     pub(super) fn connected(
         &self,
         connection: T,
-        label: u64,
+        (label, has_room): (u64, bool),
         config: &ConnectionPoolConfig,
         now: Instant,
         jitter: f64,
-    ) -> (Item<T>, Option<Item<T>>) {
+    ) -> Connected<T> {
         let mut state = self.state.lock();
         state.connecting -= 1;
         state.active += 1;
         state.breaker = Breaker::default();
+        let (alive, max) = (state.alive(), state.max);
+        let retry_at = state.cap.stands(alive, max, now);
         state.counts.created += 1;
         let id = state.next_id;
         state.next_id += 1;
@@ -513,12 +322,18 @@ impl<T> Exchange<T> {
             connection,
             meta,
             label,
+            has_room,
         });
-        (new, predecessor)
+        Connected {
+            new,
+            predecessor,
+            retry_at,
+        }
     }
 
     /// An attempt failed. With no other connection to wait for, waiting would only hide the reason: then everybody who
-    /// waits hears of it. Returns when to try again, and how many heard. `jitter` is between 0 and 1.
+    /// waits hears of it. Where the server has too many connections, no more are tried than those that stand, for a while.
+    /// Returns when to try again, and how many heard. `jitter` is between 0 and 1.
     pub(super) fn connect_failed(
         &self,
         error: &Arc<HeliosError>,
@@ -528,7 +343,14 @@ impl<T> Exchange<T> {
         let mut state = self.state.lock();
         state.connecting -= 1;
         state.counts.connect_failures += 1;
-        let retry_at = state.breaker.open(Arc::clone(error), now, jitter);
+        let mut retry_at = state.breaker.open(Arc::clone(error), now, jitter);
+        if error.is_too_many_connections() {
+            let alive = state.alive();
+            let grows_at = state.cap.refused(alive, now);
+            if state.is_full() {
+                retry_at = retry_at.max(grows_at);
+            }
+        }
         let hopeless = error.is_permanent() || state.active + state.connecting == 0;
         let wakers = if hopeless {
             let refused = || Err(AcquireError::Connect(Arc::clone(error)));
@@ -569,8 +391,13 @@ impl<T> Exchange<T> {
     }
 
     /// A connection that was acquired turned out to be dead.
-    pub(super) fn uncount_acquired(&self) {
-        self.state.lock().counts.acquired -= 1;
+    pub(super) fn uncount_acquired(&self, id: u64, hint: Option<&ConnectionHint>) {
+        let mut state = self.state.lock();
+        state.counts.acquired -= 1;
+        if let Some(hint) = hint {
+            state.counts.hinted -= 1;
+            state.counts.affinity_hits -= u64::from(hint.has(id));
+        }
     }
 
     /// Counts an acquire that waited in vain, and says why.
@@ -698,6 +525,7 @@ impl<T> Exchange<T> {
         metrics.closing = state.closing;
         metrics.waiting = state.line.len;
         metrics.max = state.max;
+        metrics.cap = state.cap.bound(state.max);
         metrics.suspended = state.suspended;
         if let Some(threshold) = config.leak_threshold {
             let leases = state.standing.iter();
@@ -710,411 +538,5 @@ impl<T> Exchange<T> {
     /// The idle connections of a pool that goes.
     pub(super) fn take_idle(&mut self) -> Vec<Item<T>> {
         std::mem::take(&mut self.state.lock().idle)
-    }
-}
-
-impl<T> State<T> {
-    fn timed_out(&mut self, waited: Duration, is_check: bool) -> AcquireError {
-        self.counts.timeouts += 1;
-        let phase = if self.suspended {
-            AcquirePhase::Suspended
-        } else if is_check {
-            AcquirePhase::Check
-        } else if self.connecting > 0 && self.active == 0 {
-            AcquirePhase::Connect
-        } else {
-            AcquirePhase::Wait
-        };
-        AcquireError::Timeout {
-            phase,
-            waited,
-            max: self.max,
-            active: self.active,
-            idle: self.idle.len(),
-            connecting: self.connecting,
-            waiting: self.line.len,
-            last_connect_error: self.breaker.last_error.clone(),
-        }
-    }
-
-    /// Connections of any kind.
-    fn total(&self) -> usize {
-        self.idle.len() + self.active + self.connecting + self.closing
-    }
-
-    fn choose_idle(&self, label: u64) -> Option<usize> {
-        let hottest = self.idle.len().checked_sub(1)?;
-        let labelled = (0..self.idle.len())
-            .rev()
-            .take(LABEL_SCAN)
-            .find(|at| self.idle[*at].label == label);
-        Some(labelled.unwrap_or(hottest))
-    }
-
-    fn take_idle(&mut self, label: u64) -> Option<Item<T>> {
-        let at = self.choose_idle(label)?;
-        let idle = self.idle.remove(at);
-        self.counts.label_hits += u64::from(idle.label == label);
-        self.active += 1;
-        Some(idle)
-    }
-
-    /// Puts a connection among the idle ones, by its last use.
-    fn put_idle(&mut self, idle: Item<T>) {
-        let since = idle.meta.idle_since;
-        if self
-            .idle
-            .last()
-            .is_none_or(|last| last.meta.idle_since <= since)
-        {
-            self.idle.push(idle);
-            return;
-        }
-        let at = self
-            .idle
-            .partition_point(|other| other.meta.idle_since <= since);
-        self.idle.insert(at, idle);
-    }
-
-    /// Notes for how long a connection was held that comes back.
-    fn note_hold(&mut self, slot: usize, now: Instant) {
-        if let Some(held) = self.standing[slot].held.take() {
-            self.observed
-                .hold(now.saturating_duration_since(held.since));
-        }
-    }
-
-    /// Notes who has a connection.
-    fn hold(&mut self, meta: &mut ConnectionMeta, now: Instant, place: &'static Location<'static>) {
-        meta.in_use = true;
-        self.observed.active_max = self.observed.active_max.max(self.active);
-        self.standing[meta.slot].held = Some(Held {
-            since: now,
-            place,
-            is_reported: false,
-        });
-    }
-
-    fn begin_close(&mut self, meta: &ConnectionMeta, why: Why) {
-        self.active -= 1;
-        self.count_closing(meta.slot, why);
-    }
-
-    fn count_closing(&mut self, slot: usize, why: Why) {
-        self.standing.remove(slot);
-        self.plan_renewal();
-        self.closing += 1;
-        match why {
-            Why::Expired => self.counts.expired += 1,
-            Why::Unhealthy => self.counts.unhealthy += 1,
-            Why::Unwanted => {}
-        }
-    }
-
-    /// Why a connection must not be used again.
-    fn is_unwanted(&self, meta: &ConnectionMeta, now: Instant) -> Option<Why> {
-        let is_unwanted = self.draining
-            || meta.generation != self.generation
-            || self.total() - self.closing > self.max;
-        let is_expired = || {
-            meta.is_too_old(now)
-                || self.standing[meta.slot].retired
-                || self.must_make_room(meta.slot, now)
-        };
-        match is_unwanted {
-            true => Some(Why::Unwanted),
-            false => is_expired().then_some(Why::Expired),
-        }
-    }
-
-    fn plan_renewal(&mut self) {
-        self.renewal = self.next_renewal();
-    }
-
-    fn next_renewal(&self) -> Option<(usize, Instant)> {
-        let lifetime = self.max_lifetime?;
-        let standing = || self.standing.iter().filter(|(_, one)| !one.retired);
-        let (slot, oldest) = standing().min_by_key(|(_, one)| (one.created, one.id))?;
-        let after = |since: Instant, share: f64| since.checked_add(lifetime.mul_f64(share));
-        let pace = PACE / standing().count() as f64;
-        let paced = after(self.renewed.unwrap_or(oldest.created), pace)?;
-        let paced = paced.max(after(oldest.created, RENEWED_FROM)?);
-        Some((slot, paced.min(after(oldest.created, RENEWED_UNTIL)?)))
-    }
-
-    /// The connection that is to be replaced now.
-    fn due(&self, now: Instant) -> Option<usize> {
-        let (slot, at) = self.renewal?;
-        (now >= at).then_some(slot)
-    }
-
-    /// Is a connection to be replaced, and there is no room for its successor?
-    fn must_make_room(&self, slot: usize, now: Instant) -> bool {
-        self.total() >= self.max && self.due(now) == Some(slot)
-    }
-
-    fn begin_connects(&mut self, config: &ConnectionPoolConfig, now: Instant) -> usize {
-        if self.draining || self.suspended || self.breaker.refusal(now).is_some() {
-            return 0;
-        }
-        // While nothing is known to work, one attempt is enough to find out.
-        let at_once = if self.breaker.failures == 0 {
-            config.max_connecting
-        } else {
-            1
-        };
-        let spare = self
-            .min_idle
-            .saturating_sub(self.idle.len() + self.checking);
-        let to_renew = usize::from(self.due(now).is_some());
-        let wanted = (self.line.len + spare + to_renew).saturating_sub(self.connecting);
-        let room = self.max.saturating_sub(self.total());
-        let n = wanted
-            .min(room)
-            .min(at_once.saturating_sub(self.connecting));
-        self.connecting += n;
-        n
-    }
-
-    /// Retires the connection that is due. Returned if it is idle.
-    fn retire_one(&mut self, now: Instant) -> Option<Item<T>> {
-        let slot = self.due(now)?;
-        self.renewed = Some(now);
-        self.standing[slot].retired = true;
-        self.plan_renewal();
-        let at = self.idle.iter().position(|idle| idle.meta.slot == slot)?;
-        let idle = self.idle.remove(at);
-        self.count_closing(slot, Why::Expired);
-        Some(idle)
-    }
-
-    fn take_expired(&mut self, config: &ConnectionPoolConfig, now: Instant) -> Vec<Item<T>> {
-        let mut kept = Vec::with_capacity(self.idle.len());
-        let mut expired = Vec::new();
-        let mut alive = self.idle.len() + self.checking;
-        let mut standing = self.total() - self.closing;
-        // Where there is room, its successor comes first.
-        let due = self.due(now).filter(|_| self.total() >= self.max);
-        // The coldest first: it is they that go when there are too many.
-        for idle in std::mem::take(&mut self.idle) {
-            let unwanted =
-                self.draining || idle.meta.generation != self.generation || standing > self.max;
-            let is_due = due == Some(idle.meta.slot);
-            if is_due {
-                self.renewed = Some(now);
-            }
-            let too_old = idle.meta.is_too_old(now) || is_due;
-            let too_many = alive > self.min_idle && idle.meta.is_too_idle(config, now);
-            if too_old || unwanted || too_many {
-                alive -= 1;
-                standing -= 1;
-                let why = if unwanted {
-                    Why::Unwanted
-                } else {
-                    Why::Expired
-                };
-                self.count_closing(idle.meta.slot, why);
-                expired.push(idle);
-            } else {
-                kept.push(idle);
-            }
-        }
-        self.idle = kept;
-        expired
-    }
-}
-
-impl Default for Observed {
-    fn default() -> Self {
-        Self {
-            since: None,
-            holds: 0,
-            held: Duration::ZERO,
-            by_time: [0; HOLD_RANGES],
-            active_max: 0,
-        }
-    }
-}
-
-impl Observed {
-    fn hold(&mut self, held: Duration) {
-        self.holds += 1;
-        self.held += held;
-        self.by_time[range_of(held)] += 1;
-    }
-
-    fn window(&self, made: Instant, now: Instant) -> PoolWindow {
-        let since = self.since.unwrap_or(made);
-        let mean = self.held.as_nanos() / u128::from(self.holds.max(1));
-        PoolWindow {
-            length: now.saturating_duration_since(since),
-            releases: self.holds,
-            hold_mean: Duration::from_nanos(u64::try_from(mean).unwrap_or(u64::MAX)),
-            hold_p99: self.quantile(0.99),
-            active_max: self.active_max,
-        }
-    }
-
-    /// The upper end of the range in which the quantile is.
-    fn quantile(&self, share: f64) -> Duration {
-        let rank = (self.holds as f64 * share).ceil();
-        let mut seen = 0.0;
-        for (at, n) in self.by_time.iter().enumerate() {
-            seen += f64::from(*n);
-            if self.holds > 0 && seen >= rank {
-                return range_end(at);
-            }
-        }
-        Duration::ZERO
-    }
-}
-
-/// The range of a time: its doubling of a microsecond, and the half of that.
-fn range_of(time: Duration) -> usize {
-    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
-    let doubling = micros.ilog2();
-    let is_upper = doubling > 0 && micros >> (doubling - 1) & 1 == 1;
-    (2 * doubling as usize + usize::from(is_upper)).min(HOLD_RANGES - 1)
-}
-
-fn range_end(range: usize) -> Duration {
-    let begin = 1_u64 << (range / 2);
-    Duration::from_micros(if range.is_multiple_of(2) {
-        begin + begin / 2
-    } else {
-        2 * begin
-    })
-}
-
-impl Standing {
-    fn lease(&self, now: Instant) -> Option<LeaseInfo> {
-        let held = self.held.as_ref()?;
-        Some(LeaseInfo {
-            connection: self.id,
-            held: now.saturating_duration_since(held.since),
-            place: held.place,
-        })
-    }
-}
-
-impl<T> Line<T> {
-    fn first(&self) -> Option<usize> {
-        (self.head != NOBODY).then_some(self.head)
-    }
-
-    fn join(&mut self, wish: Wish, deadline: Option<Instant>, waker: Option<Waker>) -> Ticket {
-        let (previous, next) = if wish.is_first {
-            (NOBODY, self.head)
-        } else {
-            (self.tail, NOBODY)
-        };
-        let at = self.places.insert(Waiting {
-            previous,
-            next,
-            place: wish.place,
-            deadline,
-            served: Served::NotYet(waker),
-        });
-        *self.next_of(previous) = at;
-        *self.previous_of(next) = at;
-        self.len += 1;
-        Ticket(at)
-    }
-
-    /// What is in a place that is given up.
-    fn leave(&mut self, ticket: &Ticket) -> Served<T> {
-        if matches!(self.places[ticket.0].served, Served::NotYet(_)) {
-            self.unlink(ticket.0);
-        }
-        self.places.remove(ticket.0).served
-    }
-
-    fn serve(&mut self, at: usize, with: Result<Item<T>, AcquireError>) -> Option<Waker> {
-        self.unlink(at);
-        match std::mem::replace(&mut self.places[at].served, Served::With(with)) {
-            Served::NotYet(waker) => waker,
-            Served::With(_) => unreachable!("who was served is not in the line"),
-        }
-    }
-
-    fn serve_all(
-        &mut self,
-        with: impl Fn() -> Result<Item<T>, AcquireError>,
-    ) -> Vec<Option<Waker>> {
-        let mut wakers = Vec::with_capacity(self.len);
-        while let Some(at) = self.first() {
-            wakers.push(self.serve(at, with()));
-        }
-        wakers
-    }
-
-    /// Of all who wait.
-    fn take_wakers(&mut self) -> Vec<Waker> {
-        let wakers = self
-            .places
-            .iter_mut()
-            .filter_map(|(_, place)| match &mut place.served {
-                Served::NotYet(waker) => waker.take(),
-                Served::With(_) => None,
-            });
-        wakers.collect()
-    }
-
-    fn unlink(&mut self, at: usize) {
-        let Waiting { previous, next, .. } = self.places[at];
-        *self.next_of(previous) = next;
-        *self.previous_of(next) = previous;
-        self.len -= 1;
-    }
-
-    fn next_of(&mut self, at: usize) -> &mut usize {
-        match at {
-            NOBODY => &mut self.head,
-            at => &mut self.places[at].next,
-        }
-    }
-
-    fn previous_of(&mut self, at: usize) -> &mut usize {
-        match at {
-            NOBODY => &mut self.tail,
-            at => &mut self.places[at].previous,
-        }
-    }
-}
-
-impl<T> Default for Line<T> {
-    fn default() -> Self {
-        Self {
-            places: Slab::new(),
-            head: NOBODY,
-            tail: NOBODY,
-            len: 0,
-        }
-    }
-}
-
-impl Breaker {
-    fn open(&mut self, error: Arc<HeliosError>, now: Instant, jitter: f64) -> Instant {
-        let ceiling = BACKOFF_MIN
-            .saturating_mul(1 << self.failures.min(16))
-            .min(BACKOFF_MAX);
-        let retry_at = now + BACKOFF_MIN + ceiling.mul_f64(jitter);
-        self.failures = self.failures.saturating_add(1);
-        self.last_error = Some(error);
-        self.retry_at = Some(retry_at);
-        retry_at
-    }
-
-    /// The cached reason, while it is too early to try again.
-    fn refusal(&self, now: Instant) -> Option<&Arc<HeliosError>> {
-        self.last_error
-            .as_ref()
-            .filter(|_| self.retry_at.is_some_and(|at| now < at))
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::exchange::Item;
+use super::meta::Item;
 use super::{ConnectionMeta, Connector, EnhancedConnectionPool};
 
 /// A connection that is the holder's until it drops it; then it goes to the next in line, after a reset if the

@@ -16,6 +16,9 @@ pub struct PoolMetrics {
     pub waiting: usize,
     /// Bound on the connections.
     pub max: usize,
+    /// As many are opened: less than `max` after the server refused one because it had too many (SQLSTATE 53300). It grows
+    /// again one by one.
+    pub cap: usize,
     /// Everybody has to wait: see [`suspend`](super::EnhancedConnectionPool::suspend).
     pub suspended: bool,
     /// Connections on loan for longer than `leak_threshold`.
@@ -36,4 +39,8 @@ pub struct PoolMetrics {
     pub timeouts: u64,
     /// Acquires that found an idle connection with the label they asked for.
     pub label_hits: u64,
+    /// Connections handed out with a [hint](super::ConnectionHint) so far.
+    pub hinted: u64,
+    /// Those of them that the hint named.
+    pub affinity_hits: u64,
 }

@@ -76,6 +76,7 @@ pub(crate) struct TestConnection {
     pub(crate) disposition: Disposition,
     pub(crate) alive: bool,
     pub(crate) label: u64,
+    pub(crate) has_room: bool,
     socket: Socket,
 }
 
@@ -136,6 +137,7 @@ impl Connector for TestConnector {
             disposition: Disposition::Clean,
             alive: true,
             label: 0,
+            has_room: true,
             socket,
         })
     }
@@ -171,6 +173,10 @@ impl Connector for TestConnector {
 
     fn label(&self, connection: &TestConnection) -> u64 {
         connection.label
+    }
+
+    fn has_room(&self, connection: &TestConnection) -> bool {
+        connection.has_room
     }
 }
 
