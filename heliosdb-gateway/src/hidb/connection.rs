@@ -36,6 +36,8 @@ use requests::{Open, SessionState};
 const OPEN_MAX: u32 = 1024;
 /// No more is read while this much waits to be written.
 const HIGH_WATER: usize = 1 << 20;
+/// Room for what is read at a time, at the least.
+const READ_MIN: usize = 16 << 10;
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves a client that has proved who it is.
@@ -217,6 +219,8 @@ impl Connection {
                 return Err(End::Told("the server is shutting down".to_owned()));
             }
             let has_room = self.out.len() < HIGH_WATER;
+            // Room for many requests, so that those that come together are read together.
+            self.input.reserve(READ_MIN);
             let feed = gateway.cache.versions().feed();
             let is_behind = self.subscribed.is_some() && has_room;
             let told = self.subscribed.unwrap_or_default();

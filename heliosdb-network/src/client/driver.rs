@@ -18,6 +18,8 @@ use crate::stream::WireStream;
 
 use super::reply::Reply;
 
+/// Room for what is read at a time, at the least.
+const READ_MIN: usize = 16 << 10;
 /// Pongs that wait to be written. Others can't keep a caller's memory busy.
 const PONGS_MAX: usize = 1 << 16;
 
@@ -394,6 +396,8 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: WireStream, mut input: By
             Ok(false) => {}
             Err(error) => break error,
         }
+        // Room for many answers, so that those that come together are read together.
+        input.reserve(READ_MIN);
         tokio::select! {
             read = reader.read_buf(&mut input) => match read {
                 Ok(0) => break HeliosError::Network("the peer closed the connection".to_owned()),
