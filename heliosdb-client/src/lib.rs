@@ -38,7 +38,7 @@
 //! # Ok(()) }
 //! ```
 //! Like the gateway's own answers, this holds for writes that go through the gateway. A position means something to clients
-//! of the same gateway process, until it ends; one of another gateway empties the near cache, and keeps nothing else.
+//! of the same gateway process, until it ends; one of another gateway empties the near cache, and has no other effect.
 //!
 //! # Cancellation
 //! Every future can be dropped at any point. What was asked is stopped at the server then; whether a write took effect is
