@@ -25,6 +25,7 @@ pub(crate) struct Gateway {
     /// These as in `config`: asked for each request.
     cache_enabled: AtomicBool,
     affinity_enabled: AtomicBool,
+    defers_transactions: AtomicBool,
     pub(crate) cache: CacheManager,
     pub(crate) upstream: Upstream,
     pub(crate) clients: Arc<ClientRegistry>,
@@ -55,6 +56,7 @@ impl Gateway {
         Arc::new(Self {
             cache_enabled: AtomicBool::new(config.cache.enabled),
             affinity_enabled: AtomicBool::new(config.pool.affinity),
+            defers_transactions: AtomicBool::new(config.cache_in_transactions.defers()),
             config: ArcSwap::from_pointee(config),
             cache,
             upstream,
@@ -79,6 +81,8 @@ impl Gateway {
             .store(config.cache.enabled, Ordering::Relaxed);
         self.affinity_enabled
             .store(config.pool.affinity, Ordering::Relaxed);
+        self.defers_transactions
+            .store(config.cache_in_transactions.defers(), Ordering::Relaxed);
         self.config.store(Arc::new(config));
     }
 
@@ -89,6 +93,11 @@ impl Gateway {
     /// Whether connections are chosen by what they have prepared.
     pub(crate) fn affinity_enabled(&self) -> bool {
         self.affinity_enabled.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server hears of a transaction only when it has to.
+    pub(crate) fn defers_transactions(&self) -> bool {
+        self.defers_transactions.load(Ordering::Relaxed)
     }
 
     /// The largest answer that is collected for the cache, in bytes.

@@ -33,6 +33,8 @@ impl Session {
         self.doubtful_scope = None;
         self.status = status;
         if status != b'I' {
+            // What failed may have taken locks.
+            self.sees_committed &= !failed;
             if had_layers || self.settings.has_uncommitted() {
                 self.names_changed();
             }
@@ -42,6 +44,8 @@ impl Session {
             // Everything is set again before the next statement, or nothing was reset.
             self.to_restore.clear();
         }
+        self.sees_committed = false;
+        self.unnamed_portal_is_here = false;
         let has_layers = had_layers || self.settings.has_uncommitted();
         if failed {
             self.settings.roll_back();
@@ -233,6 +237,7 @@ mod tests {
     fn baseline() -> Baseline {
         Baseline {
             search_path: "\"$user\", public".to_owned(),
+            default_isolation: "read committed".to_owned(),
             fingerprint: String::new(),
             parameters: vec![
                 ("client_encoding".to_owned(), "UTF8".to_owned()),

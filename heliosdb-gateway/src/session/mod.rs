@@ -17,6 +17,7 @@ mod resolve;
 mod server_messages;
 pub(crate) mod settings;
 mod stream;
+mod transaction;
 pub(crate) mod unit;
 
 use std::collections::BTreeSet;
@@ -44,6 +45,7 @@ use pins::Pins;
 use prepared::Named;
 use resolve::Unresolved;
 use settings::Settings;
+use transaction::Deferred;
 
 pub(crate) use login::{Entrance, Greeted, admit, enter, greet};
 pub(crate) use stream::ClientStream;
@@ -87,6 +89,12 @@ pub(crate) struct Session {
     portals: Named,
     /// Transaction status as of the last ReadyForQuery: `I`, `T` or `E`.
     status: u8,
+    /// A transaction that the client has begun and the server has not heard of.
+    deferred: Option<Deferred>,
+    /// In a transaction: its reads see what is committed when they run, and nothing of its own.
+    sees_committed: bool,
+    /// In a transaction: the client's unnamed portal ran here, and whatever the server has under that name is older.
+    unnamed_portal_is_here: bool,
     /// What ties the session to its server connection.
     pins: Pins,
     /// Marks the slots of what this session writes, from before the first write until the transaction's end is known.
@@ -179,10 +187,10 @@ impl Session {
         }
     }
 
-    /// True where an answer may come from the cache: outside of a transaction, with nothing under way on the server,
-    /// and with session state that the key describes in full.
+    /// True where an answer may come from the cache: outside of a transaction or where it makes no difference, with
+    /// nothing under way on the server, and with session state that the key describes in full.
     fn may_read_cache(&self) -> bool {
-        self.status == b'I'
+        (self.status == b'I' || self.status == b'T' && self.sees_committed)
             && self.pins.taint().is_none()
             && self.link.as_ref().is_none_or(Link::is_quiet)
             && self.gateway.cache_enabled()

@@ -147,7 +147,7 @@ impl Session {
             self.pool.advisor.record_execution(took);
         }
         if let Some(capture) = self.capture.take()
-            && status == b'I'
+            && (status == b'I' || status == b'T' && self.sees_committed)
             && !failed
         {
             let took = capture.fill.elapsed();
