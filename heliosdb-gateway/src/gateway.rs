@@ -10,6 +10,7 @@ use heliosdb_cache::{CacheManager, HashedStr};
 
 use crate::clients::ClientRegistry;
 use crate::config::Config;
+use crate::policies::Policies;
 use crate::session::prepared::{Interner, KnownClass, Prepared};
 use crate::sql::memo::ClassMemo;
 use crate::sql::{Class, NameScope};
@@ -32,6 +33,7 @@ pub(crate) struct Gateway {
     pub(crate) interner: Interner,
     pub(crate) stats: Stats,
     pub(crate) statements: Statements,
+    pub(crate) policies: Policies,
     memo: ClassMemo,
     /// The class of what is not understood at all.
     unknown: Arc<Class>,
@@ -64,6 +66,7 @@ impl Gateway {
             interner: Interner::new(),
             stats: Stats::default(),
             statements: Statements::default(),
+            policies: Policies::default(),
             memo: ClassMemo::new(MEMO_BYTES),
             unknown,
             instance: rand::random(),

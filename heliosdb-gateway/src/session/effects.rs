@@ -6,6 +6,7 @@ use crate::clients::Counters;
 use crate::sql::{Effect, NameScope, split_identifiers, value_items};
 
 use super::Session;
+use super::bounded::asked_level;
 use super::link::{Completed, Link};
 use super::pins::Pin;
 use super::resolve::may_become_known;
@@ -174,6 +175,7 @@ impl Session {
     /// Recomputes what follows from the settings.
     pub(super) fn settings_changed(&mut self) {
         self.info().note_settings();
+        self.level = asked_level(&self.settings, &mut self.out);
         self.scope = self
             .settings
             .scope(&self.pool.key_prefix(&self.baseline), &self.pool.user);

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
+use crate::level::Level;
 use crate::upstream::database::LoadedCatalog;
 
 use super::link::Link;
@@ -346,7 +347,7 @@ impl Session {
         self.first_message(bytes)
     }
 
-    fn age_ms(&self, reply: &Answer) -> u32 {
+    pub(super) fn age_ms(&self, reply: &Answer) -> u32 {
         let age = self.gateway.cache.age(reply).as_millis();
         u32::try_from(age).unwrap_or(u32::MAX)
     }
@@ -373,6 +374,18 @@ impl Session {
             // In a transaction, rows behind a limit can still be asked for.
             return Ok(None);
         }
+        match self.level_of(unit.text.as_str()) {
+            Level::Session | Level::Strict => {}
+            // What a statement means is no question of age.
+            Level::Off | Level::Bounded(_) if unit.is_prepare() => {}
+            Level::Off => {
+                self.gateway.stats.count_bypass("asked for");
+                let statement = self.gateway.statements.of(unit.text.as_str());
+                statement.record_refusal("asked for");
+                return Ok(None);
+            }
+            Level::Bounded(bound) => return self.try_bounded(bytes, bound, catalog.is_none()),
+        }
         let len = unit.len;
         unit.put_params(&mut self.key_buffer);
         let key = unit.key(&self.key_buffer, &self.scope);
@@ -384,10 +397,7 @@ impl Session {
         if let Some(reply) = reply.filter(is_young) {
             put_reply(&mut self.out, &unit.protocol, &reply, Some(self.status));
             let is_simple = unit.is_simple();
-            if self.status == b'T' && !unit.is_prepare() {
-                self.unnamed_portal_is_here = true;
-                self.portals.remove(b"");
-            }
+            let is_run = !unit.is_prepare();
             if !unit.is_prepare() {
                 self.count_query();
                 let text = unit.text.as_str();
@@ -403,6 +413,9 @@ impl Session {
             if is_simple {
                 // As by any simple query.
                 self.statements.remove(b"");
+            }
+            if is_run {
+                self.note_portal();
             }
             return Ok(Some(Step::Done(len)));
         }
@@ -464,7 +477,7 @@ impl Session {
     }
 
     /// Sends a request to the server, if a connection is at hand that has this session's settings.
-    fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
+    pub(super) fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
         self.info().clear_signal(Signal::Cancel);
         if let Some(len) = self.answer_deallocate(bytes) {
             return Ok(Step::Done(len));

@@ -5,6 +5,7 @@
 //! ([`io`]); what has to wait for something goes through [`request`]. From there it is message by message
 //! ([`client_messages`], [`server_messages`]) until the server connection is free to go back to its pool.
 
+mod bounded;
 mod client_messages;
 mod effects;
 mod io;
@@ -35,6 +36,7 @@ use crate::clients::{Activity, Admitted, ClientInfo, Counters};
 use crate::error::ClientError;
 use crate::gateway::Gateway;
 use crate::invalidate::wire;
+use crate::level::{Bound, Level};
 use crate::sql::{Class, NameScope};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::Baseline;
@@ -69,6 +71,8 @@ pub(crate) struct Session {
     /// Not yet written to the client.
     out: BytesMut,
     settings: Settings,
+    /// What it asks of answers from memory, where a statement does not say otherwise.
+    level: Level,
     /// This session's part of every cache key.
     scope: HashedStr,
     /// What the meaning of names depends on, in the transaction in progress if there is one.
@@ -125,6 +129,8 @@ pub(crate) struct Session {
 #[derive(Debug)]
 struct Capture {
     fill: Fill,
+    /// The answer depends on time alone.
+    bound: Option<Bound>,
     reply: Vec<u8>,
     /// Longer replies are not collected, in bytes.
     reply_max: usize,

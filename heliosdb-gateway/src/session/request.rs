@@ -132,7 +132,7 @@ impl Session {
     }
 
     /// Answers the request at the front of `input` with another client's reply to the same.
-    fn answer_with(&mut self, input: &[u8], reply: &[u8]) -> Option<usize> {
+    pub(super) fn answer_with(&mut self, input: &[u8], reply: &[u8]) -> Option<usize> {
         let Front::Read(unit) = recognise(input, &self.statements, &self.scope) else {
             return None;
         };
@@ -143,12 +143,15 @@ impl Session {
             self.gateway.statements.of(text).record_hit();
             self.info().set_origin(Origin::Memory { age_ms: 0 });
         }
-        let (len, is_simple) = (unit.len, unit.is_simple());
+        let (len, is_simple, is_run) = (unit.len, unit.is_simple(), !unit.is_prepare());
         if let Some((name, statement)) = self.statement_to_remember(&unit) {
             self.statements.insert(&name, statement);
         }
         if is_simple {
             self.statements.remove(b"");
+        }
+        if is_run {
+            self.note_portal();
         }
         Some(len)
     }
@@ -221,6 +224,7 @@ impl Session {
                     class,
                     capture: Some(Capture {
                         fill,
+                        bound: None,
                         reply: Vec::new(),
                         reply_max: self.gateway.max_entry(),
                     }),

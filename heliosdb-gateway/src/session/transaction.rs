@@ -232,6 +232,14 @@ impl Session {
         Some(Step::Done(len))
     }
 
+    /// A statement was answered here on the unnamed portal.
+    pub(super) fn note_portal(&mut self) {
+        if self.status == b'T' {
+            self.unnamed_portal_is_here = true;
+            self.portals.remove(b"");
+        }
+    }
+
     /// What the text begins or ends, if it does nothing else.
     fn control(&self, text: &str) -> Option<Control> {
         if !may_be_control(text) {

@@ -155,7 +155,7 @@ impl ReadUnit<'_> {
     }
 
     /// The parameter type OIDs that the Parse declared, behind their count of two bytes.
-    fn types(&self) -> &[u8] {
+    pub(super) fn types(&self) -> &[u8] {
         match (self.parse(), &self.text) {
             (Some((_, types)), _) => types,
             (None, Text::Prepared(statement)) => &statement.types,
