@@ -142,6 +142,7 @@ impl Config {
             max_in_flight,
             flight_timeout,
             eviction,
+            row_level,
         } = cache;
         let ClientsConfig {
             max,
@@ -219,6 +220,7 @@ impl Config {
                     Eviction::Lru => "lru".to_owned(),
                 },
             ),
+            ("cache.row_level", row_level.to_string()),
             ("clients.max", max.to_string()),
             ("clients.login_timeout", duration(*login_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
@@ -334,6 +336,7 @@ min_execution_time = "1500us"
 max_in_flight = 10001
 flight_timeout = "11s"
 eviction = "hybrid"
+row_level = false
 [clients]
 max = 10001
 login_timeout = "11s"

@@ -385,6 +385,7 @@ impl Entrance {
             patience: None,
             statements: Named::default(),
             portals: Named::default(),
+            bound: super::Bound::default(),
             status: b'I',
             pins,
             intent: None,

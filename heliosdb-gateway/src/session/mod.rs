@@ -5,6 +5,7 @@
 //! ([`io`]); what has to wait for something goes through [`request`]. From there it is message by message
 //! ([`client_messages`], [`server_messages`]) until the server connection is free to go back to its pool.
 
+mod bound;
 mod client_messages;
 mod effects;
 mod io;
@@ -38,6 +39,7 @@ use crate::sql::{Class, NameScope};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::Baseline;
 
+use bound::Bound;
 use io::Event;
 use link::Link;
 use pins::Pins;
@@ -85,6 +87,8 @@ pub(crate) struct Session {
     statements: Named,
     /// Which statement each portal runs.
     portals: Named,
+    /// What the unnamed one of them was bound with.
+    bound: Bound,
     /// Transaction status as of the last ReadyForQuery: `I`, `T` or `E`.
     status: u8,
     /// What ties the session to its server connection.
@@ -118,6 +122,8 @@ pub(crate) struct Session {
 struct Capture {
     fill: Fill,
     reply: Vec<u8>,
+    /// There is a row in it.
+    has_rows: bool,
     /// Longer replies are not collected, in bytes.
     reply_max: usize,
 }

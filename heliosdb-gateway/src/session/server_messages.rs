@@ -58,6 +58,9 @@ impl Session {
                 let part = len.min(bytes.len() - at);
                 if tag == b'D' {
                     capture(&mut self.capture, &bytes[at..at + part]);
+                    if let Some(collecting) = &mut self.capture {
+                        collecting.has_rows = true;
+                    }
                 } else {
                     self.capture = None;
                 }
@@ -152,7 +155,12 @@ impl Session {
         {
             let took = capture.fill.elapsed();
             let mut reply = capture.reply;
-            capture.fill.complete_with(&reply, took);
+            let fill = if capture.has_rows {
+                capture.fill.without_provisional()
+            } else {
+                capture.fill
+            };
+            fill.complete_with(&reply, took);
             self.admitted.info.set_origin(Origin::Offered);
             if reply.capacity() <= REPLY_KEPT_MAX {
                 reply.clear();
