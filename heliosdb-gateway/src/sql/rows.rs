@@ -169,6 +169,7 @@ pub(super) enum Source {
 
 /// Where a statement's values are to be read from.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Values<'a> {
     /// The statement's text.
     pub text: &'a str,
@@ -189,6 +190,7 @@ impl<'a> Values<'a> {
 
 /// What a statement was parsed and bound with.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Parameters<'a> {
     /// As in Parse: a count, and the identifiers of the types; 0 where the server is to choose.
     pub types: &'a [u8],
