@@ -1,5 +1,6 @@
 //! One computation for each missing key, whose value the others are handed.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::cache_manager::Shared;
 use crate::lifetime::Lifetime;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 use crate::types::{KeyRef, PackedKey};
-use crate::version::{Dependencies, Position, VersionSlots};
+use crate::version::{Dependencies, Observation, Position, VersionSlots};
 
 /// The computations under way, sharded by key.
 #[derive(Default)]
@@ -35,7 +36,7 @@ struct FlightShard(Mutex<HashTable<Arc<FlightState>>>);
 pub(crate) struct FlightState {
     key: PackedKey,
     /// What the computation depends on, as of before it began.
-    observed: Dependencies,
+    observed: Observation,
     /// What was known to have changed by then.
     position: Position,
     began: Instant,
@@ -76,7 +77,7 @@ impl Flights {
         &self,
         key: &KeyRef<'_>,
         versions: &VersionSlots,
-        observe: impl FnOnce() -> Option<Dependencies>,
+        observe: impl FnOnce() -> Option<Observation>,
         max_in_flight: usize,
         timeout: Duration,
     ) -> Joined {
@@ -91,7 +92,7 @@ impl Flights {
         // which is harmless to one who asks the database now, and not to one who takes an answer from before.
         if let Some(flight) = &registered
             && flight.observed == observed
-            && versions.is_current(&observed)
+            && versions.is_current(observed.all())
             && flight.began.elapsed() < timeout
         {
             return Joined::Follower(Arc::clone(flight));
@@ -146,7 +147,7 @@ impl Flights {
 }
 
 impl FlightState {
-    fn new(key: &KeyRef<'_>, observed: Dependencies, position: Position) -> Arc<Self> {
+    fn new(key: &KeyRef<'_>, observed: Observation, position: Position) -> Arc<Self> {
         Arc::new(Self {
             key: PackedKey::new(key),
             observed,
@@ -171,6 +172,8 @@ pub struct Fill<B: StorageBackend = InMemoryBackend> {
     shared: Arc<Shared<B>>,
     flight: Arc<FlightState>,
     lifetime: Lifetime,
+    /// The answer depends on the provisional slot.
+    is_provisional: bool,
 }
 
 impl<B: StorageBackend> Fill<B> {
@@ -180,6 +183,7 @@ impl<B: StorageBackend> Fill<B> {
             shared,
             flight,
             lifetime,
+            is_provisional: true,
         }
     }
 
@@ -193,6 +197,22 @@ impl<B: StorageBackend> Fill<B> {
     pub fn with_lifetime(mut self, lifetime: Lifetime) -> Self {
         self.lifetime = lifetime;
         self
+    }
+
+    /// The answer turned out not to depend on the [provisional slot](crate::CacheManager::join_provisionally): it is
+    /// stored without it. Who has joined, or joins later, still did so under the version that the slot had.
+    pub fn without_provisional(mut self) -> Self {
+        self.is_provisional = false;
+        self
+    }
+
+    fn dependencies(&self) -> Cow<'_, Dependencies> {
+        let observed = &self.flight.observed;
+        if self.is_provisional {
+            Cow::Borrowed(observed.all())
+        } else {
+            Cow::Owned(observed.firm())
+        }
     }
 
     /// Stores the answer, if it is worth it and still true, and hands it to the followers in any case.
@@ -215,7 +235,7 @@ impl<B: StorageBackend> Fill<B> {
         let answer = self.shared.pack(
             &flight.key.as_ref(),
             value,
-            flight.observed.as_ref(),
+            self.dependencies().as_ref().as_ref(),
             &self.lifetime,
             milliseconds,
         );

@@ -188,6 +188,8 @@ pub struct CacheSection {
     pub flight_timeout: Duration,
     /// Who is evicted first. Default `adaptive`.
     pub eviction: Eviction,
+    /// Whether a read by primary key depends on its row, and not on the whole table. Default true.
+    pub row_level: bool,
 }
 
 /// Client connections.
@@ -316,6 +318,7 @@ impl Default for CacheSection {
             max_in_flight: 10_000,
             flight_timeout: Duration::from_secs(10),
             eviction: Eviction::Adaptive,
+            row_level: true,
         }
     }
 }

@@ -145,6 +145,7 @@ impl Config {
             max_in_flight,
             flight_timeout,
             eviction,
+            row_level,
         } = cache;
         let ClientsConfig {
             max,
@@ -229,6 +230,7 @@ impl Config {
                     Eviction::Lru => "lru".to_owned(),
                 },
             ),
+            ("cache.row_level", row_level.to_string()),
             ("clients.max", max.to_string()),
             ("clients.login_timeout", duration(*login_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
@@ -345,6 +347,7 @@ min_execution_time = "1500us"
 max_in_flight = 10001
 flight_timeout = "11s"
 eviction = "hybrid"
+row_level = false
 [clients]
 max = 10001
 login_timeout = "11s"

@@ -16,19 +16,25 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::clients::ClientInfo;
 use crate::session::link::{Expect, Link};
-use crate::sql::{Class, Effect, Write};
+use crate::sql::{Class, Effect, Values, Write};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::BackendProcess;
 use crate::upstream::database::Database;
+
+/// Slots that one transaction marks before it counts as a write to any row of its tables: each statement looks through
+/// those that are marked, and a load of a million rows by their keys is no change of single rows any more.
+const MARKS_MAX: usize = 256;
 
 /// Marks what the statements may write, adding to the marks of the transaction so far.
 pub(crate) fn mark(
     intent: &mut Option<WriteIntent>,
     class: &Class,
+    values: &Values<'_>,
     database: &Database,
     versions: &Arc<VersionSlots>,
 ) {
-    let slots = written_slots(class, database);
+    let marked = intent.as_ref().map_or(0, WriteIntent::slot_count);
+    let slots = written_slots(class, values, database, MARKS_MAX.saturating_sub(marked));
     if slots.is_empty() {
         return;
     }
@@ -38,13 +44,18 @@ pub(crate) fn mark(
     }
 }
 
-fn written_slots(class: &Class, database: &Database) -> SmallVec<[SlotId; 4]> {
+fn written_slots(
+    class: &Class,
+    values: &Values<'_>,
+    database: &Database,
+    rows_max: usize,
+) -> SmallVec<[SlotId; 4]> {
     let mut slots = SmallVec::new();
     for statement in &class.statements {
         match &statement.write {
             Write::None => {}
             Write::Relations(relations) => {
-                slots.extend(relations.iter().map(|relation| database.slot(relation.key)))
+                database.slots_written(relations, values, rows_max, &mut slots);
             }
             Write::Everything(_) => slots.push(database.everything),
         }

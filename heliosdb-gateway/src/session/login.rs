@@ -388,6 +388,7 @@ impl Entrance {
             patience: None,
             statements: Named::default(),
             portals: Named::default(),
+            bound: super::Bound::default(),
             status: b'I',
             level,
             deferred: None,

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Buf as _;
-use heliosdb_cache::{Flight, Follower, KeyRef, SlotId};
+use heliosdb_cache::{Flight, Follower, KeyRef};
 use heliosdb_network::connection_pool::ConnectionHint;
 use heliosdb_network::error::HeliosError;
 use heliosdb_pooling::StatementHandle;
-use smallvec::SmallVec;
 
 use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::sql::{Class, Effect, Read, is_pure_parameter_type, mentions_now};
 use crate::upstream::ServerLease;
-use crate::upstream::database::LoadedCatalog;
+use crate::upstream::database::{LoadedCatalog, SlotsRead};
 
 use super::io::Step;
 use super::link::Link;
@@ -182,8 +181,7 @@ impl Session {
             return bypass("catalog", None);
         };
         let database = &self.pool.database;
-        let mut slots: SmallVec<[SlotId; 8]> =
-            SmallVec::from_slice(&[database.everything, database.schema]);
+        let mut read = SlotsRead::default();
         let mut class = None;
         // What a statement means, without running it, is in the catalogs alone.
         if !unit.is_prepare() {
@@ -209,10 +207,13 @@ impl Session {
             if mentions_now(unit.bind()) {
                 return bypass("now", Some(known));
             }
-            slots.extend(relations.iter().map(|relation| database.slot(relation.key)));
+            let values = unit.values(catalog.catalog.epoch());
+            read = database.slots_read(relations, &values);
             class = Some(known);
         }
-        match self.gateway.cache.join(key, &slots) {
+        read.slots.extend([database.everything, database.schema]);
+        let cache = &self.gateway.cache;
+        match cache.join_provisionally(key, &read.slots, read.unless_found) {
             Flight::Leader(fill) => {
                 // The versions that the fill goes by were read just now. If the catalog still stands, no DDL came
                 // between the reading of the catalog and that, and the dependencies are the right ones.
@@ -226,6 +227,7 @@ impl Session {
                         fill,
                         bound: None,
                         reply: Vec::new(),
+                        has_rows: false,
                         reply_max: self.gateway.max_entry(),
                     }),
                 }

@@ -11,7 +11,13 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL client_encoding = 'UTF8';
 -- 0: the database
 SELECT pg_catalog.getdatabaseencoding(),
-       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_event_trigger);
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_event_trigger),
+       -- An "=" of the users, or an implicit cast, that could take part in comparing a key.
+       EXISTS (SELECT FROM pg_catalog.pg_operator
+                WHERE oid >= 16384 AND oprname = '='
+                  AND oprleft IN (20, 21, 23, 25, 1043, 2950) AND oprright IN (20, 21, 23, 25, 1043, 2950))
+       OR EXISTS (SELECT FROM pg_catalog.pg_cast
+                   WHERE oid >= 16384 AND castcontext = 'i' AND castsource IN (20, 21, 23, 25, 1043, 2950));
 -- 1: relations
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity,
        EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
@@ -132,4 +138,24 @@ SELECT a.attrelid, a.attname, t.typcategory IN ('D', 'T')
 SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid)
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('v', 'm') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_';
+-- 13: columns of primary keys, in their order: place among the table's columns, and whether equal values are
+-- the same bytes and stay what they are as long as no statement names the column
+SELECT i.indrelid, a.attname, a.atttypid, a.atttypmod,
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute b
+         WHERE b.attrelid = i.indrelid AND b.attnum > 0 AND b.attnum < a.attnum AND NOT b.attisdropped),
+       a.attgenerated = '' AND COALESCE(o.collisdeterministic, true)
+  FROM pg_catalog.pg_index i
+  JOIN pg_catalog.pg_class c ON c.oid = i.indrelid AND c.relkind = 'r'
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts - 1) k (at)
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.at]
+  LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
+ WHERE i.indisprimary AND i.indisvalid AND i.indimmediate
+   AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+ ORDER BY i.indrelid, k.at;
+-- 14: columns whose change a foreign key passes on, and whether they change with others
+SELECT DISTINCT c.confrelid, a.attname, a.attgenerated <> ''
+  FROM pg_catalog.pg_constraint c
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey)
+ WHERE c.contype = 'f' AND c.confupdtype IN ('c', 'n', 'd');
 COMMIT;

@@ -64,6 +64,31 @@ public.orders items n a
 public.items notes a c
 ";
 
+/// Columns of primary keys, in their order: relation, column, type, modifier, place in the table, comparable.
+const KEYS: &str = "
+users id 23 -1 0 t
+orders id 20 -1 1 t
+items order_id 23 -1 2 t
+items line 21 -1 0 t
+parts id 23 -1 0 t
+parent id 23 -1 0 t
+child id 23 -1 0 t
+logged id 23 -1 0 t
+events id 25 -1 0 t
+app.notes id 2950 -1 0 t
+app.users id 23 -1 0 t
+Orders code 1043 7 1 t
+scratch id 1700 -1 0 t
+shifts id 25 -1 0 f
+coded id 23 -1 0 t
+secret id 23 -1 0 t
+";
+
+/// Column whose change a foreign key passes on, and whether it changes unnamed.
+const PASSED_ON: &str = "
+items sku f
+";
+
 const IMMUTABLE: &str = "abs avg btrim count generate_subscripts greatest jsonb_array_elements_text
 jsonb_each_text lag like_escape lower max md5 min now_like pg_partition_root rank round row_number
 string_agg sum unnest upper to_tsvector";
@@ -122,6 +147,9 @@ public email d S f
 public users c C f
 public upper d S f
 public money_bag b U f
+pg_catalog int8 b N f
+pg_catalog numeric b N f
+pg_catalog uuid b U f
 ";
 
 /// Relation, column, whether it is a date or time there.
@@ -231,7 +259,7 @@ pub(super) fn results() -> Vec<Rows> {
         })
         .collect();
     vec![
-        vec![row(&["UTF8", "0"])],
+        vec![row(&["UTF8", "0", "f"])],
         relations,
         lines(INHERITS)
             .map(|cells| row(&[&oid(cells[0]), &oid(cells[1])]))
@@ -263,6 +291,17 @@ pub(super) fn results() -> Vec<Rows> {
         VIEWS
             .iter()
             .map(|(name, text)| row(&[&oid(name), text]))
+            .collect(),
+        lines(KEYS)
+            .map(|cells| {
+                let mut all = cells;
+                let oid = oid(all[0]);
+                all[0] = &oid;
+                row(&all)
+            })
+            .collect(),
+        lines(PASSED_ON)
+            .map(|cells| row(&[&oid(cells[0]), cells[1], cells[2]]))
             .collect(),
     ]
 }

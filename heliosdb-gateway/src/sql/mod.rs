@@ -11,8 +11,10 @@
 //! * an unqualified name stands for *every* relation of that name along the search path, because the
 //!   server skips schemas that the role may not use, and we do not model privileges;
 //! * a table stands for its whole inheritance or partition tree;
-//! * a function name stands for all its overloads, because argument types are not inferred.
+//! * a function name stands for all its overloads, because argument types are not inferred;
+//! * a table that is read by its whole primary key stands for that row ([`Rows`]); however else it occurs, for all.
 
+mod by_key;
 mod calls;
 mod catalog;
 mod datetime;
@@ -20,6 +22,7 @@ mod ddl;
 mod functions;
 mod names;
 mod reason;
+mod rows;
 mod settings;
 mod sql_json;
 mod statement;
@@ -29,6 +32,8 @@ mod write;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod row_tests;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +45,7 @@ pub use catalog::{Catalog, CatalogError};
 pub use datetime::mentions_now;
 pub use names::{NameScope, split_identifiers};
 pub use reason::{FunctionRefusal, Refusal, Unbounded};
+pub use rows::{EncodedKey, Parameters, RowKey, Rows, Values};
 pub use settings::{quote_literal, quote_setting_name, value_items};
 
 use smallvec::SmallVec;
@@ -170,6 +176,8 @@ pub struct Relation {
     /// Whether logical decoding shows every change to it. It does not for materialised views, and
     /// for trees with an unlogged member.
     pub decoded: bool,
+    /// Which of its rows.
+    pub rows: Rows,
 }
 
 /// Isolation level of a transaction.

@@ -1183,11 +1183,11 @@ fn a_malformed_load_is_an_error_and_not_a_panic() {
     assert_eq!(
         Catalog::from_results(1, Vec::new()).err(),
         Some(CatalogError::Results {
-            expected: 13,
+            expected: 15,
             found: 0
         })
     );
-    for result in 0..13 {
+    for result in 0..15 {
         let mut short = results();
         if let Some(row) = short[result].first_mut() {
             row.truncate(1);

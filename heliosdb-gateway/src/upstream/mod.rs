@@ -41,6 +41,8 @@ pub(crate) struct Upstream {
     /// As it was at the start: bounds what is advised.
     advice: PoolAdvice,
     versions: Arc<VersionSlots>,
+    /// Whether rows have slots of their own.
+    row_level: bool,
     /// Why a lock: a look-up per client login. Pools are made under it, but making one does no I/O.
     pools: Mutex<BTreeMap<(String, String), Arc<ServerPool>>>,
     databases: Mutex<BTreeMap<String, Arc<Database>>>,
@@ -87,6 +89,7 @@ impl Upstream {
             pool_config: pool_config(config, embedded),
             advice: config.pool.advice,
             versions: Arc::clone(versions),
+            row_level: config.cache.row_level,
             pools: Mutex::default(),
             databases: Mutex::default(),
             servers: Arc::default(),
@@ -183,7 +186,7 @@ impl Upstream {
         Arc::clone(
             databases
                 .entry(name.to_owned())
-                .or_insert_with(|| Arc::new(Database::new(name, &self.versions))),
+                .or_insert_with(|| Arc::new(Database::new(name, &self.versions, self.row_level))),
         )
     }
 
