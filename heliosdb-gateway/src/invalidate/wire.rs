@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::clients::ClientInfo;
 use crate::session::link::{Expect, Link};
-use crate::sql::{Class, Effect, Write};
+use crate::sql::{Class, Effect, Write, concerns_all_databases};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::BackendProcess;
 use crate::upstream::database::Database;
@@ -28,7 +28,7 @@ pub(crate) fn mark(
     database: &Database,
     versions: &Arc<VersionSlots>,
 ) {
-    let slots = written_slots(class, database);
+    let slots = written_slots(class, database, versions);
     if slots.is_empty() {
         return;
     }
@@ -38,7 +38,11 @@ pub(crate) fn mark(
     }
 }
 
-fn written_slots(class: &Class, database: &Database) -> SmallVec<[SlotId; 4]> {
+fn written_slots(
+    class: &Class,
+    database: &Database,
+    versions: &VersionSlots,
+) -> SmallVec<[SlotId; 4]> {
     let mut slots = SmallVec::new();
     for statement in &class.statements {
         match &statement.write {
@@ -50,7 +54,12 @@ fn written_slots(class: &Class, database: &Database) -> SmallVec<[SlotId; 4]> {
         }
         for effect in &statement.effects {
             match effect {
-                Effect::Ddl => slots.extend([database.schema, database.everything]),
+                Effect::Ddl => {
+                    slots.extend([database.schema, database.everything]);
+                    if concerns_all_databases(statement.tag) {
+                        slots.extend(versions.slot_at(EVERYBODYS));
+                    }
+                }
                 // What was prepared under that name, and by whom, is not known here.
                 Effect::TwoPhaseEnd { .. } => slots.extend([database.schema, database.everything]),
                 _ => {}
@@ -204,6 +213,8 @@ pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, inten
     tracing::info!(pid = process.pid, "the write in doubt is settled");
 }
 
+/// The version slot that all answers of all databases depend on.
+const EVERYBODYS: u32 = 0;
 /// A server that was told to stop a statement does so in this time, or the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 const EMBEDDED_PATIENCE: Duration = Duration::from_secs(600);

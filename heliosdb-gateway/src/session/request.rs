@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
-use crate::sql::{Class, Effect, Read, is_pure_parameter_type, mentions_now};
+use crate::sql::{Class, Effect, Read, mentions_now};
 use crate::upstream::ServerLease;
 use crate::upstream::database::LoadedCatalog;
 
@@ -181,24 +181,27 @@ impl Session {
         let database = &self.pool.database;
         let mut slots: SmallVec<[SlotId; 8]> =
             SmallVec::from_slice(&[database.everything, database.schema]);
-        let mut class = None;
-        // What a statement means, without running it, is in the catalogs alone.
+        let known = match &unit.text {
+            Text::Inline(text) => {
+                self.gateway
+                    .classify(text.as_bytes(), Some(catalog), &self.names, scratch)
+            }
+            Text::Prepared(statement) => {
+                self.gateway
+                    .classify_prepared(statement, catalog, &self.names, scratch)
+            }
+        };
+        // What a statement means, without running it, is in the catalogs alone, unless it names what its session has.
+        if unit.is_prepare() && means_what_the_session_has(&known) {
+            return bypass("session_object", Some(known));
+        }
         if !unit.is_prepare() {
-            let known = match &unit.text {
-                Text::Inline(text) => {
-                    self.gateway
-                        .classify(text.as_bytes(), Some(catalog), &self.names, scratch)
-                }
-                Text::Prepared(statement) => {
-                    self.gateway
-                        .classify_prepared(statement, catalog, &self.names, scratch)
-                }
-            };
             let Some(relations) = known.cacheable() else {
                 return bypass(refusal_label(&known), Some(known));
             };
             // A type whose text form depends on the time of day, or on things that no key holds.
-            if !unit.parameter_types().all(is_pure_parameter_type) {
+            let is_pure = |oid| catalog.catalog.is_pure_parameter_type(oid);
+            if !unit.parameter_types().all(is_pure) {
                 return bypass("parameter_type", Some(known));
             }
             // What a text parameter means is decided by the server: if it could be `now`, the answer grows old by
@@ -207,8 +210,9 @@ impl Session {
                 return bypass("now", Some(known));
             }
             slots.extend(relations.iter().map(|relation| database.slot(relation.key)));
-            class = Some(known);
         }
+        // Of a Parse alone the class is not asked for again.
+        let class = (!unit.is_prepare()).then_some(known);
         match self.gateway.cache.join(key, &slots) {
             Flight::Leader(fill) => {
                 // The versions that the fill goes by were read just now. If the catalog still stands, no DDL came
@@ -462,6 +466,15 @@ pub(super) fn refusal_label(class: &Class) -> &'static str {
         },
         _ => "several_statements",
     }
+}
+
+/// True for EXECUTE and FETCH, whose rows have the form of another statement, and for what could be one of these.
+fn means_what_the_session_has(class: &Class) -> bool {
+    let names_another = |tag: &str| matches!(tag, "EXECUTE" | "FETCH" | "UNKNOWN");
+    class
+        .statements
+        .iter()
+        .any(|statement| names_another(statement.tag))
 }
 
 /// A Parse under a name that is in use: the server has to refuse it.

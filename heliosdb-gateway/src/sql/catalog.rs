@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 use smallvec::SmallVec;
 use thiserror::Error;
 
-use super::Relation;
 use super::functions::extension_is_harmless;
 use super::reason::FunctionRefusal;
 use super::walk::Findings;
+use super::{Relation, is_pure_parameter_type};
 
 /// What classification needs to know about one database: relations, views, functions and what runs
 /// when a table is written. Pure data.
@@ -32,6 +32,8 @@ pub struct Catalog {
     operators: HashMap<Box<str>, OperatorFacts>,
     types: HashMap<Box<str>, Vec<TypeFacts>>,
     refused_cast_targets: HashSet<u32>,
+    /// Types of extensions and enums: what a value's text means is in the type itself.
+    pure_types: HashSet<u32>,
 }
 
 /// Why the rows of a load can't be used.
@@ -255,6 +257,7 @@ impl Catalog {
             operators: HashMap::new(),
             types: HashMap::new(),
             refused_cast_targets: HashSet::new(),
+            pure_types: HashSet::new(),
         };
         let others = catalog.read_functions(&results)?;
         catalog.read_relations(&results)?;
@@ -334,6 +337,17 @@ impl Catalog {
     /// All types of this name, in any schema.
     pub(super) fn types_named(&self, name: &str) -> &[TypeFacts] {
         self.types.get(name).map_or(&[], |facts| facts)
+    }
+
+    /// Whether the meaning of a parameter value of this type follows from the value and the settings. The input of a
+    /// domain runs its checks, and what other types of users hold is not looked into.
+    #[must_use]
+    pub fn is_pure_parameter_type(&self, oid: u32) -> bool {
+        if oid < FIRST_USER_OID {
+            is_pure_parameter_type(oid)
+        } else {
+            self.pure_types.contains(&oid)
+        }
     }
 
     /// Whether an explicit cast to this type may run a function whose reads are not known.
@@ -583,16 +597,20 @@ impl Catalog {
     /// Result 9.
     fn read_types(&mut self, results: &Results) -> Result<(), CatalogError> {
         for row in rows(results, 9) {
+            let facts = TypeFacts {
+                oid: row.oid(0)?,
+                schema: row.text(1)?.into(),
+                kind: row.letter(3)?,
+                category: row.letter(4)?,
+                extension: row.flag(5)?,
+            };
+            if facts.kind == 'e' || (facts.kind == 'b' && facts.extension) {
+                self.pure_types.insert(facts.oid);
+            }
             self.types
                 .entry(row.text(2)?.into())
                 .or_default()
-                .push(TypeFacts {
-                    oid: row.oid(0)?,
-                    schema: row.text(1)?.into(),
-                    kind: row.letter(3)?,
-                    category: row.letter(4)?,
-                    extension: row.flag(5)?,
-                });
+                .push(facts);
         }
         Ok(())
     }

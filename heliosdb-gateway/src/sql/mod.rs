@@ -38,6 +38,7 @@ pub mod skeleton;
 
 pub use catalog::{Catalog, CatalogError};
 pub use datetime::mentions_now;
+pub(crate) use ddl::concerns_all_databases;
 pub use names::{NameScope, split_identifiers};
 pub use reason::{Refusal, Unbounded};
 pub use settings::{quote_literal, quote_setting_name, value_items};
