@@ -404,6 +404,7 @@ impl Catalog {
             self.functions_set_settings |= row.flag(8)?;
             others.insert(row.oid(0)?, other);
         }
+        spread_code(&mut others);
         // An aggregate is declared IMMUTABLE and "internal" whatever it is made of.
         for row in rows(results, 6) {
             let Some(part) = others
@@ -642,6 +643,8 @@ struct Other {
     ddl: bool,
     row_argument: bool,
     text_result: bool,
+    /// The names of functions in its source.
+    calls: Vec<Box<str>>,
 }
 
 impl Other {
@@ -661,15 +664,45 @@ impl Other {
         Ok(Self {
             schema: row.text(1)?.into(),
             refused,
-            // STABLE and IMMUTABLE are their author's promise to change nothing, on which the
-            // server itself relies: it runs such a function as often as it likes.
-            code: volatile
-                && !extension.is_some_and(|extension| extension_is_harmless(extension, &name)),
+            // The server keeps a STABLE or IMMUTABLE function from writing, but not from changing the
+            // session, nor from calling one that writes.
+            code: row.flag(8)?
+                || (volatile
+                    && !extension.is_some_and(|extension| extension_is_harmless(extension, &name))),
+            calls: row
+                .optional(10)?
+                .unwrap_or_default()
+                .split_ascii_whitespace()
+                .map(Into::into)
+                .collect(),
             row_argument: row.flag(6)?,
             text_result: row.flag(7)?,
             ddl: row.flag(9)?,
             name,
         })
+    }
+}
+
+/// Who calls a function that may change anything may change anything.
+fn spread_code(functions: &mut HashMap<u32, Other>) {
+    let mut known = 0;
+    loop {
+        let (code, ddl): (HashSet<Box<str>>, HashSet<Box<str>>) = {
+            let coded = || functions.values().filter(|function| function.code);
+            let name = |function: &Other| function.name.clone();
+            (
+                coded().map(name).collect(),
+                coded().filter(|function| function.ddl).map(name).collect(),
+            )
+        };
+        if code.len() + ddl.len() == known {
+            return;
+        }
+        known = code.len() + ddl.len();
+        for function in functions.values_mut() {
+            function.code |= function.calls.iter().any(|name| code.contains(name));
+            function.ddl |= function.calls.iter().any(|name| ddl.contains(name));
+        }
     }
 }
 

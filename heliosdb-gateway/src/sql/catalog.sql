@@ -61,17 +61,22 @@ SELECT p.proname,
   LEFT JOIN pg_catalog.pg_type a ON a.oid = p.proargtypes[0]
  WHERE p.oid < 16384 AND p.pronamespace = 11
  GROUP BY p.proname;
--- 5: other functions
+-- 5: other functions. The words of one that is not VOLATILE that are names of functions: it may call one that is.
 SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname IN ('c', 'internal'), x.extname,
        p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1
          AND COALESCE(a.typtype IN ('c', 'p') OR b.typtype = 'c', false),
        r.typcategory IN ('S', 'X', 'P', 'A'),
        l.lanname NOT IN ('c', 'internal')
-         AND CASE WHEN p.prosrc = '' AND p.prokind IN ('f', 'p') THEN pg_catalog.pg_get_functiondef(p.oid)
-                  ELSE p.prosrc END
-           ~* '\mset_config\M|\mpg_(try_)?advisory_lock|\mpg_temp\M|\m(create(\s+(local|global))?|into)\s+temp|\mwith\s+hold\M|(^|[;''"]|\m(begin|then|else|loop))\s*(set|reset|discard|listen|unlisten|load|prepare)\s',
-       p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)'
+         AND s.source ~* '\mset_config\M|\mpg_(try_)?advisory_lock|\mpg_temp\M|\m(create(\s+(local|global))?|into)\s+temp|\mwith\s+hold\M|(^|[;''"]|\m(begin|then|else|loop))\s*(set|reset|discard|listen|unlisten|load|prepare)\s',
+       p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)',
+       CASE WHEN p.provolatile <> 'v' AND l.lanname NOT IN ('c', 'internal') THEN
+         (SELECT pg_catalog.string_agg(DISTINCT word, ' ')
+            FROM pg_catalog.regexp_split_to_table(s.source || ' ' || pg_catalog.lower(s.source), '[^[:alnum:]_]+') word
+           WHERE word IN (SELECT proname::pg_catalog.text FROM pg_catalog.pg_proc WHERE oid >= 16384))
+       END
   FROM pg_catalog.pg_proc p
+  CROSS JOIN LATERAL (SELECT CASE WHEN p.prosrc = '' AND p.prokind IN ('f', 'p') THEN pg_catalog.pg_get_functiondef(p.oid)
+                                  ELSE p.prosrc END AS source) s
   JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
   JOIN pg_catalog.pg_language l ON l.oid = p.prolang
   JOIN pg_catalog.pg_type r ON r.oid = p.prorettype
