@@ -775,11 +775,7 @@ const CASES: &[Case] = &[
     ),
     case("not_select", "COPY hidden TO STDOUT", RAISE),
     case("not_select", "SHOW search_path", ""),
-    case(
-        "select_into",
-        "SELECT n INTO made_by_select FROM hidden",
-        "",
-    ),
+    case("not_select", "SELECT n INTO made_by_select FROM hidden", ""),
     case(
         "unsupported",
         "SELECT x.n FROM hidden, XMLTABLE('/a' PASSING xmlelement(name a, n) COLUMNS n int PATH '.') x",
@@ -1011,7 +1007,8 @@ async fn no_statement_gets_a_stale_answer_out_of_the_cache() {
         if found != *expected {
             wrong += &format!("{sql}: refused for {found:?} instead of {expected:?}\n");
         }
-        if before.is_empty() {
+        // What fails may be told under another name when it has come to be.
+        if before.is_empty() && !expected.starts_with("un") {
             labels.insert((*expected).to_owned());
         }
         wrong += &attack(&stack, "postgres", before, sql, change);
