@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::clients::ClientInfo;
 use crate::session::link::{Expect, Link};
-use crate::sql::{Class, Effect, Values, Write};
+use crate::sql::{Class, Effect, Values, Write, concerns_all_databases};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::BackendProcess;
 use crate::upstream::database::Database;
@@ -34,7 +34,8 @@ pub(crate) fn mark(
     versions: &Arc<VersionSlots>,
 ) {
     let marked = intent.as_ref().map_or(0, WriteIntent::slot_count);
-    let slots = written_slots(class, values, database, MARKS_MAX.saturating_sub(marked));
+    let rows_max = MARKS_MAX.saturating_sub(marked);
+    let slots = written_slots(class, values, database, versions, rows_max);
     if slots.is_empty() {
         return;
     }
@@ -48,6 +49,7 @@ fn written_slots(
     class: &Class,
     values: &Values<'_>,
     database: &Database,
+    versions: &VersionSlots,
     rows_max: usize,
 ) -> SmallVec<[SlotId; 4]> {
     let mut slots = SmallVec::new();
@@ -61,7 +63,12 @@ fn written_slots(
         }
         for effect in &statement.effects {
             match effect {
-                Effect::Ddl => slots.extend([database.schema, database.everything]),
+                Effect::Ddl => {
+                    slots.extend([database.schema, database.everything]);
+                    if concerns_all_databases(statement.tag) {
+                        slots.extend(versions.slot_at(EVERYBODYS));
+                    }
+                }
                 // What was prepared under that name, and by whom, is not known here.
                 Effect::TwoPhaseEnd { .. } => slots.extend([database.schema, database.everything]),
                 _ => {}
@@ -215,6 +222,8 @@ pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, inten
     tracing::info!(pid = process.pid, "the write in doubt is settled");
 }
 
+/// The version slot that all answers of all databases depend on.
+const EVERYBODYS: u32 = 0;
 /// A server that was told to stop a statement does so in this time, or the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 const EMBEDDED_PATIENCE: Duration = Duration::from_secs(600);

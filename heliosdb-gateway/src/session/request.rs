@@ -12,7 +12,7 @@ use heliosdb_pooling::StatementHandle;
 
 use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
-use crate::sql::{Class, Effect, Read, is_pure_parameter_type, mentions_now};
+use crate::sql::{Class, Effect, Read, mentions_now};
 use crate::upstream::ServerLease;
 use crate::upstream::database::{LoadedCatalog, SlotsRead};
 
@@ -182,24 +182,27 @@ impl Session {
         };
         let database = &self.pool.database;
         let mut read = SlotsRead::default();
-        let mut class = None;
-        // What a statement means, without running it, is in the catalogs alone.
+        let known = match &unit.text {
+            Text::Inline(text) => {
+                self.gateway
+                    .classify(text.as_bytes(), Some(catalog), &self.names, scratch)
+            }
+            Text::Prepared(statement) => {
+                self.gateway
+                    .classify_prepared(statement, catalog, &self.names, scratch)
+            }
+        };
+        // What a statement means, without running it, is in the catalogs alone, unless it names what its session has.
+        if unit.is_prepare() && means_what_the_session_has(&known) {
+            return bypass("session_object", Some(known));
+        }
         if !unit.is_prepare() {
-            let known = match &unit.text {
-                Text::Inline(text) => {
-                    self.gateway
-                        .classify(text.as_bytes(), Some(catalog), &self.names, scratch)
-                }
-                Text::Prepared(statement) => {
-                    self.gateway
-                        .classify_prepared(statement, catalog, &self.names, scratch)
-                }
-            };
             let Some(relations) = known.cacheable() else {
                 return bypass(refusal_label(&known), Some(known));
             };
             // A type whose text form depends on the time of day, or on things that no key holds.
-            if !unit.parameter_types().all(is_pure_parameter_type) {
+            let is_pure = |oid| catalog.catalog.is_pure_parameter_type(oid);
+            if !unit.parameter_types().all(is_pure) {
                 return bypass("parameter_type", Some(known));
             }
             // What a text parameter means is decided by the server: if it could be `now`, the answer grows old by
@@ -209,8 +212,9 @@ impl Session {
             }
             let values = unit.values(catalog.catalog.epoch());
             read = database.slots_read(relations, &values);
-            class = Some(known);
         }
+        // Of a Parse alone the class is not asked for again.
+        let class = (!unit.is_prepare()).then_some(known);
         read.slots.extend([database.everything, database.schema]);
         let cache = &self.gateway.cache;
         match cache.join_provisionally(key, &read.slots, read.unless_found) {
@@ -481,6 +485,15 @@ pub(super) fn refusal_label(class: &Class) -> &'static str {
         },
         _ => "several_statements",
     }
+}
+
+/// True for EXECUTE and FETCH, whose rows have the form of another statement, and for what could be one of these.
+fn means_what_the_session_has(class: &Class) -> bool {
+    let names_another = |tag: &str| matches!(tag, "EXECUTE" | "FETCH" | "UNKNOWN");
+    class
+        .statements
+        .iter()
+        .any(|statement| names_another(statement.tag))
 }
 
 /// A Parse under a name that is in use: the server has to refuse it.

@@ -6,12 +6,12 @@ use std::sync::OnceLock;
 use smallvec::SmallVec;
 use thiserror::Error;
 
-use super::Relation;
 use super::by_key;
 use super::functions::extension_is_harmless;
 use super::reason::FunctionRefusal;
 use super::rows::{Kind, Rows};
 use super::walk::Findings;
+use super::{Relation, is_pure_parameter_type};
 
 /// What classification needs to know about one database: relations, views, functions and what runs
 /// when a table is written. Pure data.
@@ -35,6 +35,8 @@ pub struct Catalog {
     operators: HashMap<Box<str>, OperatorFacts>,
     types: HashMap<Box<str>, Vec<TypeFacts>>,
     refused_cast_targets: HashSet<u32>,
+    /// Types of extensions and enums: what a value's text means is in the type itself.
+    pure_types: HashSet<u32>,
 }
 
 /// Why the rows of a load can't be used.
@@ -281,6 +283,7 @@ impl Catalog {
             operators: HashMap::new(),
             types: HashMap::new(),
             refused_cast_targets: HashSet::new(),
+            pure_types: HashSet::new(),
         };
         let others = catalog.read_functions(&results)?;
         catalog.read_relations(&results)?;
@@ -378,6 +381,17 @@ impl Catalog {
         self.types.get(name).map_or(&[], |facts| facts)
     }
 
+    /// Whether the meaning of a parameter value of this type follows from the value and the settings. The input of a
+    /// domain runs its checks, and what other types of users hold is not looked into.
+    #[must_use]
+    pub fn is_pure_parameter_type(&self, oid: u32) -> bool {
+        if oid < FIRST_USER_OID {
+            is_pure_parameter_type(oid)
+        } else {
+            self.pure_types.contains(&oid)
+        }
+    }
+
     /// Whether an explicit cast to this type may run a function whose reads are not known.
     pub(super) fn refuses_cast_to(&self, type_oid: u32) -> bool {
         self.refused_cast_targets.contains(&type_oid)
@@ -433,6 +447,7 @@ impl Catalog {
             self.functions_set_settings |= row.flag(8)?;
             others.insert(row.oid(0)?, other);
         }
+        spread_code(&mut others);
         // An aggregate is declared IMMUTABLE and "internal" whatever it is made of.
         for row in rows(results, 6) {
             let Some(part) = others
@@ -668,16 +683,20 @@ impl Catalog {
     /// Result 9.
     fn read_types(&mut self, results: &Results) -> Result<(), CatalogError> {
         for row in rows(results, 9) {
+            let facts = TypeFacts {
+                oid: row.oid(0)?,
+                schema: row.text(1)?.into(),
+                kind: row.letter(3)?,
+                category: row.letter(4)?,
+                extension: row.flag(5)?,
+            };
+            if facts.kind == 'e' || (facts.kind == 'b' && facts.extension) {
+                self.pure_types.insert(facts.oid);
+            }
             self.types
                 .entry(row.text(2)?.into())
                 .or_default()
-                .push(TypeFacts {
-                    oid: row.oid(0)?,
-                    schema: row.text(1)?.into(),
-                    kind: row.letter(3)?,
-                    category: row.letter(4)?,
-                    extension: row.flag(5)?,
-                });
+                .push(facts);
         }
         Ok(())
     }
@@ -711,6 +730,8 @@ struct Other {
     ddl: bool,
     row_argument: bool,
     text_result: bool,
+    /// The names of functions in its source.
+    calls: Vec<Box<str>>,
 }
 
 impl Other {
@@ -730,15 +751,45 @@ impl Other {
         Ok(Self {
             schema: row.text(1)?.into(),
             refused,
-            // STABLE and IMMUTABLE are their author's promise to change nothing, on which the
-            // server itself relies: it runs such a function as often as it likes.
-            code: volatile
-                && !extension.is_some_and(|extension| extension_is_harmless(extension, &name)),
+            // The server keeps a STABLE or IMMUTABLE function from writing, but not from changing the
+            // session, nor from calling one that writes.
+            code: row.flag(8)?
+                || (volatile
+                    && !extension.is_some_and(|extension| extension_is_harmless(extension, &name))),
+            calls: row
+                .optional(10)?
+                .unwrap_or_default()
+                .split_ascii_whitespace()
+                .map(Into::into)
+                .collect(),
             row_argument: row.flag(6)?,
             text_result: row.flag(7)?,
             ddl: row.flag(9)?,
             name,
         })
+    }
+}
+
+/// Who calls a function that may change anything may change anything.
+fn spread_code(functions: &mut HashMap<u32, Other>) {
+    let mut known = 0;
+    loop {
+        let (code, ddl): (HashSet<Box<str>>, HashSet<Box<str>>) = {
+            let coded = || functions.values().filter(|function| function.code);
+            let name = |function: &Other| function.name.clone();
+            (
+                coded().map(name).collect(),
+                coded().filter(|function| function.ddl).map(name).collect(),
+            )
+        };
+        if code.len() + ddl.len() == known {
+            return;
+        }
+        known = code.len() + ddl.len();
+        for function in functions.values_mut() {
+            function.code |= function.calls.iter().any(|name| code.contains(name));
+            function.ddl |= function.calls.iter().any(|name| ddl.contains(name));
+        }
     }
 }
 

@@ -106,21 +106,24 @@ set_config setval pg_try_advisory_lock";
 const TEXT_RESULT: &str = "btrim concat current_setting lower max min string_agg to_char upper lag
 jsonb_array_elements_text version";
 
-/// Schema, name, volatility, compiled, extension, row argument, text result, sets settings, DDL.
+/// Schema, name, volatility, compiled, extension, row argument, text result, sets settings, DDL, a function it calls.
 /// The n-th function has the identifier 20001 + n.
 const FUNCTIONS: &str = "
-public user_immutable i f - f f f f
-public user_stable s f - f f f f
-public user_volatile v f - f f f f
-public user_aggregate i t - f f f f
-public makes_tables v f - f f f t
-public full_name i f - t t f f
-public similarity i t pg_trgm f f f f
-public similarity_sql i f pg_trgm f f f f
-public uuid_generate_v4 v t uuid-ossp f f f f
-public dblink v t dblink f f f f
-app lower v f - f t f f
-public vector_distance i t vector f f f f
+public user_immutable i f - f f f f -
+public user_stable s f - f f f f -
+public user_volatile v f - f f f f -
+public user_aggregate i t - f f f f -
+public makes_tables v f - f f f t -
+public full_name i f - t t f f -
+public similarity i t pg_trgm f f f f -
+public similarity_sql i f pg_trgm f f f f -
+public uuid_generate_v4 v t uuid-ossp f f f f -
+public dblink v t dblink f f f f -
+app lower v f - f t f f -
+public vector_distance i t vector f f f f -
+public wraps_writer s f - f f f f user_volatile
+public wraps_wrapper i f - f f f f wraps_writer
+public sets_quietly s f - f f t f -
 ";
 
 /// Schema, name, kind, category, extension. The n-th has the identifier 3001 + n, or 30001 + n

@@ -43,6 +43,7 @@ pub mod skeleton;
 
 pub use catalog::{Catalog, CatalogError};
 pub use datetime::mentions_now;
+pub(crate) use ddl::concerns_all_databases;
 pub use names::{NameScope, split_identifiers};
 pub use reason::{FunctionRefusal, Refusal, Unbounded};
 pub use rows::{EncodedKey, Parameters, RowKey, Rows, Values};

@@ -733,6 +733,9 @@ fn a_write_to_a_view_goes_to_its_tables_or_to_code() {
 fn a_select_that_calls_code_counts_as_a_write() {
     for (sql, label) in [
         ("SELECT user_volatile()", "*user_function"),
+        ("SELECT wraps_writer()", "*user_function"),
+        ("SELECT wraps_wrapper()", "*user_function"),
+        ("SELECT sets_quietly()", "*user_function"),
         ("SELECT * FROM user_volatile()", "*user_function"),
         ("SELECT user_aggregate(id) FROM users", "*user_function"),
         ("SELECT * FROM calls_writer", "*user_function"),

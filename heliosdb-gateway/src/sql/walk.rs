@@ -71,6 +71,10 @@ pub(super) struct Walk<'a> {
     open_views: Vec<RelationId>,
 }
 
+/// Where a row lies changes when its table is rewritten, who has locked it with every lock. (`xmin` changes with writes
+/// only, and `tableoid` never.)
+const SYSTEM_COLUMNS: [&str; 4] = ["cmax", "cmin", "ctid", "xmax"];
+
 /// Views may be nested this deep; the server's own stack would bear more.
 const VIEW_DEPTH_MAX: usize = 32;
 
@@ -307,6 +311,11 @@ impl<'a> Walk<'a> {
                 }
             }
             NodeEnum::ColumnRef(column) => {
+                if let Some(name) = column.fields.last().and_then(string)
+                    && let Some(column) = SYSTEM_COLUMNS.into_iter().find(|known| *known == name)
+                {
+                    self.refuse(Refusal::SystemColumn(column));
+                }
                 // `t.f` is `f(t)` if there is no such column.
                 if let [_, .., last] = column.fields.as_slice()
                     && let Some(name) = string(last)
