@@ -175,10 +175,15 @@ impl Session {
                 capture: None,
             }
         };
+        let database = &self.pool.database;
+        let gate = &database.follower.gate;
+        if !gate.is_open() {
+            self.gateway.upstream.follow(database);
+            return bypass(gate.refusal(), None);
+        }
         let Some(catalog) = catalog else {
             return bypass("catalog", None);
         };
-        let database = &self.pool.database;
         let mut slots: SmallVec<[SlotId; 8]> =
             SmallVec::from_slice(&[database.everything, database.schema]);
         let mut class = None;
@@ -205,6 +210,13 @@ impl Session {
             // itself.
             if mentions_now(unit.bind()) {
                 return bypass("now", Some(known));
+            }
+            if gate.is_replication()
+                && let Some(why) = relations
+                    .iter()
+                    .find_map(|relation| catalog.uncovered(relation))
+            {
+                return bypass(why, Some(known));
             }
             slots.extend(relations.iter().map(|relation| database.slot(relation.key)));
             class = Some(known);

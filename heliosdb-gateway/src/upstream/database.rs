@@ -1,5 +1,6 @@
 //! One database as the cache sees it: its slots, and the catalog that statements are classified against.
 
+use std::collections::HashMap;
 use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +12,26 @@ use heliosdb_network::postgres::PgConnection;
 use parking_lot::Mutex;
 use rapidhash::fast::RapidHasher;
 
-use crate::sql::Catalog;
+use crate::invalidate::replication::{Follower, server};
+use crate::sql::{Catalog, Relation};
 
 /// A catalog, and the schema version it was read under: it may be believed while that version stands.
 #[derive(Debug)]
 pub(crate) struct LoadedCatalog {
     pub(crate) catalog: Catalog,
     read_under: Dependencies,
+    /// Trees whose changes the publication does not show in full, and why.
+    uncovered: HashMap<u32, &'static str>,
+}
+
+impl LoadedCatalog {
+    /// Why changes of it don't show in the replication stream, as a metric label. `None` if they do.
+    pub(crate) fn uncovered(&self, relation: &Relation) -> Option<&'static str> {
+        match self.uncovered.get(&relation.key) {
+            Some(why) => Some(why),
+            None => (!relation.decoded).then_some("not decoded"),
+        }
+    }
 }
 
 /// A database of the upstream server.
@@ -28,6 +42,10 @@ pub(crate) struct Database {
     pub(crate) everything: SlotId,
     /// Written to by DDL.
     pub(crate) schema: SlotId,
+    /// How the writes of others become known.
+    pub(crate) follower: Follower,
+    /// What they would be published by.
+    publication: Option<String>,
     versions: Arc<VersionSlots>,
     catalog: ArcSwapOption<LoadedCatalog>,
     /// One load at a time; the others wait for its result.
@@ -42,9 +60,17 @@ static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
 const RETRY_LOAD_AFTER: Duration = Duration::from_secs(1);
 
 impl Database {
-    pub(crate) fn new(name: &str, versions: &Arc<VersionSlots>) -> Self {
+    /// `publication` is what the follower follows, if it is one that may.
+    pub(crate) fn new(
+        name: &str,
+        versions: &Arc<VersionSlots>,
+        follower: Follower,
+        publication: Option<String>,
+    ) -> Self {
         Self {
             name: name.to_owned(),
+            follower,
+            publication,
             everything: versions.slot(slot_hash(name, "everything", 0)),
             schema: versions.slot(slot_hash(name, "schema", 0)),
             versions: Arc::clone(versions),
@@ -52,6 +78,10 @@ impl Database {
             loading: tokio::sync::Mutex::new(()),
             last_failure: Mutex::new(None),
         }
+    }
+
+    pub(crate) fn versions(&self) -> &Arc<VersionSlots> {
+        &self.versions
     }
 
     /// The slot of a relation, by its catalog key.
@@ -98,7 +128,10 @@ impl Database {
                     .into_iter()
                     .filter(|result| !result.columns.is_empty())
                     .map(|result| result.rows);
-                Catalog::from_results(epoch, rows.collect()).map_err(|error| error.to_string())
+                match Catalog::from_results(epoch, rows.collect()) {
+                    Ok(catalog) => self.load_uncovered(catalog, connection).await,
+                    Err(error) => Err(error.to_string()),
+                }
             }
             Err(error) => {
                 // The transaction that the load began must not be the next client's.
@@ -109,11 +142,12 @@ impl Database {
             }
         };
         match loaded {
-            Ok(catalog) => {
+            Ok((catalog, uncovered)) => {
                 tracing::debug!(database = self.name, elapsed = ?started.elapsed(), "catalog loaded");
                 let loaded = Arc::new(LoadedCatalog {
                     catalog,
                     read_under,
+                    uncovered,
                 });
                 self.catalog.store(Some(Arc::clone(&loaded)));
                 *self.last_failure.lock() = None;
@@ -125,6 +159,32 @@ impl Database {
                 None
             }
         }
+    }
+}
+
+impl Database {
+    /// Adds which tables' changes don't show in the replication stream.
+    async fn load_uncovered(
+        &self,
+        catalog: Catalog,
+        connection: &mut PgConnection,
+    ) -> Result<(Catalog, HashMap<u32, &'static str>), String> {
+        let mut uncovered = HashMap::new();
+        let Some(publication) = &self.publication else {
+            return Ok((catalog, uncovered));
+        };
+        let asked = connection
+            .simple_query(&server::uncovered_sql(publication))
+            .await;
+        let results = asked.map_err(|error| error.to_string())?;
+        for row in results.iter().flat_map(|result| &result.rows) {
+            let (Some(Some(oid)), Some(Some(why))) = (row.first(), row.get(2)) else {
+                return Err("the server did not say what is published".to_owned());
+            };
+            let oid = oid.parse().map_err(|_| format!("{oid:?} is no OID"))?;
+            uncovered.insert(catalog.key_of(oid), server::uncovered_label(why));
+        }
+        Ok((catalog, uncovered))
     }
 }
 
