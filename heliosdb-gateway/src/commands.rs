@@ -439,9 +439,14 @@ async fn explain(config: Config, statement: &str) -> anyhow::Result<()> {
         client_encoding_utf8: parameter(&connection, "client_encoding") == "UTF8",
     };
     let class = sql::classify(statement, &catalog, &names);
-    connection.terminate().await;
     let mut out = std::io::stdout().lock();
     write!(out, "{}", sql::explain::explain(statement, &class, &names))?;
+    if !backend.is_embedded()
+        && let Some(relations) = class.cacheable()
+    {
+        report::uncovered(&mut connection, &config, &catalog, relations, &mut out).await?;
+    }
+    connection.terminate().await;
     Ok(())
 }
 

@@ -578,10 +578,7 @@ async fn a_transaction_open_since_before_the_slot_is_not_missed() {
 async fn auto_follows_where_the_server_allows_it_and_says_why_where_not() {
     let cluster = logical().start().expect("PostgreSQL starts");
     cluster
-        .psql(
-            "postgres",
-            "CREATE TABLE t (id int PRIMARY KEY, v int); CREATE DATABASE other",
-        )
+        .psql("postgres", "CREATE TABLE t (id int PRIMARY KEY, v int)")
         .expect("schema");
     let helios = support::Helios::start(&["--upstream", &cluster.url("postgres", "postgres")], "");
     let stack = Stack { helios, cluster };
@@ -599,6 +596,10 @@ async fn auto_follows_where_the_server_allows_it_and_says_why_where_not() {
         assert!(check.contains(line), "{check}");
     }
     // Each database for itself.
+    stack
+        .cluster
+        .psql("postgres", "CREATE DATABASE other")
+        .expect("created");
     stack.cluster.psql("other", TABLE).expect("schema");
     let reader = stack.helios.client("postgres", "other").await;
     cached(&stack, &reader, "SELECT v FROM t WHERE id = 7").await;

@@ -1,6 +1,5 @@
 //! One database as the cache sees it: its slots, and the catalog that statements are classified against.
 
-use std::collections::HashMap;
 use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +11,8 @@ use heliosdb_network::postgres::PgConnection;
 use parking_lot::Mutex;
 use rapidhash::fast::RapidHasher;
 
-use crate::invalidate::replication::{Follower, server};
+use crate::invalidate::replication::Follower;
+use crate::invalidate::replication::server::Uncovered;
 use crate::sql::{Catalog, Relation};
 
 /// A catalog, and the schema version it was read under: it may be believed while that version stands.
@@ -20,17 +20,13 @@ use crate::sql::{Catalog, Relation};
 pub(crate) struct LoadedCatalog {
     pub(crate) catalog: Catalog,
     read_under: Dependencies,
-    /// Trees whose changes the publication does not show in full, and why.
-    uncovered: HashMap<u32, &'static str>,
+    uncovered: Uncovered,
 }
 
 impl LoadedCatalog {
     /// Why changes of it don't show in the replication stream, as a metric label. `None` if they do.
     pub(crate) fn uncovered(&self, relation: &Relation) -> Option<&'static str> {
-        match self.uncovered.get(&relation.key) {
-            Some(why) => Some(why),
-            None => (!relation.decoded).then_some("not decoded"),
-        }
+        self.uncovered.why(relation)
     }
 }
 
@@ -168,22 +164,13 @@ impl Database {
         &self,
         catalog: Catalog,
         connection: &mut PgConnection,
-    ) -> Result<(Catalog, HashMap<u32, &'static str>), String> {
-        let mut uncovered = HashMap::new();
-        let Some(publication) = &self.publication else {
-            return Ok((catalog, uncovered));
+    ) -> Result<(Catalog, Uncovered), String> {
+        let uncovered = match &self.publication {
+            Some(publication) => Uncovered::ask(connection, publication, &catalog)
+                .await
+                .map_err(|error| error.to_string())?,
+            None => Uncovered::default(),
         };
-        let asked = connection
-            .simple_query(&server::uncovered_sql(publication))
-            .await;
-        let results = asked.map_err(|error| error.to_string())?;
-        for row in results.iter().flat_map(|result| &result.rows) {
-            let (Some(Some(oid)), Some(Some(why))) = (row.first(), row.get(2)) else {
-                return Err("the server did not say what is published".to_owned());
-            };
-            let oid = oid.parse().map_err(|_| format!("{oid:?} is no OID"))?;
-            uncovered.insert(catalog.key_of(oid), server::uncovered_label(why));
-        }
         Ok((catalog, uncovered))
     }
 }

@@ -59,8 +59,9 @@ use crate::upstream::database::Database;
 use control::{Control, SharedWishes, Unused, Wishes};
 pub(crate) use gate::Mode;
 use gate::{FOLLOWING, Gate};
+use proof::Early;
 use server::{Facts, Published, quote_name};
-use stream::{Applied, Early, Following};
+use stream::{Applied, Following};
 
 /// How the writes of others reach the cache of one database: what sessions ask, and what they can wait for.
 #[derive(Debug)]
@@ -190,11 +191,12 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
             end = follow(&database, &plan, &mut closed, &mut made_publication) => end,
             _ = stop.wait_for(|stop| *stop) => End::Stopped,
         };
-        follower.lose();
-        if closed.is_none() && !matches!(end, End::Wire) {
-            closed = Some(database.versions().begin_write(&[database.everything]));
+        if !matches!(end, End::Wire) {
+            follower.lose();
+            closed.get_or_insert_with(|| database.versions().begin_write(&[database.everything]));
         }
         match end {
+            // The gate is open for good.
             End::Wire => return,
             End::Stopped => break,
             End::Idle => {
@@ -279,14 +281,7 @@ async fn connect_and_follow(
     walsender.create_temporary_slot(&slot).await?;
     let mut control = Control::new(pg, facts.version, facts.has_event_trigger).await?;
     let limit = control.next_xid().await?;
-    let early = Early {
-        limit,
-        running: control
-            .probe(Vec::new())
-            .await?
-            .snapshot
-            .running_before(limit),
-    };
+    let early = Early::new(limit, &control.probe(Vec::new()).await?.snapshot);
     let mut stream = walsender.start(&slot, &[&config.publication]).await?;
     // The slot has everything from before this on.
     database

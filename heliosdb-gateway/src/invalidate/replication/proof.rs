@@ -88,6 +88,42 @@ pub(super) struct Snapshot {
     running: Vec<u64>,
 }
 
+/// Transactions that were writing when the slot was made.
+///
+/// One of them may have written its commit record before the slot's beginning, and not be visible yet: then the stream
+/// will never show it, and answers that were computed before it became visible lack it.
+#[derive(Debug)]
+pub(super) struct Early {
+    /// They have smaller ids.
+    limit: u64,
+    /// As of the last look.
+    running: Vec<u64>,
+}
+
+impl Early {
+    /// Those of the snapshot that have smaller ids than `limit`, which was taken after the slot was made and before the
+    /// snapshot.
+    pub(super) fn new(limit: u64, snapshot: &Snapshot) -> Self {
+        Self {
+            limit,
+            running: snapshot.running_before(limit),
+        }
+    }
+
+    /// True if one of them has ended since the last look.
+    pub(super) fn has_fewer(&mut self, snapshot: &Snapshot) -> bool {
+        let running = snapshot.running_before(self.limit);
+        let has_fewer = running != self.running;
+        self.running = running;
+        has_fewer
+    }
+
+    /// True if all have ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.running.is_empty()
+    }
+}
+
 /// Without the epoch.
 #[expect(
     clippy::cast_possible_truncation,
@@ -106,7 +142,7 @@ impl Snapshot {
     }
 
     /// The transactions before `limit` that have not ended.
-    pub(super) fn running_before(&self, limit: u64) -> Vec<u64> {
+    fn running_before(&self, limit: u64) -> Vec<u64> {
         let mut running: Vec<u64> = self.running.clone();
         running.retain(|id| *id < limit);
         running
@@ -195,6 +231,18 @@ mod tests {
         for text in ["", "1", "1:2", "3:2:", "1:2:x", "a:b:"] {
             assert!(text.parse::<Snapshot>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_end_of_each_transaction_from_before_the_slot_is_told_once() {
+        let at = |text: &str| text.parse::<Snapshot>().expect("valid");
+        let mut early = Early::new(704, &at("700:706:700,703,705"));
+        assert!(!early.has_fewer(&at("700:708:700,703")));
+        // Later ones are of no concern.
+        assert!(!early.has_fewer(&at("700:708:700,703,707")));
+        assert!(early.has_fewer(&at("700:709:700,707")) && !early.is_over());
+        assert!(!early.has_fewer(&at("700:709:700,707")));
+        assert!(early.has_fewer(&at("707:709:707")) && early.is_over());
     }
 
     #[test]

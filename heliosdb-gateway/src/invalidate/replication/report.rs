@@ -6,7 +6,9 @@ use heliosdb_network::postgres::PgConnection;
 
 use crate::config::{Config, Invalidation};
 
-use super::server::{self, Facts, Published, event_trigger_sql, quote_name};
+use crate::sql::{Catalog, Relation};
+
+use super::server::{self, Facts, Published, Uncovered, event_trigger_sql, quote_name};
 
 /// Tables that are named one by one, at most.
 const NAMED_MAX: usize = 50;
@@ -52,6 +54,29 @@ pub(crate) async fn replication(
         writeln!(out, "               {}", event_trigger_sql())?;
     }
     publication(pg, config, &facts, out).await
+}
+
+/// Which of the relations that a statement reads keep its answer out of memory, where the server is followed.
+pub(crate) async fn uncovered(
+    pg: &mut PgConnection,
+    config: &Config,
+    catalog: &Catalog,
+    relations: &[Relation],
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let settings = &config.replication;
+    if config.invalidation == Invalidation::Wire
+        || !Facts::ask(pg, settings).await?.missing(settings).is_empty()
+    {
+        return Ok(());
+    }
+    let uncovered = Uncovered::ask(pg, &settings.publication, catalog).await?;
+    for relation in relations {
+        if let Some(why) = uncovered.why(relation) {
+            writeln!(out, "replication:  not cached: {}: {why}", relation.name)?;
+        }
+    }
+    Ok(())
 }
 
 async fn publication(

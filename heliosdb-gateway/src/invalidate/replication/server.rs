@@ -1,13 +1,14 @@
 //! What the server is asked, apart from the stream: whether it can be followed, which tables it shows, and whether its
 //! schema changed.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::PgConnection;
 
 use crate::config::{DdlChannel, ReplicationConfig};
-use crate::sql::quote_literal;
+use crate::sql::{Catalog, Relation, quote_literal};
 
 /// What following a database depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,6 +226,43 @@ pub(crate) fn uncovered_sql(publication: &str) -> String {
     )
 }
 
+/// The trees whose changes the publication does not show in full.
+#[derive(Debug, Default)]
+pub(crate) struct Uncovered {
+    why: HashMap<u32, &'static str>,
+}
+
+impl Uncovered {
+    /// Asks for them.
+    pub(crate) async fn ask(
+        pg: &mut PgConnection,
+        publication: &str,
+        catalog: &Catalog,
+    ) -> Result<Self> {
+        let mut why = HashMap::new();
+        let results = pg.simple_query(&uncovered_sql(publication)).await?;
+        for row in results.iter().flat_map(|result| &result.rows) {
+            let oid = row.first().and_then(|oid| oid.as_deref()?.parse().ok());
+            let (Some(oid), Some(Some(letter))) = (oid, row.get(2)) else {
+                return Err(HeliosError::Protocol(
+                    "the server did not say what is published".to_owned(),
+                ));
+            };
+            // One member is enough for its tree.
+            why.insert(catalog.key_of(oid), uncovered_label(letter));
+        }
+        Ok(Self { why })
+    }
+
+    /// Why changes of it don't show in the replication stream, as a metric label. `None` if they do.
+    pub(crate) fn why(&self, relation: &Relation) -> Option<&'static str> {
+        match self.why.get(&relation.key) {
+            Some(why) => Some(why),
+            None => (!relation.decoded).then_some("not decoded"),
+        }
+    }
+}
+
 /// Why a table's changes don't show, as a metric label, by the letter of [`uncovered_sql`].
 pub(crate) fn uncovered_label(letter: &str) -> &'static str {
     match letter {
@@ -405,8 +443,10 @@ mod tests {
 
     #[test]
     fn a_publication_that_may_be_made_is_not_missing() {
-        let mut config = ReplicationConfig::default();
-        config.create_publication = true;
+        let mut config = ReplicationConfig {
+            create_publication: true,
+            ..ReplicationConfig::default()
+        };
         let mut facts = able();
         facts.publication = Published::Absent;
         assert_eq!(facts.missing(&config), []);

@@ -15,7 +15,7 @@ use crate::upstream::database::Database;
 
 use super::Follower;
 use super::control::{News, Probe};
-use super::proof::Proof;
+use super::proof::{Early, Proof};
 use super::server::MESSAGE_PREFIX;
 use super::transaction::{Change, Tables, Transaction};
 
@@ -27,17 +27,6 @@ struct Unseen {
     intent: WriteIntent,
     /// What it was looked up in was out of date already, or `everything` is marked.
     transaction: Transaction,
-}
-
-/// Transactions that were writing when the slot was made.
-///
-/// One of them may have written its commit record before the slot's beginning, and not be visible yet: then the stream
-/// will never show it, and answers that were computed before it became visible lack it.
-pub(super) struct Early {
-    /// They have smaller ids.
-    pub(super) limit: u64,
-    /// As of the last look.
-    pub(super) running: Vec<u64>,
 }
 
 /// What is known of the stream.
@@ -253,14 +242,11 @@ impl<'a> Following<'a> {
         }
         self.unseen = still;
         if let Some(early) = &mut self.early {
-            let running = probe.snapshot.running_before(early.limit);
-            if running != early.running {
+            if early.has_fewer(&probe.snapshot) {
                 self.versions.invalidate(&[database.everything]);
             }
-            if running.is_empty() {
+            if early.is_over() {
                 self.early = None;
-            } else {
-                early.running = running;
             }
         }
         if !self.unseen.is_empty() {
