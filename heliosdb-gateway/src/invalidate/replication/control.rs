@@ -78,7 +78,17 @@ impl Wishes {
 
     /// Nobody is going to answer.
     pub(super) fn give_up(&self) {
-        drop(std::mem::take(&mut *self.fences.lock()));
+        drop(self.take_fences());
+    }
+
+    /// Those who wait for the answer to a question that is about to be asked.
+    pub(super) fn take_fences(&self) -> Vec<Fence> {
+        std::mem::take(&mut *self.fences.lock())
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_fences(&self) -> bool {
+        !self.fences.lock().is_empty()
     }
 }
 
@@ -214,8 +224,7 @@ impl Control {
                 let _ = news.send(News::SchemaChanged);
             }
         }
-        let fences = std::mem::take(&mut *wishes.fences.lock());
-        let probe = self.probe(fences).await?;
+        let probe = self.probe(wishes.take_fences()).await?;
         let _ = news.send(News::Probe(probe));
         Ok(())
     }

@@ -117,7 +117,10 @@ impl Follower {
     ///
     /// # Cancel safety
     /// Cancel-safe.
-    #[expect(dead_code, reason = "for sessions that ask for strict reads")]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for sessions that ask for strict reads")
+    )]
     pub(crate) async fn wait_applied(&self, position: Lsn, patience: Duration) -> bool {
         tokio::time::timeout(patience, self.applied_to(position))
             .await
@@ -130,7 +133,10 @@ impl Follower {
     ///
     /// # Cancel safety
     /// Cancel-safe.
-    #[expect(dead_code, reason = "for sessions that ask for strict reads")]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for sessions that ask for strict reads")
+    )]
     pub(crate) async fn fence(&self, patience: Duration) -> bool {
         let passed = async {
             if self.applied.borrow().is_none() {
@@ -185,6 +191,7 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
     let mut closed = Some(database.versions().begin_write(&[database.everything]));
     let mut made_publication = false;
     let mut pause = PAUSE_MIN;
+    let mut told = String::new();
     loop {
         let began = Instant::now();
         let end = tokio::select! {
@@ -193,6 +200,10 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
         };
         if !matches!(end, End::Wire) {
             follower.lose();
+            if closed.is_none() {
+                // It was followed since.
+                told.clear();
+            }
             closed.get_or_insert_with(|| database.versions().begin_write(&[database.everything]));
         }
         match end {
@@ -205,14 +216,20 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
             }
             End::Failed(reason) => {
                 follower.gate.set_state("waiting to connect again");
+                // Clients need not wait for more: they are served by the server.
+                follower.decided.send_replace(true);
                 if began.elapsed() > PAUSE_MAX {
                     pause = PAUSE_MIN;
                 }
-                tracing::warn!(
-                    database = database.name,
-                    reason,
-                    "replication: not followed, nothing is cached; trying again in {pause:?}"
-                );
+                // The same reason once more is no news.
+                if reason != told {
+                    tracing::warn!(
+                        database = database.name,
+                        reason,
+                        "replication: not followed, nothing is cached until it is"
+                    );
+                    told = reason;
+                }
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     _ = stop.wait_for(|stop| *stop) => break,
@@ -402,7 +419,70 @@ async fn drop_publication(plan: &Plan) {
 
 /// The settings of the role are not ours: names mean what they say, and no question is cut short or left waiting.
 const CONTROL_SETTINGS: &str = "SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0; \
-     SET idle_session_timeout = 0; SET default_transaction_read_only = off; SET application_name = 'helios replication'";
+     SET default_transaction_read_only = off; SET application_name = 'helios replication'; \
+     SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'";
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fence_passes_when_the_stream_has_come_to_the_place_that_was_asked_for() {
+        let follower = Arc::new(Follower::new());
+        assert!(!follower.fence(PAUSE_MAX).await, "nobody follows");
+        follower.set_applied(Lsn(4));
+        let waiting = {
+            let follower = Arc::clone(&follower);
+            tokio::spawn(async move { follower.fence(PAUSE_MAX).await })
+        };
+        let fence = loop {
+            if let Some(fence) = follower.wishes.take_fences().pop() {
+                break fence;
+            }
+            tokio::task::yield_now().await;
+        };
+        fence.send(Lsn(6)).expect("waited for");
+        follower.set_applied(Lsn(5));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        follower.set_applied(Lsn(6));
+        assert!(waiting.await.expect("ended"));
+        assert!(follower.wait_applied(Lsn(6), PAUSE_MAX).await);
+        assert!(
+            !follower
+                .wait_applied(Lsn(7), Duration::from_millis(5))
+                .await
+        );
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_the_stream_is_lost() {
+        let follower = Arc::new(Follower::new());
+        follower.set_applied(Lsn(4));
+        let waiting = ["fence", "position"].map(|what| {
+            let follower = Arc::clone(&follower);
+            tokio::spawn(async move {
+                match what {
+                    "fence" => follower.fence(Duration::from_secs(60)).await,
+                    _ => follower.wait_applied(Lsn(9), Duration::from_secs(60)).await,
+                }
+            })
+        });
+        while !follower.wishes.has_fences() {
+            tokio::task::yield_now().await;
+        }
+        follower.lose();
+        for waiting in waiting {
+            assert!(!waiting.await.expect("ended"));
+        }
+        // Not by a position from before.
+        assert!(
+            !follower
+                .wait_applied(Lsn(1), Duration::from_millis(5))
+                .await
+        );
+    }
+}
