@@ -18,6 +18,7 @@ mod pool;
 mod process;
 mod report;
 mod settings;
+mod staleness;
 mod statistics;
 mod workload;
 
@@ -63,6 +64,8 @@ enum Verb {
         #[command(subcommand)]
         command: Option<pool::Verb>,
     },
+    /// Measure how long answers lack writes that were made on the server itself
+    Staleness(staleness::Args),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Verb::Gateway(args) => gateway::run(&args),
         Verb::Hidb(args) => hidb::run(&args),
         Verb::Pool { command } => pool::run(command),
+        Verb::Staleness(args) => staleness::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -389,7 +389,11 @@ impl Session {
         let len = unit.len;
         unit.put_params(&mut self.key_buffer);
         let key = unit.key(&self.key_buffer, &self.scope);
-        let reply = self.gateway.cache.lookup(&key);
+        let reply = if self.pool.database.follower.gate.is_open() {
+            self.gateway.cache.lookup(&key)
+        } else {
+            None
+        };
         // One that is too old for this client is asked for anew, and takes the old one's place.
         let is_young = |reply: &Answer| {
             !self.stream.is_pipe() || self.age_ms(reply) <= self.info().max_age_ms()

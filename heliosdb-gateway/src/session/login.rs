@@ -237,12 +237,17 @@ pub(crate) async fn enter(
     let info = &admitted.info;
     let pool = gateway.upstream.pool(&info.user, &info.database)?;
     match server_parameters(&pool, &settings).await {
-        Ok((baseline, parameters)) => Ok(Entrance {
-            pool,
-            baseline,
-            parameters,
-            settings,
-        }),
+        Ok((baseline, parameters)) => {
+            if gateway.cache_enabled() {
+                gateway.upstream.follow_decided(&pool.database).await;
+            }
+            Ok(Entrance {
+                pool,
+                baseline,
+                parameters,
+                settings,
+            })
+        }
         Err(error) => {
             gateway.upstream.forget(&pool);
             Err(error.fatal())

@@ -177,10 +177,15 @@ impl Session {
                 capture: None,
             }
         };
+        let database = &self.pool.database;
+        let gate = &database.follower.gate;
+        if !gate.is_open() {
+            self.gateway.upstream.follow(database);
+            return bypass(gate.refusal(), None);
+        }
         let Some(catalog) = catalog else {
             return bypass("catalog", None);
         };
-        let database = &self.pool.database;
         let mut read = SlotsRead::default();
         let known = match &unit.text {
             Text::Inline(text) => {
@@ -209,6 +214,13 @@ impl Session {
             // itself.
             if mentions_now(unit.bind()) {
                 return bypass("now", Some(known));
+            }
+            if gate.is_replication()
+                && let Some(why) = relations
+                    .iter()
+                    .find_map(|relation| catalog.uncovered(relation))
+            {
+                return bypass(why, Some(known));
             }
             let values = unit.values(catalog.catalog.epoch());
             read = database.slots_read(relations, &values);

@@ -330,6 +330,13 @@ impl Catalog {
         !self.user_equality
     }
 
+    /// As [`key_of`](Self::key_of), `None` for a relation that is not known.
+    #[must_use]
+    pub fn tree_key(&self, oid: u32) -> Option<u32> {
+        let id = self.relations_by_oid.get(&oid)?;
+        Some(self.tree(self.relation(*id).tree).key)
+    }
+
     pub(super) fn is_utf8(&self) -> bool {
         self.utf8
     }

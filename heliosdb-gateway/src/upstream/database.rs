@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use rapidhash::fast::RapidHasher;
 use smallvec::SmallVec;
 
+use crate::invalidate::replication::Follower;
+use crate::invalidate::replication::server::Uncovered;
 use crate::sql::{Catalog, EncodedKey, Relation, RowKey, Rows, Values};
 
 /// A catalog, and the schema version it was read under: it may be believed while that version stands.
@@ -19,6 +21,14 @@ use crate::sql::{Catalog, EncodedKey, Relation, RowKey, Rows, Values};
 pub(crate) struct LoadedCatalog {
     pub(crate) catalog: Catalog,
     read_under: Dependencies,
+    uncovered: Uncovered,
+}
+
+impl LoadedCatalog {
+    /// Why changes of it don't show in the replication stream, as a metric label. `None` if they do.
+    pub(crate) fn uncovered(&self, relation: &Relation) -> Option<&'static str> {
+        self.uncovered.why(relation)
+    }
 }
 
 /// A database of the upstream server.
@@ -31,6 +41,10 @@ pub(crate) struct Database {
     pub(crate) schema: SlotId,
     /// Whether rows have slots of their own.
     row_level: bool,
+    /// How the writes of others become known.
+    pub(crate) follower: Follower,
+    /// What they would be published by.
+    publication: Option<String>,
     versions: Arc<VersionSlots>,
     catalog: ArcSwapOption<LoadedCatalog>,
     /// One load at a time; the others wait for its result.
@@ -65,9 +79,18 @@ static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
 const RETRY_LOAD_AFTER: Duration = Duration::from_secs(1);
 
 impl Database {
-    pub(crate) fn new(name: &str, versions: &Arc<VersionSlots>, row_level: bool) -> Self {
+    /// `publication` is what the follower follows, if it is one that may.
+    pub(crate) fn new(
+        name: &str,
+        versions: &Arc<VersionSlots>,
+        follower: Follower,
+        publication: Option<String>,
+        row_level: bool,
+    ) -> Self {
         Self {
             name: name.to_owned(),
+            follower,
+            publication,
             everything: versions.slot(slot_hash(name, "everything", 0, b"")),
             schema: versions.slot(slot_hash(name, "schema", 0, b"")),
             row_level,
@@ -76,6 +99,10 @@ impl Database {
             loading: tokio::sync::Mutex::new(()),
             last_failure: Mutex::new(None),
         }
+    }
+
+    pub(crate) fn versions(&self) -> &Arc<VersionSlots> {
+        &self.versions
     }
 
     /// The slots that an answer depends on which was read from these relations.
@@ -212,7 +239,10 @@ impl Database {
                     .into_iter()
                     .filter(|result| !result.columns.is_empty())
                     .map(|result| result.rows);
-                Catalog::from_results(epoch, rows.collect()).map_err(|error| error.to_string())
+                match Catalog::from_results(epoch, rows.collect()) {
+                    Ok(catalog) => self.load_uncovered(catalog, connection).await,
+                    Err(error) => Err(error.to_string()),
+                }
             }
             Err(error) => {
                 // The transaction that the load began must not be the next client's.
@@ -223,11 +253,12 @@ impl Database {
             }
         };
         match loaded {
-            Ok(catalog) => {
+            Ok((catalog, uncovered)) => {
                 tracing::debug!(database = self.name, elapsed = ?started.elapsed(), "catalog loaded");
                 let loaded = Arc::new(LoadedCatalog {
                     catalog,
                     read_under,
+                    uncovered,
                 });
                 self.catalog.store(Some(Arc::clone(&loaded)));
                 *self.last_failure.lock() = None;
@@ -239,6 +270,23 @@ impl Database {
                 None
             }
         }
+    }
+}
+
+impl Database {
+    /// Adds which tables' changes don't show in the replication stream.
+    async fn load_uncovered(
+        &self,
+        catalog: Catalog,
+        connection: &mut PgConnection,
+    ) -> Result<(Catalog, Uncovered), String> {
+        let uncovered = match &self.publication {
+            Some(publication) => Uncovered::ask(connection, publication, &catalog)
+                .await
+                .map_err(|error| error.to_string())?,
+            None => Uncovered::default(),
+        };
+        Ok((catalog, uncovered))
     }
 }
 
