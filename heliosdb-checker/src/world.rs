@@ -1,0 +1,121 @@
+//! What all clients of a run share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::history::{ClientId, Level, Origin, What};
+use crate::recorder::Recorder;
+use crate::schema::{COMINGS, Sql};
+use crate::session::{Form, Session};
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) recorder: Recorder,
+    pub(crate) sql: Sql,
+    pub(crate) helios: u16,
+    pub(crate) server: u16,
+    pub(crate) max_age: Duration,
+    /// The rows that come and go at present.
+    pub(crate) comings: Vec<AtomicU32>,
+    next_coming: AtomicU32,
+    /// The newest row of the log that a client was told of.
+    pub(crate) logged: AtomicU32,
+    /// Connections that clients cut themselves.
+    pub(crate) dropped: AtomicU64,
+}
+
+impl World {
+    pub(crate) fn new(recorder: Recorder, helios: u16, server: u16, max_age: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            recorder,
+            sql: Sql::new(),
+            helios,
+            server,
+            max_age,
+            comings: (0..COMINGS).map(AtomicU32::new).collect(),
+            next_coming: AtomicU32::new(COMINGS),
+            logged: AtomicU32::new(0),
+            dropped: AtomicU64::new(0),
+        })
+    }
+
+    /// A row in place of one whose state nobody knows.
+    pub(crate) fn replace_coming(&self, slot: usize) -> u32 {
+        let id = self.next_coming.fetch_add(1, Ordering::SeqCst);
+        self.comings[slot].store(id, Ordering::SeqCst);
+        id
+    }
+}
+
+/// One client.
+#[derive(Debug)]
+pub(crate) struct Actor {
+    pub(crate) world: Arc<World>,
+    pub(crate) id: ClientId,
+    pub(crate) random: fastrand::Rng,
+    origin: Origin,
+    level: Level,
+}
+
+impl Actor {
+    pub(crate) fn new(world: &Arc<World>, origin: Origin, level: Level, seed: u64) -> Self {
+        Self {
+            id: world.recorder.join(origin, level),
+            world: Arc::clone(world),
+            random: fastrand::Rng::with_seed(seed),
+            origin,
+            level,
+        }
+    }
+
+    /// A connection; `None` if the run is over before there is one.
+    pub(crate) async fn connect(&self) -> Option<Session> {
+        let port = match self.origin {
+            Origin::Direct => self.world.server,
+            Origin::Gateway => self.world.helios,
+        };
+        loop {
+            if self.world.recorder.is_over() {
+                return None;
+            }
+            match Session::connect(port, self.level, self.world.max_age).await {
+                Ok(session) => return Some(session),
+                Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+            }
+        }
+    }
+
+    pub(crate) fn form(&mut self) -> Form {
+        Form::ALL[self.random.usize(..Form::ALL.len())]
+    }
+}
+
+/// What is around a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Around {
+    Block,
+    Nothing,
+    /// A block at level REPEATABLE READ.
+    Snapshot,
+}
+
+pub(crate) fn what(statement: &'static str, form: Form, around: Around) -> What {
+    let form = match (form, around) {
+        (Form::Extended, Around::Nothing) => "extended",
+        (Form::Prepared, Around::Nothing) => "prepared",
+        (Form::Simple, Around::Nothing) => "simple",
+        (Form::Typed, Around::Nothing) => "typed",
+        (Form::Extended, Around::Block) => "extended, in a block",
+        (Form::Prepared, Around::Block) => "prepared, in a block",
+        (Form::Simple, Around::Block) => "simple, in a block",
+        (Form::Typed, Around::Block) => "typed, in a block",
+        (Form::Extended, Around::Snapshot) => "extended, repeatable read",
+        (Form::Prepared, Around::Snapshot) => "prepared, repeatable read",
+        (Form::Simple, Around::Snapshot) => "simple, repeatable read",
+        (Form::Typed, Around::Snapshot) => "typed, repeatable read",
+    };
+    What { statement, form }
+}
+
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
