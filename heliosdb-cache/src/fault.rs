@@ -31,7 +31,9 @@ pub fn is_removed(name: &str) -> bool {
 #[cfg(feature = "fault-switches")]
 pub fn pause(name: &str) {
     if is_removed(name) {
-        std::thread::sleep(std::time::Duration::from_micros(fastrand::u64(..PAUSE_MAX_US)));
+        std::thread::sleep(std::time::Duration::from_micros(fastrand::u64(
+            ..PAUSE_MAX_US,
+        )));
     }
 }
 
@@ -46,4 +48,4 @@ pub fn removed() -> Option<&'static str> {
 }
 
 #[cfg(feature = "fault-switches")]
-const PAUSE_MAX_US: u64 = 5000;
+const PAUSE_MAX_US: u64 = 10_000;

@@ -476,9 +476,9 @@ impl WriteIntent {
                 versions.invalidate(&slots);
             });
         } else if fault::is_removed("atomic-bump") {
+            self.unmark(&self.slots);
             for slot in &self.slots {
                 self.versions.invalidate(&[*slot]);
-                self.unmark(&[*slot]);
                 fault::pause("atomic-bump");
             }
         } else {

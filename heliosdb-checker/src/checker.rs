@@ -210,7 +210,13 @@ impl Checker {
 
     /// A client is about to write. `makes` are the versions that it will make where that is known in advance: the only
     /// client that writes a key knows.
-    pub fn begin_write(&mut self, client: ClientId, fate: Fate, makes: Option<(Key, u64)>, now: Time) -> Tag {
+    pub fn begin_write(
+        &mut self,
+        client: ClientId,
+        fate: Fate,
+        makes: Option<(Key, u64)>,
+        now: Time,
+    ) -> Tag {
         let horizon = self.horizon(now);
         let writer = &mut self.clients[client as usize];
         let tag = Tag::new(client, writer.begun);
@@ -222,7 +228,10 @@ impl Checker {
             seen: None,
         });
         while writer.writes.len() > RECORDS_MIN
-            && writer.writes.front().is_some_and(|record| record.start < horizon)
+            && writer
+                .writes
+                .front()
+                .is_some_and(|record| record.start < horizon)
         {
             writer.writes.pop_front();
         }
@@ -306,7 +315,9 @@ impl Checker {
             };
             let key = seen.key();
             let version = match seen {
-                Seen::Register { versions, recent, .. } => {
+                Seen::Register {
+                    versions, recent, ..
+                } => {
                     let Some(newest) = versions.iter().copied().max() else {
                         continue;
                     };
@@ -351,7 +362,8 @@ impl Checker {
     ) {
         self.count_read(client);
         let (key, version, tag) = expected;
-        let is_own = seen.is_some_and(|(seen, by)| seen == version && by.is_none_or(|by| by == tag));
+        let is_own =
+            seen.is_some_and(|(seen, by)| seen == version && by.is_none_or(|by| by == tag));
         if !is_own {
             let seen = match seen {
                 Some((version, Some(by))) => format!("version {version} of {by}"),
@@ -366,7 +378,14 @@ impl Checker {
     }
 
     /// Something that has one value for ever had another.
-    pub fn constant_changed(&mut self, client: ClientId, what: What, kind: Kind, expected: &str, found: &str) {
+    pub fn constant_changed(
+        &mut self,
+        client: ClientId,
+        what: What,
+        kind: Kind,
+        expected: &str,
+        found: &str,
+    ) {
         let headline = format!("client {client}, {what}: {found}, and not {expected}");
         self.violate(kind, &headline, &[]);
     }
@@ -390,7 +409,10 @@ impl Checker {
         if let Some(known) = floor
             && known.version > witness.version
         {
-            let known_maker = self.registers.get(&key).and_then(|register| register.maker(known.version));
+            let known_maker = self
+                .registers
+                .get(&key)
+                .and_then(|register| register.maker(known.version));
             let delay = match known_maker.map(|tag| self.origin(tag)) {
                 Some(Origin::Direct) | None => direct,
                 Some(Origin::Gateway) => gateway,
@@ -453,7 +475,10 @@ impl Checker {
     /// `recent` are the makers of the versions up to `newest`.
     fn check_makers(&mut self, key: Key, newest: u64, recent: &[Tag], witness: Witness) {
         for (age, tag) in recent.iter().rev().enumerate() {
-            let Some(version) = newest.checked_sub(age as u64).filter(|version| *version > 0) else {
+            let Some(version) = newest
+                .checked_sub(age as u64)
+                .filter(|version| *version > 0)
+            else {
                 let headline = format!("{key}: version {newest} names {} makers", recent.len());
                 self.violate(Kind::Diverged, &headline, &[&witness]);
                 return;
@@ -472,13 +497,18 @@ impl Checker {
 
     /// What a row says that wrote it must have begun, and must not be on its way out.
     fn check_tag(&mut self, key: Key, tag: Tag, is_last: bool, witness: Witness) {
-        let begun = self.clients.get(tag.client() as usize).map_or(0, |client| client.begun);
+        let begun = self
+            .clients
+            .get(tag.client() as usize)
+            .map_or(0, |client| client.begun);
         if tag.number() >= begun {
             let headline = format!("{key}: {tag} was read before it was written");
             self.violate(Kind::FromNowhere, &headline, &[&witness]);
             return;
         }
-        let Some(record) = self.record(tag) else { return };
+        let Some(record) = self.record(tag) else {
+            return;
+        };
         if record.seen.is_none() {
             record.seen = Some(Box::new((key, witness)));
         }
@@ -495,7 +525,8 @@ impl Checker {
     fn claim(&mut self, key: Key, version: u64, tag: Tag, witness: Witness) {
         let register = self.registers.entry(key).or_default();
         if let Some((other, known)) = register.claim(version, tag, witness) {
-            let headline = format!("{key}: version {version} is of {tag} here and of {other} there");
+            let headline =
+                format!("{key}: version {version} is of {tag} here and of {other} there");
             self.violate(Kind::Diverged, &headline, &[&witness, &known]);
         }
     }
@@ -506,7 +537,11 @@ impl Checker {
         let snapshots = self.chains.entry(chain).or_default();
         let is_within = |older: &Snapshot, newer: &[u64]| {
             older.versions.len() == newer.len()
-                && older.versions.iter().zip(newer).all(|(older, newer)| older <= newer)
+                && older
+                    .versions
+                    .iter()
+                    .zip(newer)
+                    .all(|(older, newer)| older <= newer)
         };
         let mut forked = None;
         if let Some((_, older)) = snapshots.range(..=total).next_back()
@@ -532,7 +567,8 @@ impl Checker {
             snapshots.pop_first();
         }
         if let Some(other) = forked {
-            let headline = "of two answers over the same keys, each shows a write that the other lacks";
+            let headline =
+                "of two answers over the same keys, each shows a write that the other lacks";
             self.violate(Kind::LongFork, headline, &[&witness, &other]);
         }
     }

@@ -136,13 +136,18 @@ impl Args {
                 Err(Refusal::Unavailable(why)) if self.mode.is_empty() => {
                     eprintln!("this helios has no mode {}: {}", mode.name(), why.trim());
                 }
-                Err(Refusal::Unavailable(why)) => bail!("this helios has no mode {}: {why}", mode.name()),
+                Err(Refusal::Unavailable(why)) => {
+                    bail!("this helios has no mode {}: {why}", mode.name())
+                }
                 Err(Refusal::Failed(error)) => return Err(error),
             }
         }
         print_reports(&reports);
         ensure!(!reports.is_empty(), "nothing was checked");
-        let broken = reports.iter().filter(|report| !report.violations.is_empty()).count();
+        let broken = reports
+            .iter()
+            .filter(|report| !report.violations.is_empty())
+            .count();
         ensure!(broken == 0, "promises were broken");
         reports.iter().try_for_each(Report::check_worth)
     }
@@ -176,9 +181,21 @@ impl Args {
                 Err(Refusal::Failed(error)) => return Err(error),
             }
         }
-        print_table(&["removed", "mode", "found", "first", "reads", "writes", "seconds", "seed"], &rows);
-        ensure!(rows.len() > 1, "this helios was built without the feature fault-switches");
-        ensure!(missed.is_empty(), "not as it must be: {}", missed.join(", "));
+        print_table(
+            &[
+                "removed", "mode", "found", "first", "reads", "writes", "seconds", "seed",
+            ],
+            &rows,
+        );
+        ensure!(
+            rows.len() > 1,
+            "this helios was built without the feature fault-switches"
+        );
+        ensure!(
+            missed.is_empty(),
+            "not as it must be: {}",
+            missed.join(", ")
+        );
         Ok(())
     }
 }
@@ -189,7 +206,9 @@ fn protection_row(name: &str, report: &Report) -> Vec<String> {
         name.to_owned(),
         report.plan.mode.name().to_owned(),
         if first.is_some() { "yes" } else { "no" }.to_owned(),
-        first.map_or("", |violation| violation.kind.name()).to_owned(),
+        first
+            .map_or("", |violation| violation.kind.name())
+            .to_owned(),
         report.counts.reads.to_string(),
         report.counts.committed.to_string(),
         format!("{:.1}", report.took.as_secs_f64()),
@@ -203,7 +222,12 @@ fn print_violations(report: &Report) {
     }
     if !report.violations.is_empty() {
         let plan = &report.plan;
-        eprintln!("(mode {}, seed {}, {} clients)", plan.mode.name(), plan.seed, plan.clients);
+        eprintln!(
+            "(mode {}, seed {}, {} clients)",
+            plan.mode.name(),
+            plan.seed,
+            plan.clients
+        );
     }
 }
 
@@ -254,7 +278,9 @@ fn print_reports(reports: &[Report]) {
 /// As the kernel tells it.
 fn peak_memory() -> Option<String> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().to_owned())
 }
 
@@ -262,7 +288,10 @@ fn peak_memory() -> Option<String> {
 #[expect(clippy::print_stdout, reason = "the report is what the program is for")]
 fn print_table(head: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(String::len);
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(String::len);
         cells.chain([head[column].len()]).max().unwrap_or(0)
     };
     let line = |cells: &mut dyn Iterator<Item = &str>| {
@@ -273,7 +302,9 @@ fn print_table(head: &[&str], rows: &[Vec<String>]) {
         println!("| {} |", cells.join(" | "));
     };
     line(&mut head.iter().copied());
-    let dashes: Vec<String> = (0..head.len()).map(|column| "-".repeat(width(column))).collect();
+    let dashes: Vec<String> = (0..head.len())
+        .map(|column| "-".repeat(width(column)))
+        .collect();
     line(&mut dashes.iter().map(String::as_str));
     for row in rows {
         line(&mut row.iter().map(String::as_str));

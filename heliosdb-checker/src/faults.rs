@@ -147,7 +147,10 @@ async fn hurt(
             }
         }
         _ => {
-            let rows = session.rows(Form::Simple, TERMINATE_WALSENDERS, &[]).await.ok()?;
+            let rows = session
+                .rows(Form::Simple, TERMINATE_WALSENDERS, &[])
+                .await
+                .ok()?;
             counts.walsenders += rows.len() as u64;
         }
     }

@@ -35,7 +35,12 @@ impl From<Duration> for Time {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:06}", self.0 / 1_000_000_000, self.0 / 1000 % 1_000_000)
+        write!(
+            f,
+            "{}.{:06}",
+            self.0 / 1_000_000_000,
+            self.0 / 1000 % 1_000_000
+        )
     }
 }
 
@@ -96,7 +101,10 @@ pub enum Origin {
 
 /// What a client was promised about its reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "the levels of helios, and the server's own")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the levels of helios, and the server's own"
+)]
 pub enum Level {
     /// No answer is older than the maximal age.
     Bounded,

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -34,6 +34,8 @@ struct Shared {
     /// What befalls the next request that could be the end of a write.
     armed: Mutex<Option<Cut>>,
     done: AtomicU64,
+    /// When the clients were asked to write nothing for a while.
+    calm: Mutex<Option<Instant>>,
 }
 
 impl Proxy {
@@ -45,6 +47,7 @@ impl Proxy {
             server,
             armed: Mutex::new(None),
             done: AtomicU64::new(0),
+            calm: Mutex::new(None),
         });
         let proxy = Self {
             port,
@@ -67,6 +70,13 @@ impl Proxy {
         *self.shared.armed.lock() = Some(cut);
     }
 
+    /// For how long there has been calm; `None` if there is none. When a request is late, nobody should write until after it
+    /// was served: what was cached before would not be asked for again otherwise.
+    pub(crate) fn calm(&self) -> Option<Duration> {
+        let since = self.shared.calm.lock().map(|since| since.elapsed());
+        since.filter(|since| *since < CALM)
+    }
+
     /// How many were cut.
     pub(crate) fn cuts(&self) -> u64 {
         self.shared.done.load(Ordering::Relaxed)
@@ -79,6 +89,7 @@ impl Shared {
         gateway.set_nodelay(true)?;
         server.set_nodelay(true)?;
         let (mut up, mut down) = (vec![0; 16 << 10], vec![0; 16 << 10]);
+        let mut has_written = false;
         loop {
             tokio::select! {
                 read = gateway.read(&mut up) => {
@@ -86,7 +97,7 @@ impl Shared {
                     if request.is_empty() {
                         return Ok(());
                     }
-                    match self.cut_for(request) {
+                    match self.cut_for(request, &mut has_written) {
                         None => server.write_all(request).await?,
                         Some(Cut::Stall) => {
                             tokio::time::sleep(STALL).await;
@@ -95,6 +106,9 @@ impl Shared {
                         Some(Cut::Request) => return Ok(()),
                         Some(Cut::Late) => {
                             drop(gateway);
+                            if fastrand::bool() {
+                                *self.calm.lock() = Some(Instant::now());
+                            }
                             tokio::time::sleep(LATE).await;
                             server.write_all(request).await?;
                             // It is done before the end of the connection can be seen.
@@ -119,9 +133,10 @@ impl Shared {
         }
     }
 
-    fn cut_for(&self, request: &[u8]) -> Option<Cut> {
+    fn cut_for(&self, request: &[u8], has_written: &mut bool) -> Option<Cut> {
         let mut armed = self.armed.lock();
-        if armed.is_none() || !ends_a_write(request) {
+        let is_end = ends_a_write(request, has_written);
+        if armed.is_none() || !is_end {
             return None;
         }
         self.done.fetch_add(1, Ordering::Relaxed);
@@ -129,11 +144,19 @@ impl Shared {
     }
 }
 
-/// A commit, or a write with its text.
-fn ends_a_write(request: &[u8]) -> bool {
+/// A commit of what was written, or a write that is by itself a transaction. What was prepared before has no text, and is
+/// not seen here.
+fn ends_a_write(request: &[u8], has_written: &mut bool) -> bool {
     let has = |word: &[u8]| request.windows(word.len()).any(|part| part == word);
-    has(b"COMMIT") || has(b"UPDATE cells") || has(b"comings") && !has(b"SELECT")
+    let ends_block = has(b"COMMIT") || has(b"ROLLBACK");
+    let is_write = has(b"UPDATE") || has(b"INSERT INTO") || has(b"DELETE FROM");
+    let is_alone = has(b"UPDATE cells") || has(b"INSERT INTO") || has(b"WITH m AS");
+    let is_end = has(b"COMMIT") && (*has_written || is_write) || is_alone;
+    *has_written = !ends_block && (*has_written || is_write);
+    is_end
 }
 
 const STALL: Duration = Duration::from_millis(150);
+/// Longer than a request is late.
+const CALM: Duration = Duration::from_millis(600);
 const LATE: Duration = Duration::from_millis(250);

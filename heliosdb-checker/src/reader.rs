@@ -3,47 +3,70 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::checker::Seen;
+use crate::checker::{Read, Seen};
 use crate::history::{Family, Key, Tag, Time, What};
 use crate::schema::{
-    ALL_CELLS, BALANCE, CELL, CELLS, CELLS_IN, COMING, COMING_EXISTS, COMINGS, GROUP_ROWS, GROUPS,
-    LOGGED, SUM_OF_BALANCES, TABLES, cell_key, group_key, place,
+    ALL_CELLS, BALANCE, CELL, CELLS, CELLS_IN, COMING, COMING_EXISTS, GROUP_ROWS, GROUPS, LOGGED,
+    SUM_OF_BALANCES, TABLES, cell_key, group_key, place,
 };
 use crate::session::{Failure, Form, Param, Session, Value};
 use crate::violation::Kind;
-use crate::world::{Actor, Around, what};
+use crate::world::{Actor, Around, Spot, what};
 
 /// What to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Pick {
     AllCells,
-    AllGroups { table: u32 },
+    AllGroups {
+        table: u32,
+    },
     Balance,
     Cell(u32),
     /// Three neighbours.
     Cells(u32),
-    Coming { slot: u32, counted: bool },
+    Coming {
+        slot: u32,
+        counted: bool,
+    },
     Everything,
     /// A row near the end of the log.
-    Logged { ahead: u32 },
-    Mirror { table: u32, group: u32 },
-    Row { table: u32, group: u32, row: u32 },
-    Rows { table: u32, group: u32 },
-    Sums { table: u32, group: u32 },
-    View { table: u32, group: u32 },
+    Logged {
+        ahead: u32,
+    },
+    Mirror {
+        table: u32,
+        group: u32,
+    },
+    Row {
+        table: u32,
+        group: u32,
+        row: u32,
+    },
+    Rows {
+        table: u32,
+        group: u32,
+    },
+    Sums {
+        table: u32,
+        group: u32,
+    },
+    View {
+        table: u32,
+        group: u32,
+    },
 }
 
 impl Pick {
-    pub(crate) fn any(random: &mut fastrand::Rng) -> Self {
-        let (table, group) = (random.u32(..TABLES), random.u32(..GROUPS));
+    pub(crate) fn at(random: &mut fastrand::Rng, spot: Spot) -> Self {
+        let (table, group) = place(spot.group);
         match random.u32(..100) {
-            0..60 => Self::of_group(random, table, group),
-            60..76 => Self::Cell(random.u32(..CELLS)),
-            76..80 => Self::Cells(random.u32(..CELLS - 2)),
-            80..82 => Self::AllCells,
-            82..85 => Self::Balance,
-            85..91 => Self::Coming {
-                slot: random.u32(..COMINGS),
+            0..55 => Self::of_group(random, table, group),
+            55..75 => Self::Cell(spot.cell),
+            75..79 => Self::Cells(spot.cell.min(CELLS - 3)),
+            79..81 => Self::AllCells,
+            81..84 => Self::Balance,
+            84..91 => Self::Coming {
+                slot: spot.coming,
                 counted: random.u32(..4) == 0,
             },
             91..96 => Self::Logged {
@@ -59,7 +82,7 @@ impl Pick {
             0..4 => Self::Row {
                 table,
                 group,
-                row: random.u32(..GROUP_ROWS),
+                row: random.u32(..GROUP_ROWS) * random.u32(..2),
             },
             4..6 => Self::Mirror { table, group },
             6 | 7 => Self::Rows { table, group },
@@ -87,9 +110,10 @@ impl Actor {
                 }
                 let done = match self.random.u32(..100) {
                     0..82 => {
-                        let pick = Pick::any(&mut self.random);
-                        let form = self.form();
-                        self.read(&mut session, pick, form, Around::Nothing, None).await.map(drop)
+                        let (pick, form) = self.pick();
+                        self.read(&mut session, pick, form, Around::Nothing, None)
+                            .await
+                            .map(drop)
                     }
                     82..94 => self.read_in_block(&mut session).await,
                     _ => self.read_in_snapshot(&mut session).await,
@@ -108,6 +132,11 @@ impl Actor {
         }
     }
 
+    pub(crate) fn pick(&mut self) -> (Pick, Form) {
+        let spot = self.spot();
+        (Pick::at(&mut self.random, spot), self.form_at(spot))
+    }
+
     async fn read_in_block(&mut self, session: &mut Session) -> Result<(), Failure> {
         let (begin, form) = match self.random.u32(..4) {
             0 => ("BEGIN", Form::Simple),
@@ -117,10 +146,14 @@ impl Actor {
         };
         session.rows(form, begin, &[]).await?;
         for _ in 0..self.random.u32(1..4) {
-            let (pick, form) = (Pick::any(&mut self.random), self.form());
+            let (pick, form) = self.pick();
             self.read(session, pick, form, Around::Block, None).await?;
         }
-        let end = if self.random.bool() { "COMMIT" } else { "ROLLBACK" };
+        let end = if self.random.bool() {
+            "COMMIT"
+        } else {
+            "ROLLBACK"
+        };
         session.rows(form, end, &[]).await.map(drop)
     }
 
@@ -130,20 +163,24 @@ impl Actor {
             .rows(Form::Simple, "BEGIN ISOLATION LEVEL REPEATABLE READ", &[])
             .await?;
         let start = Some(self.world.recorder.now());
-        let pick = Pick::any(&mut self.random);
-        let form = self.form();
+        let (pick, form) = self.pick();
         // The log may have grown: another row would be read.
         let pick = match pick {
             Pick::Logged { .. } | Pick::Coming { .. } => Pick::Everything,
             pick => pick,
         };
-        let first = self.read(session, pick, form, Around::Snapshot, start).await?;
+        let first = self
+            .read(session, pick, form, Around::Snapshot, start)
+            .await?;
         for _ in 0..self.random.u32(..3) {
-            let (pick, form) = (Pick::any(&mut self.random), self.form());
-            self.read(session, pick, form, Around::Snapshot, start).await?;
+            let (pick, form) = self.pick();
+            self.read(session, pick, form, Around::Snapshot, start)
+                .await?;
         }
         let form = self.form();
-        let again = self.read(session, pick, form, Around::Snapshot, start).await?;
+        let again = self
+            .read(session, pick, form, Around::Snapshot, start)
+            .await?;
         if again != first {
             self.world.recorder.constant_changed(
                 self.id,
@@ -168,7 +205,13 @@ impl Actor {
         let start = start.unwrap_or_else(|| self.world.recorder.now());
         let (what, shown) = self.ask(session, pick, form, around).await?;
         let recorder = &self.world.recorder;
-        recorder.read_in_chain(self.id, what, start, shown.seen.clone(), shown.chain);
+        recorder.read(&Read {
+            client: self.id,
+            what,
+            start,
+            seen: shown.seen.clone(),
+            chain: shown.chain,
+        });
         let whole = i64::from(CELLS) * BALANCE;
         if let Some(sum) = shown.balance.filter(|sum| *sum != whole) {
             let (expected, found) = (whole.to_string(), sum.to_string());
@@ -241,7 +284,13 @@ impl Actor {
         let shown = shown(pick, coming, &rows).unwrap_or_else(|| {
             let found = format!("{rows:?}");
             let recorder = &self.world.recorder;
-            recorder.constant_changed(self.id, what, Kind::Torn, "as many rows as there are", &found);
+            recorder.constant_changed(
+                self.id,
+                what,
+                Kind::Torn,
+                "as many rows as there are",
+                &found,
+            );
             Shown {
                 seen: Vec::new(),
                 chain: None,
@@ -277,7 +326,8 @@ fn shown(pick: Pick, id: u32, rows: &[Vec<Value>]) -> Option<Shown> {
     };
     let many = |column: usize, keys: Vec<Key>| -> Option<Vec<Seen>> {
         let seen = keys.iter().zip(rows);
-        let seen = seen.map(|(key, row)| Some(register(*key, vec![count(row, column)?], Vec::new())));
+        let seen =
+            seen.map(|(key, row)| Some(register(*key, vec![count(row, column)?], Vec::new())));
         seen.collect::<Option<Vec<Seen>>>()
             .filter(|_| keys.len() == rows.len())
     };
@@ -287,7 +337,10 @@ fn shown(pick: Pick, id: u32, rows: &[Vec<Value>]) -> Option<Shown> {
             shown.chain = Some(ALL_CELLS_CHAIN);
         }
         Pick::AllGroups { table } => {
-            shown.seen = many(1, (0..GROUPS).map(|group| group_key(table, group)).collect())?;
+            shown.seen = many(
+                1,
+                (0..GROUPS).map(|group| group_key(table, group)).collect(),
+            )?;
             shown.chain = u16::try_from(table).ok();
         }
         Pick::Everything => {
@@ -344,19 +397,27 @@ fn shown(pick: Pick, id: u32, rows: &[Vec<Value>]) -> Option<Shown> {
             });
         }
         Pick::Mirror { table, group } | Pick::Row { table, group, .. } => {
-            shown.seen.push(with_makers(group_key(table, group), only(rows)?)?);
+            shown
+                .seen
+                .push(with_makers(group_key(table, group), only(rows)?)?);
         }
         Pick::Rows { table, group } => {
             let versions: Option<Vec<u64>> = rows.iter().map(|row| count(row, 1)).collect();
             let versions = versions.filter(|versions| versions.len() == GROUP_ROWS as usize)?;
-            shown.seen.push(register(group_key(table, group), versions, Vec::new()));
+            shown
+                .seen
+                .push(register(group_key(table, group), versions, Vec::new()));
         }
         Pick::Sums { table, group } => {
             let row = only(rows)?;
             let (sum, rows, least) = (count(row, 0)?, count(row, 1)?, count(row, 2)?);
             (rows == u64::from(GROUP_ROWS)).then_some(())?;
             let others = sum - least * (rows - 1);
-            shown.seen.push(register(group_key(table, group), vec![least, others], Vec::new()));
+            shown.seen.push(register(
+                group_key(table, group),
+                vec![least, others],
+                Vec::new(),
+            ));
         }
         Pick::View { table, group } => {
             let versions: Option<Vec<u64>> = rows
@@ -364,7 +425,9 @@ fn shown(pick: Pick, id: u32, rows: &[Vec<Value>]) -> Option<Shown> {
                 .flat_map(|row| [count(row, 0), count(row, 1)])
                 .collect();
             let versions = versions.filter(|versions| versions.len() == 2 * GROUP_ROWS as usize)?;
-            shown.seen.push(register(group_key(table, group), versions, Vec::new()));
+            shown
+                .seen
+                .push(register(group_key(table, group), versions, Vec::new()));
         }
     }
     Some(shown)

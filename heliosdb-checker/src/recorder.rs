@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::checker::{Checker, Counts, Fate, Outcome, Promises, Read, Seen, Written};
+use crate::checker::{Checker, Counts, Fate, Outcome, Promises, Read, Written};
 use crate::history::{ClientId, Key, Level, Origin, Tag, Time, What};
 use crate::violation::{Kind, Violation};
 
@@ -50,7 +50,12 @@ impl Recorder {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn begin_write(&self, client: ClientId, fate: Fate, makes: Option<(Key, u64)>) -> Tag {
+    pub(crate) fn begin_write(
+        &self,
+        client: ClientId,
+        fate: Fate,
+        makes: Option<(Key, u64)>,
+    ) -> Tag {
         let mut checker = self.checker.lock();
         let now = self.now();
         checker.begin_write(client, fate, makes, now)
@@ -70,26 +75,8 @@ impl Recorder {
         });
     }
 
-    pub(crate) fn read(&self, client: ClientId, what: What, start: Time, seen: Vec<Seen>) {
-        self.read_in_chain(client, what, start, seen, None);
-    }
-
-    pub(crate) fn read_in_chain(
-        &self,
-        client: ClientId,
-        what: What,
-        start: Time,
-        seen: Vec<Seen>,
-        chain: Option<u16>,
-    ) {
-        let read = Read {
-            client,
-            what,
-            start,
-            seen,
-            chain,
-        };
-        self.with(|checker, now| checker.read(&read, now));
+    pub(crate) fn read(&self, read: &Read) {
+        self.with(|checker, now| checker.read(read, now));
     }
 
     pub(crate) fn own_read(

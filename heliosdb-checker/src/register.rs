@@ -1,8 +1,8 @@
 //! One key: which versions were known when, and which write made each of them.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
 
 use crate::history::{Origin, Tag, Time, Witness};
 
@@ -40,7 +40,12 @@ impl Register {
     }
 
     /// Notes who made a version. Another that is known to have made the same is returned.
-    pub(crate) fn claim(&mut self, version: u64, tag: Tag, witness: Witness) -> Option<(Tag, Witness)> {
+    pub(crate) fn claim(
+        &mut self,
+        version: u64,
+        tag: Tag,
+        witness: Witness,
+    ) -> Option<(Tag, Witness)> {
         match self.makers.entry(version) {
             Entry::Occupied(known) => (known.get().0 != tag).then(|| *known.get()),
             Entry::Vacant(place) => {
@@ -61,7 +66,10 @@ impl Register {
     /// True if versions so old are still remembered.
     pub(crate) fn remembers(&self, version: u64) -> bool {
         self.makers.len() < MAKERS_MAX
-            || self.makers.first_key_value().is_some_and(|(first, _)| version >= *first)
+            || self
+                .makers
+                .first_key_value()
+                .is_some_and(|(first, _)| version >= *first)
     }
 
     pub(crate) fn begin(&mut self, version: u64) {
@@ -85,7 +93,11 @@ impl Front {
     }
 
     fn show(&mut self, witness: Witness, horizon: Time) {
-        if self.0.back().is_some_and(|last| last.version >= witness.version) {
+        if self
+            .0
+            .back()
+            .is_some_and(|last| last.version >= witness.version)
+        {
             return;
         }
         self.0.push_back(witness);

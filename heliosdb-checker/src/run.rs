@@ -169,7 +169,13 @@ impl Plan {
             _ => self.promises,
         };
         let recorder = Recorder::new(promises, self.reads, self.violations);
-        let world = World::new(recorder, helios.port, cluster.port(), promises.max_age);
+        let world = World::new(
+            recorder,
+            helios.port,
+            cluster.port(),
+            promises.max_age,
+            Arc::clone(&proxy),
+        );
         let began = Instant::now();
         let mut clients = self.start_clients(&world);
         let faults = tokio::spawn(inject(
@@ -183,7 +189,10 @@ impl Plan {
         world.recorder.stop();
         let took = began.elapsed();
         // The faults first: they end what they began, and a server must be there for the clients to end.
-        let (cluster, faults) = faults.await.context("the faults failed").map_err(Refusal::Failed)??;
+        let (cluster, faults) = faults
+            .await
+            .context("the faults failed")
+            .map_err(Refusal::Failed)??;
         watched?;
         while let Some(ended) = clients.join_next().await {
             ended.context("a client failed").map_err(Refusal::Failed)?;
@@ -212,7 +221,8 @@ impl Plan {
         .await;
         started.map_err(|error| {
             let text = format!("{error:#}");
-            if text.contains("invalidation") || text.contains("HELIOS_REMOVE_PROTECTION") {
+            let is_unknown = ["unknown value `replication`", "HELIOS_REMOVE_PROTECTION"];
+            if is_unknown.iter().any(|sign| text.contains(sign)) {
                 Refusal::Unavailable(text)
             } else {
                 Refusal::Failed(error)
@@ -226,10 +236,14 @@ impl Plan {
             return Ok(());
         }
         let connected = Session::connect(helios.port, Level::Session, Duration::ZERO).await;
-        let mut session = connected.context("cannot connect").map_err(Refusal::Failed)?;
+        let mut session = connected
+            .context("cannot connect")
+            .map_err(Refusal::Failed)?;
         let set = "SET helios.consistency = 'no such level'";
         match session.rows(Form::Simple, set, &[]).await {
-            Ok(_) => Err(Refusal::Unavailable("there are no levels to ask for".to_owned())),
+            Ok(_) => Err(Refusal::Unavailable(
+                "there are no levels to ask for".to_owned(),
+            )),
             Err(_) => Ok(()),
         }
     }
@@ -240,7 +254,11 @@ impl Plan {
         let level = self.mode.level();
         let writers = (self.clients * 5 / 16).max(2);
         // Elsewhere, where helios is to learn of it.
-        let elsewhere = if self.mode == Mode::Wire { 0 } else { writers / 3 };
+        let elsewhere = if self.mode == Mode::Wire {
+            0
+        } else {
+            writers / 3
+        };
         let pause = WRITE_PAUSE * writers;
         for n in 0..writers {
             let slots = (0..COMINGS).filter(|slot| slot % writers == n).collect();
@@ -281,7 +299,10 @@ impl Plan {
             if now > reads {
                 (reads, moved) = (now, Instant::now());
             } else if moved.elapsed() > PATIENCE {
-                bail!("nothing was answered for {PATIENCE:?}; the log of helios:\n{}", helios.log());
+                bail!(
+                    "nothing was answered for {PATIENCE:?}; the log of helios:\n{}",
+                    helios.log()
+                );
             }
         }
         Ok(())

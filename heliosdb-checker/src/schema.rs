@@ -22,7 +22,8 @@ pub(crate) const BALANCE: i64 = 1000;
 pub(crate) const COMINGS: u32 = 12;
 
 /// The next version, by the tag in `$2`.
-const BUMP: &str = "v = v + 1, recent = (recent || $2::int8)[greatest(1, cardinality(recent) - 6):]";
+const BUMP: &str =
+    "v = v + 1, recent = (recent || $2::int8)[greatest(1, cardinality(recent) - 6):]";
 
 /// What makes the tables.
 pub(crate) fn create() -> String {

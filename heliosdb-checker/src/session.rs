@@ -74,6 +74,7 @@ impl From<tokio_postgres::Error> for Failure {
     }
 }
 
+/// Dropping it cuts the connection, whatever is under way.
 #[derive(Debug)]
 pub(crate) struct Session {
     client: Client,
@@ -88,9 +89,8 @@ impl Session {
         level: Level,
         max_age: Duration,
     ) -> Result<Self, tokio_postgres::Error> {
-        let config = format!(
-            "host=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=10"
-        );
+        let config =
+            format!("host=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=10");
         let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
         let connection = tokio::spawn(async move {
             // That it was lost is told to whoever waits for an answer.
@@ -132,10 +132,14 @@ impl Session {
         params: &[Param],
     ) -> Result<Vec<Vec<Value>>, Failure> {
         if form == Form::Simple {
-            let messages = self.client.simple_query(&with_constants(sql, params)).await?;
+            let messages = self
+                .client
+                .simple_query(&with_constants(sql, params))
+                .await?;
             return Ok(messages.iter().filter_map(text_row).collect());
         }
-        let owned: Vec<(Box<dyn ToSql + Sync + Send>, Type)> = params.iter().map(parameter).collect();
+        let owned: Vec<(Box<dyn ToSql + Sync + Send>, Type)> =
+            params.iter().map(parameter).collect();
         let typed: Vec<(&(dyn ToSql + Sync), Type)> = owned
             .iter()
             .map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone()))
@@ -157,11 +161,6 @@ impl Session {
             Form::Extended | Form::Simple => self.client.query(sql, &values).await?,
         };
         Ok(rows.iter().map(binary_row).collect())
-    }
-
-    /// Cuts the connection, whatever is under way.
-    pub(crate) fn cut(self) {
-        drop(self);
     }
 }
 
@@ -200,8 +199,16 @@ fn text_row(message: &SimpleQueryMessage) -> Option<Vec<Value>> {
     };
     let value = |place| match row.get(place) {
         None => Value::Null,
-        Some(text) => match text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
-            Some(items) => Value::List(items.split(',').filter_map(|item| item.parse().ok()).collect()),
+        Some(text) => match text
+            .strip_prefix('{')
+            .and_then(|text| text.strip_suffix('}'))
+        {
+            Some(items) => Value::List(
+                items
+                    .split(',')
+                    .filter_map(|item| item.parse().ok())
+                    .collect(),
+            ),
             None => text.parse().map_or(Value::Null, Value::Int),
         },
     };
@@ -212,7 +219,11 @@ fn binary_row(row: &Row) -> Vec<Value> {
     let value = |place: usize| {
         let kind = row.columns()[place].type_();
         let int = match *kind {
-            Type::INT4 => row.try_get::<_, Option<i32>>(place).ok().flatten().map(i64::from),
+            Type::INT4 => row
+                .try_get::<_, Option<i32>>(place)
+                .ok()
+                .flatten()
+                .map(i64::from),
             Type::INT8 => row.try_get::<_, Option<i64>>(place).ok().flatten(),
             _ => None,
         };

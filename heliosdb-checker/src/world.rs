@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::history::{ClientId, Level, Origin, What};
+use crate::history::{ClientId, Level, Origin, Time, What};
+use crate::proxy::Proxy;
 use crate::recorder::Recorder;
-use crate::schema::{COMINGS, Sql};
+use crate::schema::{CELLS, COMINGS, GROUPS, Sql, TABLES};
 use crate::session::{Form, Session};
 
 #[derive(Debug)]
@@ -16,6 +17,7 @@ pub(crate) struct World {
     pub(crate) helios: u16,
     pub(crate) server: u16,
     pub(crate) max_age: Duration,
+    pub(crate) proxy: Arc<Proxy>,
     /// The rows that come and go at present.
     pub(crate) comings: Vec<AtomicU32>,
     next_coming: AtomicU32,
@@ -26,18 +28,43 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(recorder: Recorder, helios: u16, server: u16, max_age: Duration) -> Arc<Self> {
+    pub(crate) fn new(
+        recorder: Recorder,
+        helios: u16,
+        server: u16,
+        max_age: Duration,
+        proxy: Arc<Proxy>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             recorder,
             sql: Sql::new(),
             helios,
             server,
             max_age,
+            proxy,
             comings: (0..COMINGS).map(AtomicU32::new).collect(),
             next_coming: AtomicU32::new(COMINGS),
             logged: AtomicU32::new(0),
             dropped: AtomicU64::new(0),
         })
+    }
+
+    /// What most clients are at now; `back` is how many places before.
+    pub(crate) fn spot(&self, back: u64) -> Spot {
+        // Nobody moves while there is calm.
+        let now = self
+            .recorder
+            .now()
+            .before(self.proxy.calm().unwrap_or_default());
+        let place = now.since(Time::default()).as_millis() / SPOT_MS;
+        let place = u64::try_from(place).unwrap_or(0).saturating_sub(back);
+        let mut random = fastrand::Rng::with_seed(place);
+        Spot {
+            group: random.u32(..TABLES * GROUPS),
+            cell: random.u32(..CELLS),
+            coming: random.u32(..COMINGS),
+            form: Form::ALL[random.usize(..Form::ALL.len())],
+        }
     }
 
     /// A row in place of one whose state nobody knows.
@@ -47,6 +74,18 @@ impl World {
         id
     }
 }
+
+/// Where reads and writes meet: if they were spread evenly, what goes wrong in a short moment would rarely be seen. It
+/// moves, so that there are times of rest too.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spot {
+    pub(crate) group: u32,
+    pub(crate) cell: u32,
+    pub(crate) coming: u32,
+    form: Form,
+}
+
+const SPOT_MS: u128 = 250;
 
 /// One client.
 #[derive(Debug)]
@@ -88,6 +127,29 @@ impl Actor {
 
     pub(crate) fn form(&mut self) -> Form {
         Form::ALL[self.random.usize(..Form::ALL.len())]
+    }
+
+    /// The form in which most read what most read.
+    pub(crate) fn form_at(&mut self, spot: Spot) -> Form {
+        if self.random.u32(..4) > 0 {
+            spot.form
+        } else {
+            self.form()
+        }
+    }
+
+    /// Where most are, were just before, or anywhere.
+    pub(crate) fn spot(&mut self) -> Spot {
+        match self.random.u32(..100) {
+            0..55 => self.world.spot(0),
+            55..75 => self.world.spot(1),
+            _ => Spot {
+                group: self.random.u32(..TABLES * GROUPS),
+                cell: self.random.u32(..CELLS),
+                coming: self.random.u32(..COMINGS),
+                form: self.form(),
+            },
+        }
     }
 }
 

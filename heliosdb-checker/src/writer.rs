@@ -10,7 +10,7 @@ use crate::schema::{
     BUMP_BY_FUNCTION, CELLS, COME, GO, GROUP_ROWS, GROUPS, LOG, TABLES, cell_key, group_key, place,
 };
 use crate::session::{Failure, Form, Param, Session, Value};
-use crate::world::{Actor, Around, what};
+use crate::world::{Actor, Around, Spot, what};
 
 /// A row that only this client inserts and deletes.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +54,9 @@ impl Actor {
             while !self.world.recorder.is_over() {
                 // Without pauses a write would always be pending, and nothing would be cached.
                 tokio::time::sleep(desk.pause.mul_f64(2.0 * self.random.f64())).await;
+                if self.world.proxy.calm().is_some() {
+                    continue;
+                }
                 match self.write(&mut session, &mut desk).await {
                     Ok(()) => {}
                     Err(Failure::Refused(_)) => {
@@ -68,10 +71,10 @@ impl Actor {
     }
 
     async fn write(&mut self, session: &mut Session, desk: &mut Desk) -> Result<(), Failure> {
-        let group = self.random.u32(..TABLES * GROUPS);
+        let Spot { group, cell, .. } = self.spot();
         match self.random.u32(..100) {
-            0..20 => self.write_cell(session).await,
-            20..30 => self.transfer(session).await,
+            0..20 => self.write_cell(session, cell).await,
+            20..30 => self.transfer(session, cell).await,
             30..40 => self.write_group_at_once(session, group).await,
             40..78 => self.write_groups(session, group).await,
             78..90 => self.come_or_go(session, desk).await,
@@ -80,23 +83,31 @@ impl Actor {
     }
 
     /// One statement that changes one row, by itself a transaction.
-    async fn write_cell(&mut self, session: &mut Session) -> Result<(), Failure> {
-        let (cell, form) = (self.random.u32(..CELLS), self.form());
+    async fn write_cell(&mut self, session: &mut Session, cell: u32) -> Result<(), Failure> {
+        let form = self.form();
         // What a function changes can't be told: it counts as a write to everything, and makes the cache useless.
         let (name, sql) = if self.random.u32(..20) == 0 {
             ("cell by a function", BUMP_BY_FUNCTION.to_owned())
         } else {
             ("cell by key", self.world.sql.bump_cell.clone())
         };
-        let made = |rows: &[Vec<Value>]| Some(vec![(cell_key(cell), rows.first()?.first()?.as_count()?)]);
-        self.write_alone(session, what(name, form, Around::Nothing), form, &sql, &[cell], made)
-            .await?;
+        let made =
+            |rows: &[Vec<Value>]| Some(vec![(cell_key(cell), rows.first()?.first()?.as_count()?)]);
+        self.write_alone(
+            session,
+            what(name, form, Around::Nothing),
+            form,
+            &sql,
+            &[cell],
+            made,
+        )
+        .await?;
         self.read_back(session, Pick::Cell(cell)).await
     }
 
     /// Two rows and a constant sum.
-    async fn transfer(&mut self, session: &mut Session) -> Result<(), Failure> {
-        let (from, to) = (self.random.u32(..CELLS), self.random.u32(..CELLS));
+    async fn transfer(&mut self, session: &mut Session, from: u32) -> Result<(), Failure> {
+        let to = self.random.u32(..CELLS);
         if from == to {
             return Ok(());
         }
@@ -123,7 +134,11 @@ impl Actor {
     }
 
     /// The rows of a group in two tables, by one statement or by one message.
-    async fn write_group_at_once(&mut self, session: &mut Session, group: u32) -> Result<(), Failure> {
+    async fn write_group_at_once(
+        &mut self,
+        session: &mut Session,
+        group: u32,
+    ) -> Result<(), Failure> {
         let (table, number) = place(group);
         let any = self.form();
         let sql = &self.world.sql.groups[table as usize];
@@ -135,8 +150,15 @@ impl Actor {
         };
         let key = group_key(table, number);
         let made = |rows: &[Vec<Value>]| Some(vec![(key, rows.first()?.first()?.as_count()?)]);
-        self.write_alone(session, what(name, form, Around::Nothing), form, &text, &[number], made)
-            .await?;
+        self.write_alone(
+            session,
+            what(name, form, Around::Nothing),
+            form,
+            &text,
+            &[number],
+            made,
+        )
+        .await?;
         let pick = of_written(&mut self.random, group);
         self.read_back(session, pick).await
     }
@@ -192,7 +214,9 @@ impl Actor {
         };
         let form = self.form();
         let mut writes = Vec::new();
-        let done = self.write_in_block(session, &groups, fate, form, &mut writes).await;
+        let done = self
+            .write_in_block(session, &groups, fate, form, &mut writes)
+            .await;
         let what = what("groups in a block", form, Around::Block);
         if let Err(failure) = done {
             // Nobody has asked for a commit.
@@ -219,7 +243,11 @@ impl Actor {
         Ok(())
     }
 
-    async fn end_block(&mut self, session: &mut Session, end: End) -> (Outcome, Result<(), Failure>) {
+    async fn end_block(
+        &mut self,
+        session: &mut Session,
+        end: End,
+    ) -> (Outcome, Result<(), Failure>) {
         let (form, sql) = match (end, self.random.u32(..3)) {
             (End::RollBack, _) => (Form::Simple, "ROLLBACK"),
             (_, 0) => (Form::Extended, "COMMIT"),
@@ -260,24 +288,39 @@ impl Actor {
         form: Form,
         writes: &mut Vec<Write>,
     ) -> Result<(), Failure> {
-        let begin = if self.random.bool() { Form::Simple } else { Form::Extended };
+        let begin = if self.random.bool() {
+            Form::Simple
+        } else {
+            Form::Extended
+        };
         session.rows(begin, "BEGIN", &[]).await?;
         if self.random.u32(..3) == 0 {
-            let (pick, form) = (Pick::any(&mut self.random), self.form());
+            let (pick, form) = self.pick();
             self.read(session, pick, form, Around::Block, None).await?;
         }
         for group in groups {
             if self.random.u32(..8) == 0 {
                 session.rows(Form::Simple, "SAVEPOINT s", &[]).await?;
-                self.bump_group(session, *group, Fate::Doomed, form, writes).await?;
-                session.rows(Form::Simple, "ROLLBACK TO SAVEPOINT s", &[]).await?;
+                self.bump_group(session, *group, Fate::Doomed, form, writes)
+                    .await?;
+                session
+                    .rows(Form::Simple, "ROLLBACK TO SAVEPOINT s", &[])
+                    .await?;
                 if let Some(doomed) = writes.pop() {
-                    self.world.recorder.abort(doomed.tag, what("rolled back to a savepoint", form, Around::Block));
+                    self.world.recorder.abort(
+                        doomed.tag,
+                        what("rolled back to a savepoint", form, Around::Block),
+                    );
                 }
             }
             if self.random.u32(..8) == 0 {
-                let overwritten = if fate == Fate::Doomed { fate } else { Fate::Overwritten };
-                self.bump_group(session, *group, overwritten, form, writes).await?;
+                let overwritten = if fate == Fate::Doomed {
+                    fate
+                } else {
+                    Fate::Overwritten
+                };
+                self.bump_group(session, *group, overwritten, form, writes)
+                    .await?;
             }
             self.bump_group(session, *group, fate, form, writes).await?;
         }
@@ -340,7 +383,9 @@ impl Actor {
                 };
                 for seen in versions {
                     let seen = Some((*seen, recent.last().copied()));
-                    self.world.recorder.own_read(self.id, what, (key, version, tag), seen);
+                    self.world
+                        .recorder
+                        .own_read(self.id, what, (key, version, tag), seen);
                 }
             }
         }
@@ -368,7 +413,11 @@ impl Actor {
             ("delete", GO, vec![Param::Key(id)])
         };
         let in_block = self.random.u32(..4) == 0;
-        let around = if in_block { Around::Block } else { Around::Nothing };
+        let around = if in_block {
+            Around::Block
+        } else {
+            Around::Nothing
+        };
         let makes = Some((key, version));
         let tag = self.world.recorder.begin_write(self.id, Fate::Kept, makes);
         let start = self.world.recorder.now();
@@ -404,7 +453,8 @@ impl Actor {
         });
         done?;
         let counted = self.random.u32(..4) == 0;
-        self.read_back(session, Pick::Coming { slot, counted }).await
+        self.read_back(session, Pick::Coming { slot, counted })
+            .await
     }
 
     /// A row whose key the server makes.
@@ -414,7 +464,9 @@ impl Actor {
         let start = self.world.recorder.now();
         let done = session.rows(form, LOG, &[Param::Big(tag.to_row())]).await;
         let id = match &done {
-            Ok(rows) => rows.first().and_then(|row| u32::try_from(row.first()?.as_count()?).ok()),
+            Ok(rows) => rows
+                .first()
+                .and_then(|row| u32::try_from(row.first()?.as_count()?).ok()),
             Err(_) => None,
         };
         let outcome = match (&done, id) {
@@ -434,15 +486,19 @@ impl Actor {
             outcome,
         });
         done?;
-        self.world.logged.fetch_max(id.unwrap_or(0), Ordering::SeqCst);
+        self.world
+            .logged
+            .fetch_max(id.unwrap_or(0), Ordering::SeqCst);
         self.read_back(session, Pick::Logged { ahead: 9 }).await
     }
 
     /// Reads what was written, now and then more than once.
     async fn read_back(&mut self, session: &mut Session, pick: Pick) -> Result<(), Failure> {
         for _ in 0..self.random.u32(..3) {
-            let form = self.form();
-            self.read(session, pick, form, Around::Nothing, None).await?;
+            let spot = self.world.spot(0);
+            let form = self.form_at(spot);
+            self.read(session, pick, form, Around::Nothing, None)
+                .await?;
         }
         Ok(())
     }

@@ -44,7 +44,8 @@ impl History {
     }
 
     fn begin(&mut self, client: ClientId, start: u64) -> Tag {
-        self.checker.begin_write(client, Fate::Kept, None, at(start))
+        self.checker
+            .begin_write(client, Fate::Kept, None, at(start))
     }
 
     fn end(&mut self, tag: Tag, version: u64, start: u64, finish: u64, outcome: Outcome) {
@@ -65,7 +66,14 @@ impl History {
         tag
     }
 
-    fn read_seen(&mut self, client: ClientId, start: u64, finish: u64, seen: Vec<Seen>, chain: Option<u16>) {
+    fn read_seen(
+        &mut self,
+        client: ClientId,
+        start: u64,
+        finish: u64,
+        seen: Vec<Seen>,
+        chain: Option<u16>,
+    ) {
         let read = Read {
             client,
             what: WHAT,
@@ -80,7 +88,14 @@ impl History {
         self.read_tags(client, version, &[], start, finish);
     }
 
-    fn read_tags(&mut self, client: ClientId, version: u64, recent: &[Tag], start: u64, finish: u64) {
+    fn read_tags(
+        &mut self,
+        client: ClientId,
+        version: u64,
+        recent: &[Tag],
+        start: u64,
+        finish: u64,
+    ) {
         let seen = Seen::Register {
             key: KEY,
             versions: vec![version],
@@ -114,7 +129,12 @@ impl History {
 
     #[track_caller]
     fn expect(&self, kinds: &[Kind]) {
-        let found: Vec<Kind> = self.checker.violations().iter().map(|found| found.kind).collect();
+        let found: Vec<Kind> = self
+            .checker
+            .violations()
+            .iter()
+            .map(|found| found.kind)
+            .collect();
         assert_eq!(found, kinds, "{:#?}", self.checker.violations());
     }
 }
@@ -142,9 +162,18 @@ fn stale_read() {
     history.read(reader, 1, 22, 30);
     history.expect(&[Kind::StaleRead]);
     let evidence = &history.checker.violations()[0].evidence;
-    assert!(evidence.contains("version 1 was read, and version 2 was known"), "{evidence}");
-    assert!(evidence.contains("[0.022000 .. 0.030000] saw version 1"), "{evidence}");
-    assert!(evidence.contains("[0.020000 .. 0.021000] made version 2"), "{evidence}");
+    assert!(
+        evidence.contains("version 1 was read, and version 2 was known"),
+        "{evidence}"
+    );
+    assert!(
+        evidence.contains("[0.022000 .. 0.030000] saw version 1"),
+        "{evidence}"
+    );
+    assert!(
+        evidence.contains("[0.020000 .. 0.021000] made version 2"),
+        "{evidence}"
+    );
 }
 
 #[test]
@@ -240,7 +269,9 @@ fn what_is_rolled_back_is_never_seen() {
     history.expect(&[Kind::AbortedRead]);
     history.read_tags(reader, 1, &[tag], 30, 31);
     history.expect(&[Kind::AbortedRead; 2]);
-    let doomed = history.checker.begin_write(writer, Fate::Doomed, None, at(40));
+    let doomed = history
+        .checker
+        .begin_write(writer, Fate::Doomed, None, at(40));
     history.read_tags(reader, 2, &[tag, doomed], 41, 42);
     assert!(history.checker.violations().len() > 2);
 }
@@ -249,11 +280,15 @@ fn what_is_rolled_back_is_never_seen() {
 fn what_is_overwritten_in_its_transaction_is_never_the_last() {
     let mut history = History::new();
     let (writer, reader) = (history.client(), history.client());
-    let first = history.checker.begin_write(writer, Fate::Overwritten, None, at(10));
+    let first = history
+        .checker
+        .begin_write(writer, Fate::Overwritten, None, at(10));
     let second = history.begin(writer, 11);
     history.read_tags(reader, 2, &[first, second], 12, 13);
     history.expect(&[]);
-    let third = history.checker.begin_write(writer, Fate::Overwritten, None, at(20));
+    let third = history
+        .checker
+        .begin_write(writer, Fate::Overwritten, None, at(20));
     history.read_tags(reader, 3, &[second, third], 21, 22);
     history.expect(&[Kind::IntermediateRead]);
 }
@@ -434,10 +469,16 @@ fn a_transaction_sees_its_own_writes() {
     let mut history = History::new();
     let writer = history.client();
     let tag = history.begin(writer, 10);
-    history.checker.own_read(writer, WHAT, (KEY, 5, tag), Some((5, Some(tag))));
-    history.checker.own_read(writer, WHAT, (KEY, 5, tag), Some((5, None)));
+    history
+        .checker
+        .own_read(writer, WHAT, (KEY, 5, tag), Some((5, Some(tag))));
+    history
+        .checker
+        .own_read(writer, WHAT, (KEY, 5, tag), Some((5, None)));
     history.expect(&[]);
-    history.checker.own_read(writer, WHAT, (KEY, 5, tag), Some((4, None)));
+    history
+        .checker
+        .own_read(writer, WHAT, (KEY, 5, tag), Some((4, None)));
     history.checker.own_read(writer, WHAT, (KEY, 5, tag), None);
     history.expect(&[Kind::TransactionRead; 2]);
 }

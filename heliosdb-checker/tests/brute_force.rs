@@ -31,7 +31,10 @@ enum Act {
     Read(u64),
     /// Of what comes and goes.
     Look(Option<u64>),
-    Write { version: u64, is_known: bool },
+    Write {
+        version: u64,
+        is_known: bool,
+    },
 }
 
 /// Is there an order in which every operation takes effect between its start and its end, writes make one version after
@@ -39,7 +42,15 @@ enum Act {
 fn has_order(operations: &[Operation]) -> bool {
     fn go(operations: &[Operation], done: &mut Vec<bool>, version: u64) -> bool {
         let is_open = |n: usize| !done[n];
-        let must = |n: usize| !matches!(operations[n].act, Act::Write { is_known: false, .. });
+        let must = |n: usize| {
+            !matches!(
+                operations[n].act,
+                Act::Write {
+                    is_known: false,
+                    ..
+                }
+            )
+        };
         if (0..operations.len()).all(|n| done[n] || !must(n)) {
             return true;
         }
@@ -102,7 +113,11 @@ fn is_accepted(operations: &[Operation], key: Key) -> bool {
                         what: WHAT,
                         start: at(operation.start),
                         made: vec![(key, version)],
-                        outcome: if is_known { Outcome::Committed } else { Outcome::Unknown },
+                        outcome: if is_known {
+                            Outcome::Committed
+                        } else {
+                            Outcome::Unknown
+                        },
                     },
                     at(time),
                 );
@@ -154,7 +169,9 @@ fn registers() -> impl Strategy<Value = Vec<Operation>> {
             (versions, known, times)
         })
         .prop_map(|(versions, known, times)| {
-            let writes = (1..).zip(known).map(|(version, is_known)| Act::Write { version, is_known });
+            let writes = (1..)
+                .zip(known)
+                .map(|(version, is_known)| Act::Write { version, is_known });
             let reads = versions.into_iter().map(Act::Read);
             with_times(writes.chain(reads).collect(), &times)
         })
@@ -165,7 +182,8 @@ fn registers() -> impl Strategy<Value = Vec<Operation>> {
 fn comings() -> impl Strategy<Value = Vec<Operation>> {
     (1..5_usize, 1..5_usize)
         .prop_flat_map(|(writes, looks)| {
-            let seen = prop::collection::vec(prop::option::of(0..=(writes as u64).div_ceil(2)), looks);
+            let seen =
+                prop::collection::vec(prop::option::of(0..=(writes as u64).div_ceil(2)), looks);
             let times = Just((0..2 * (writes + looks) as u64).collect::<Vec<_>>()).prop_shuffle();
             (Just(writes), prop::bool::weighted(0.7), seen, times)
         })
@@ -178,7 +196,9 @@ fn comings() -> impl Strategy<Value = Vec<Operation>> {
                 is_known: is_known || version < writes as u64,
             });
             let mut operations = with_times(acts.collect(), &own);
-            let looks = seen.into_iter().map(|seen| Act::Look(seen.map(|n| 2 * n + 1)));
+            let looks = seen
+                .into_iter()
+                .map(|seen| Act::Look(seen.map(|n| 2 * n + 1)));
             operations.extend(with_times(looks.collect(), others));
             operations
         })

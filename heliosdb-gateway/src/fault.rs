@@ -7,7 +7,7 @@ pub(crate) use heliosdb_cache::fault::is_removed;
 const PROTECTIONS: &[&str] = &[
     // A follower takes an answer only from a flight that began under versions which stand when it arrives.
     "arrival-rule",
-    // All slots of a transaction change at once.
+    // The marks of a transaction stay until all its versions are up.
     "atomic-bump",
     // The versions go up before the writer hears of it.
     "bump-before-ack",
