@@ -118,6 +118,7 @@ pub enum Level {
 
 /// What is read and written as one: a register whose versions only ever grow, or something that comes and goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(clippy::exhaustive_structs, reason = "plain values")]
 pub struct Key {
     /// Of which kind it is.
     pub family: Family,
@@ -153,6 +154,7 @@ impl fmt::Display for Key {
 
 /// How a statement was run and what it is, for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "plain values")]
 pub struct What {
     /// The statement.
     pub statement: &'static str,

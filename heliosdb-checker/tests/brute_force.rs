@@ -67,7 +67,7 @@ fn has_order(operations: &[Operation]) -> bool {
             let next = match operations[n].act {
                 Act::Read(seen) => (seen == version).then_some(version),
                 Act::Look(Some(seen)) => (seen == version).then_some(version),
-                Act::Look(None) => (version % 2 == 0).then_some(version),
+                Act::Look(None) => version.is_multiple_of(2).then_some(version),
                 Act::Write { version: makes, .. } => (makes == version + 1).then_some(makes),
             };
             let Some(next) = next else { continue };
