@@ -35,7 +35,7 @@ struct Shared {
     armed: Mutex<Option<Cut>>,
     done: AtomicU64,
     /// When the clients were asked to write nothing for a while.
-    calm: Mutex<Option<Instant>>,
+    calm: Mutex<Option<(Instant, Duration)>>,
 }
 
 impl Proxy {
@@ -73,8 +73,13 @@ impl Proxy {
     /// For how long there has been calm; `None` if there is none. When a request is late, nobody should write until after it
     /// was served: what was cached before would not be asked for again otherwise.
     pub(crate) fn calm(&self) -> Option<Duration> {
-        let since = self.shared.calm.lock().map(|since| since.elapsed());
-        since.filter(|since| *since < CALM)
+        let (since, lasts) = (*self.shared.calm.lock())?;
+        Some(since.elapsed()).filter(|since| *since < lasts)
+    }
+
+    /// From now on there is calm for so long.
+    pub(crate) fn calm_down(&self, lasts: Duration) {
+        *self.shared.calm.lock() = Some((Instant::now(), lasts));
     }
 
     /// How many were cut.
@@ -107,7 +112,7 @@ impl Shared {
                         Some(Cut::Late) => {
                             drop(gateway);
                             if fastrand::bool() {
-                                *self.calm.lock() = Some(Instant::now());
+                                *self.calm.lock() = Some((Instant::now(), CALM));
                             }
                             tokio::time::sleep(LATE).await;
                             server.write_all(request).await?;
@@ -160,3 +165,25 @@ const STALL: Duration = Duration::from_millis(150);
 /// Longer than a request is late.
 const CALM: Duration = Duration::from_millis(600);
 const LATE: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_ends_a_write_where_something_was_written() {
+        let mut has_written = false;
+        let mut ends = |request: &str| ends_a_write(request.as_bytes(), &mut has_written);
+        assert!(!ends("BEGIN"));
+        assert!(!ends("SELECT v FROM cells"));
+        assert!(!ends("COMMIT"));
+        assert!(!ends("UPDATE rows_1 SET v = v + 1"));
+        assert!(ends("COMMIT"));
+        assert!(!ends("COMMIT"));
+        assert!(!ends("UPDATE rows_1 SET v = v + 1"));
+        assert!(!ends("ROLLBACK"));
+        assert!(!ends("COMMIT"));
+        assert!(ends("UPDATE cells SET v = v + 1"));
+        assert!(ends("BEGIN; UPDATE rows_1 SET v = v + 1; COMMIT"));
+    }
+}

@@ -215,7 +215,7 @@ fn with_times(acts: Vec<Act>, times: &[u64]) -> Vec<Operation> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 30_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 30_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_register_is_accepted_if_and_only_if_it_has_an_order(operations in registers()) {
