@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::history::Level;
 use crate::proxy::{Cut, Proxy};
-use crate::session::{Form, Session};
+use crate::session::{Form, Session, Value};
 use crate::world::World;
 
 /// Which faults are injected.
@@ -83,6 +83,7 @@ pub(crate) async fn inject(
     mut cluster: PostgresCluster,
     proxy: Arc<Proxy>,
     faults: Faults,
+    max_lag: Duration,
     seed: u64,
 ) -> anyhow::Result<(PostgresCluster, FaultCounts)> {
     let mut counts = FaultCounts::default();
@@ -112,7 +113,7 @@ pub(crate) async fn inject(
                 Err(_) => continue,
             },
         };
-        killer = hurt(session, &proxy, &mut random, kind, &mut counts).await;
+        killer = hurt(session, &proxy, &mut random, kind, max_lag, &mut counts).await;
     }
     counts.cut = proxy.cuts();
     counts.dropped = world.dropped.load(std::sync::atomic::Ordering::Relaxed);
@@ -125,6 +126,7 @@ async fn hurt(
     proxy: &Proxy,
     random: &mut fastrand::Rng,
     kind: u32,
+    max_lag: Duration,
     counts: &mut FaultCounts,
 ) -> Option<Session> {
     match kind {
@@ -138,23 +140,39 @@ async fn hurt(
         74..80 => proxy.arm(Cut::Stall),
         80..92 => {
             let rows = session.rows(Form::Simple, ANY_PROCESS, &[]).await.ok()?;
-            let pid = rows.first().and_then(|row| row.first()?.as_count());
-            let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))?;
-            if kill_process(pid, Signal::STOP).is_ok() {
-                counts.stopped += 1;
-                tokio::time::sleep(Duration::from_millis(random.u64(20..400))).await;
-                let _ = kill_process(pid, Signal::CONT);
-            }
+            stop(&rows, Duration::from_millis(random.u64(20..400)), counts).await;
         }
-        _ => {
+        92..96 => {
             let rows = session
                 .rows(Form::Simple, TERMINATE_WALSENDERS, &[])
                 .await
                 .ok()?;
             counts.walsenders += rows.len() as u64;
+            if !rows.is_empty() && random.bool() {
+                // What was written before it ended is not written again soon.
+                proxy.calm_down(2 * max_lag);
+            }
+        }
+        _ => {
+            // The log stands still for longer than helios may lag.
+            let rows = session.rows(Form::Simple, WALSENDER, &[]).await.ok()?;
+            stop(&rows, 2 * max_lag, counts).await;
         }
     }
     Some(session)
+}
+
+/// Stops the process that is named, if one is, for that time.
+async fn stop(rows: &[Vec<Value>], time: Duration, counts: &mut FaultCounts) {
+    let pid = rows.first().and_then(|row| row.first()?.as_count());
+    let pid = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    if let Some(pid) = pid
+        && kill_process(pid, Signal::STOP).is_ok()
+    {
+        counts.stopped += 1;
+        tokio::time::sleep(time).await;
+        let _ = kill_process(pid, Signal::CONT);
+    }
 }
 
 fn restart(mut cluster: PostgresCluster, is_fast: bool) -> anyhow::Result<PostgresCluster> {
@@ -171,4 +189,5 @@ const ANY_PROCESS: &str = "SELECT pid FROM pg_stat_activity \
     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1";
 const TERMINATE: &str = "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity \
     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1) one";
+const WALSENDER: &str = "SELECT pid FROM pg_stat_replication LIMIT 1";
 const TERMINATE_WALSENDERS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";

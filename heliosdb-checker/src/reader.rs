@@ -449,3 +449,62 @@ pub(crate) fn of_written(random: &mut fastrand::Rng, group: u32) -> Pick {
 /// Chains below are those of single tables.
 const ALL_CELLS_CHAIN: u16 = 100;
 const EVERYTHING_CHAIN: u16 = 101;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ints(rows: &[&[i64]]) -> Vec<Vec<Value>> {
+        rows.iter()
+            .map(|row| row.iter().copied().map(Value::Int).collect())
+            .collect()
+    }
+
+    fn versions(pick: Pick, rows: &[&[i64]]) -> Option<Vec<Vec<u64>>> {
+        let shown = shown(pick, 0, &ints(rows))?;
+        let versions = shown.seen.into_iter().map(|seen| match seen {
+            Seen::Register { versions, .. } => versions,
+            Seen::Presence { version, .. } => version.into_iter().collect(),
+        });
+        Some(versions.collect())
+    }
+
+    #[test]
+    fn an_answer_shows_each_version_as_often_as_it_holds_it() {
+        let (table, group) = (1, 2);
+        let rows = Pick::Rows { table, group };
+        assert_eq!(
+            versions(rows, &[&[6, 4], &[7, 4], &[8, 5]]),
+            Some(vec![vec![4, 4, 5]])
+        );
+        let view = Pick::View { table, group };
+        assert_eq!(
+            versions(view, &[&[4, 4], &[4, 4], &[4, 3]]),
+            Some(vec![vec![4, 4, 4, 4, 4, 3]])
+        );
+        let sums = Pick::Sums { table, group };
+        assert_eq!(versions(sums, &[&[12, 3, 4]]), Some(vec![vec![4, 4]]));
+        assert_eq!(versions(sums, &[&[13, 3, 4]]), Some(vec![vec![4, 5]]));
+        let coming = |counted| Pick::Coming { slot: 0, counted };
+        assert_eq!(versions(coming(false), &[]), Some(vec![vec![]]));
+        assert_eq!(versions(coming(false), &[&[3]]), Some(vec![vec![3]]));
+        assert_eq!(versions(coming(true), &[&[3, 1]]), Some(vec![vec![3]]));
+    }
+
+    #[test]
+    fn an_answer_with_too_few_rows_or_too_many_is_no_answer() {
+        let (table, group) = (1, 2);
+        assert_eq!(versions(Pick::Rows { table, group }, &[&[6, 4]]), None);
+        assert_eq!(versions(Pick::Mirror { table, group }, &[]), None);
+        assert_eq!(versions(Pick::Sums { table, group }, &[&[8, 2, 4]]), None);
+        assert_eq!(versions(Pick::AllGroups { table }, &[&[0, 1]]), None);
+        let counted = Pick::Coming {
+            slot: 0,
+            counted: true,
+        };
+        assert_eq!(versions(counted, &[&[3, 0]]), None);
+        // Version 4 is of four writes, all of which must be named.
+        let recent = vec![vec![Value::Int(4), Value::List(vec![1, 2, 3])]];
+        assert_eq!(shown(Pick::Cell(1), 0, &recent), None);
+    }
+}

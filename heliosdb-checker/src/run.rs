@@ -183,6 +183,7 @@ impl Plan {
             cluster,
             Arc::clone(&proxy),
             self.faults,
+            promises.max_lag,
             self.seed ^ 0xfa17,
         ));
         let watched = self.watch(&world, &mut helios, &mut clients, began).await;
