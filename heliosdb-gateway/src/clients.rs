@@ -96,7 +96,7 @@ pub(crate) struct ServerKey {
 pub(crate) struct Counters {
     /// Statements, counted once each however they were answered.
     pub(crate) queries: AtomicU64,
-    /// Transactions ended on a server connection.
+    /// Transactions that ended, here or on a server connection.
     pub(crate) transactions: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
     pub(crate) bytes_sent: AtomicU64,

@@ -36,6 +36,8 @@ pub struct Config {
     pub threads: usize,
     /// How writes reach the cache.
     pub invalidation: Invalidation,
+    /// What is answered from memory inside of transactions. Default `read-committed`.
+    pub cache_in_transactions: CacheInTransactions,
     /// The server behind the gateway.
     pub upstream: UpstreamConfig,
     /// Server connections.
@@ -57,6 +59,24 @@ pub struct Config {
 pub enum Invalidation {
     /// All writes come through this gateway.
     Wire,
+}
+
+/// What is answered from memory inside of transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum CacheInTransactions {
+    /// Nothing; BEGIN goes to the server at once.
+    Never,
+    /// Under READ COMMITTED, what stands before the transaction's first write. BEGIN goes to the server with the first
+    /// statement that needs it.
+    ReadCommitted,
+}
+
+impl CacheInTransactions {
+    pub(crate) fn defers(self) -> bool {
+        self == Self::ReadCommitted
+    }
 }
 
 /// The server behind the gateway.
@@ -249,6 +269,7 @@ impl Default for Config {
             threads: 0,
             data: PathBuf::from("./helios-data"),
             invalidation: Invalidation::Wire,
+            cache_in_transactions: CacheInTransactions::ReadCommitted,
             upstream: UpstreamConfig::default(),
             pool: PoolConfig::default(),
             cache: CacheSection::default(),

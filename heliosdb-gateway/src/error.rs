@@ -111,8 +111,17 @@ impl ClientError {
     /// Appends the ErrorResponse.
     pub(crate) fn put(&self, out: &mut BytesMut) {
         let severity = if self.fatal { "FATAL" } else { "ERROR" };
+        self.put_as(b'E', severity, out);
+    }
+
+    /// Appends it as a NoticeResponse: what was asked for is done nevertheless.
+    pub(crate) fn put_warning(&self, out: &mut BytesMut) {
+        self.put_as(b'N', "WARNING", out);
+    }
+
+    fn put_as(&self, tag: u8, severity: &str, out: &mut BytesMut) {
         let start = out.len();
-        out.put_u8(b'E');
+        out.put_u8(tag);
         out.put_u32(0);
         let mut field = |code: u8, text: &str| {
             out.put_u8(code);

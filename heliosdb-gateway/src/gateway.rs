@@ -10,6 +10,7 @@ use heliosdb_cache::{CacheManager, HashedStr};
 
 use crate::clients::ClientRegistry;
 use crate::config::Config;
+use crate::policies::Policies;
 use crate::session::prepared::{Interner, KnownClass, Prepared};
 use crate::sql::memo::ClassMemo;
 use crate::sql::{Class, NameScope};
@@ -25,12 +26,14 @@ pub(crate) struct Gateway {
     /// These as in `config`: asked for each request.
     cache_enabled: AtomicBool,
     affinity_enabled: AtomicBool,
+    defers_transactions: AtomicBool,
     pub(crate) cache: CacheManager,
     pub(crate) upstream: Upstream,
     pub(crate) clients: Arc<ClientRegistry>,
     pub(crate) interner: Interner,
     pub(crate) stats: Stats,
     pub(crate) statements: Statements,
+    pub(crate) policies: Policies,
     memo: ClassMemo,
     /// The class of what is not understood at all.
     unknown: Arc<Class>,
@@ -55,6 +58,7 @@ impl Gateway {
         Arc::new(Self {
             cache_enabled: AtomicBool::new(config.cache.enabled),
             affinity_enabled: AtomicBool::new(config.pool.affinity),
+            defers_transactions: AtomicBool::new(config.cache_in_transactions.defers()),
             config: ArcSwap::from_pointee(config),
             cache,
             upstream,
@@ -62,6 +66,7 @@ impl Gateway {
             interner: Interner::new(),
             stats: Stats::default(),
             statements: Statements::default(),
+            policies: Policies::default(),
             memo: ClassMemo::new(MEMO_BYTES),
             unknown,
             instance: rand::random(),
@@ -79,6 +84,8 @@ impl Gateway {
             .store(config.cache.enabled, Ordering::Relaxed);
         self.affinity_enabled
             .store(config.pool.affinity, Ordering::Relaxed);
+        self.defers_transactions
+            .store(config.cache_in_transactions.defers(), Ordering::Relaxed);
         self.config.store(Arc::new(config));
     }
 
@@ -89,6 +96,11 @@ impl Gateway {
     /// Whether connections are chosen by what they have prepared.
     pub(crate) fn affinity_enabled(&self) -> bool {
         self.affinity_enabled.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server hears of a transaction only when it has to.
+    pub(crate) fn defers_transactions(&self) -> bool {
+        self.defers_transactions.load(Ordering::Relaxed)
     }
 
     /// The largest answer that is collected for the cache, in bytes.

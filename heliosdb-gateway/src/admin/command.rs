@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
 
+use super::caches;
 use super::tables::{self, Table};
 
 /// What a command answers.
@@ -14,7 +15,7 @@ pub(super) enum Answer {
 }
 
 /// The commands, for the error message and for `SHOW HELP`.
-pub(super) const COMMANDS: [(&str, &str); 14] = [
+pub(super) const COMMANDS: [(&str, &str); 17] = [
     (
         "SHOW ADVICE",
         "how large each pool should be, and why (every 10 seconds)",
@@ -23,6 +24,7 @@ pub(super) const COMMANDS: [(&str, &str); 14] = [
         "SHOW CACHE",
         "hits, misses, fills, memory of the result cache",
     ),
+    ("SHOW CACHES", "what CREATE CACHE made"),
     (
         "SHOW CLIENTS",
         "connected clients, what each is doing and what ties it to a server connection",
@@ -50,6 +52,11 @@ pub(super) const COMMANDS: [(&str, &str); 14] = [
     ("SHOW STATS", "statements, transactions and bytes"),
     ("SHOW VERSION", "version of helios"),
     ("FLUSH CACHE", "forget all cached answers"),
+    (
+        "CREATE CACHE [name] POLICY TTL <n> SECONDS [STALE <n> SECONDS] FROM <select>",
+        "answer statements like this one from memory for so long, whatever is written",
+    ),
+    ("DROP CACHE <name>", "undo CREATE CACHE"),
 ];
 
 /// Runs one command.
@@ -62,6 +69,7 @@ pub(super) fn run(gateway: &Arc<Gateway>, statement: &str) -> Result<Answer, Cli
     let table = match words.as_slice() {
         ["SHOW", "ADVICE"] => tables::advice(gateway),
         ["SHOW", "CACHE"] => tables::cache(gateway),
+        ["SHOW", "CACHES"] => tables::caches(gateway),
         ["SHOW", "CLIENTS"] => tables::clients(gateway),
         ["SHOW", "CONFIG"] => tables::config(gateway),
         ["SHOW", "DATABASES"] => tables::databases(gateway),
@@ -76,6 +84,14 @@ pub(super) fn run(gateway: &Arc<Gateway>, statement: &str) -> Result<Answer, Cli
         ["FLUSH", "CACHE"] => {
             gateway.cache.clear();
             return Ok(Answer::Done("FLUSH CACHE"));
+        }
+        ["CREATE", "CACHE", ..] => {
+            caches::create(gateway, statement)?;
+            return Ok(Answer::Done("CREATE CACHE"));
+        }
+        ["DROP", "CACHE", _] => {
+            caches::drop_named(gateway, statement)?;
+            return Ok(Answer::Done("DROP CACHE"));
         }
         _ => {
             return Err(ClientError::new(

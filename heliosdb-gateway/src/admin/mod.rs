@@ -1,5 +1,6 @@
 //! The admin console: the database `helios` on the same port, in PgBouncer's vocabulary where it has the word.
 
+mod caches;
 mod command;
 mod tables;
 

@@ -65,6 +65,27 @@ pub(super) fn cache(gateway: &Gateway) -> Table {
     }
 }
 
+pub(super) fn caches(gateway: &Gateway) -> Table {
+    let rows = gateway
+        .policies
+        .list()
+        .iter()
+        .map(|policy| {
+            vec![
+                policy.name.clone(),
+                policy.bound.ttl().as_secs().to_string(),
+                policy.bound.stale().as_secs().to_string(),
+                policy.uses.load(Ordering::Relaxed).to_string(),
+                policy.fingerprint.to_string(),
+            ]
+        })
+        .collect();
+    Table {
+        columns: &["name", "ttl", "stale", "uses", "statement"],
+        rows,
+    }
+}
+
 pub(super) fn refusals(gateway: &Gateway) -> Table {
     let rows = gateway
         .stats

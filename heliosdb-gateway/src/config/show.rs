@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::{
-    CacheSection, ClientsConfig, Config, Eviction, HidbAuth, HidbConfig, HidbTls, Invalidation,
-    LogConfig, PoolAdvice, PoolConfig, PoolMode, UpstreamConfig,
+    CacheInTransactions, CacheSection, ClientsConfig, Config, Eviction, HidbAuth, HidbConfig,
+    HidbTls, Invalidation, LogConfig, PoolAdvice, PoolConfig, PoolMode, UpstreamConfig,
 };
 
 /// What a reload changes.
@@ -36,9 +36,10 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 10] = [
+const RELOADABLE: [&str; 11] = [
     "cache.enabled",
     "cache.max_entry",
+    "cache_in_transactions",
     "clients.allow_remote_trust",
     "clients.login_timeout",
     "clients.max",
@@ -92,6 +93,7 @@ impl Config {
     #[must_use]
     pub(crate) fn reloaded(&self, new: &Self) -> Self {
         let mut merged = self.clone();
+        merged.cache_in_transactions = new.cache_in_transactions;
         merged.cache.enabled = new.cache.enabled;
         merged.cache.max_entry = new.cache.max_entry;
         merged.clients = new.clients.clone();
@@ -111,6 +113,7 @@ impl Config {
             data,
             threads,
             invalidation,
+            cache_in_transactions,
             upstream,
             pool,
             cache,
@@ -170,6 +173,13 @@ impl Config {
                 "invalidation",
                 match invalidation {
                     Invalidation::Wire => "wire".to_owned(),
+                },
+            ),
+            (
+                "cache_in_transactions",
+                match cache_in_transactions {
+                    CacheInTransactions::Never => "never".to_owned(),
+                    CacheInTransactions::ReadCommitted => "read-committed".to_owned(),
                 },
             ),
             ("upstream.url", url.clone().unwrap_or_default()),
@@ -313,6 +323,7 @@ http = "off"
 data = "/elsewhere"
 threads = 3
 invalidation = "wire"
+cache_in_transactions = "never"
 upstream = { url = "postgres://a@b/c", connect_timeout = "6s" }
 log = { level = "debug" }
 [pool]

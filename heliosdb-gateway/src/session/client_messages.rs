@@ -100,6 +100,7 @@ impl Session {
             return Ok(());
         };
         link.lease.statements.unnamed = None;
+        self.unnamed_portal_is_here = false;
         match with_restored(text, &class, &self.settings) {
             Some((text, own)) => {
                 put_frame(&mut link.out, b'Q', |out| {
@@ -122,7 +123,7 @@ impl Session {
         statement.record_execution();
         if self.gateway.cache_enabled() {
             // Nobody has asked whether it is for the cache.
-            if self.status != b'I' {
+            if self.status != b'I' && !self.sees_committed {
                 let reason = class
                     .cacheable()
                     .map_or_else(|| refusal_label(class), |_| "transaction");
@@ -208,6 +209,7 @@ impl Session {
 
     fn forward_bind(&mut self, message: &[u8]) -> Result<(), End> {
         let (portal, name, rest) = split_bind(&message[5..]).ok_or_else(|| malformed("Bind"))?;
+        self.unnamed_portal_is_here &= !portal.is_empty();
         self.bring_into_scope(name);
         let max = self.gateway.max_prepared_statements();
         let Some(link) = &mut self.link else {
@@ -272,6 +274,9 @@ impl Session {
             return Ok(());
         };
         link.unit_open = true;
+        if portal.is_empty() && std::mem::take(&mut self.unnamed_portal_is_here) {
+            link.ensure_no_unnamed_portal();
+        }
         let restored: Vec<String> = class
             .statements
             .iter()
@@ -332,6 +337,9 @@ impl Session {
             });
             return Ok(());
         }
+        if *kind == b'P' && name.is_empty() && std::mem::take(&mut self.unnamed_portal_is_here) {
+            link.ensure_no_unnamed_portal();
+        }
         match self.statements.get(name).filter(|_| *kind == b'S') {
             Some(statement) if name.is_empty() => {
                 link.ensure_unnamed(statement);
@@ -357,6 +365,7 @@ impl Session {
 
     /// Marks what a statement may write, before it is sent.
     pub(super) fn mark_writes(&mut self, class: &Class) {
+        self.note_sight(class);
         crate::invalidate::wire::mark(
             &mut self.intent,
             class,

@@ -6,6 +6,7 @@ use crate::clients::Counters;
 use crate::sql::{Effect, NameScope, split_identifiers, value_items};
 
 use super::Session;
+use super::bounded::asked_level;
 use super::link::{Completed, Link};
 use super::pins::Pin;
 use super::resolve::may_become_known;
@@ -33,6 +34,8 @@ impl Session {
         self.doubtful_scope = None;
         self.status = status;
         if status != b'I' {
+            // What failed may have taken locks.
+            self.sees_committed &= !failed;
             if had_layers || self.settings.has_uncommitted() {
                 self.names_changed();
             }
@@ -42,6 +45,8 @@ impl Session {
             // Everything is set again before the next statement, or nothing was reset.
             self.to_restore.clear();
         }
+        self.sees_committed = false;
+        self.unnamed_portal_is_here = false;
         let has_layers = had_layers || self.settings.has_uncommitted();
         if failed {
             self.settings.roll_back();
@@ -170,6 +175,7 @@ impl Session {
     /// Recomputes what follows from the settings.
     pub(super) fn settings_changed(&mut self) {
         self.info().note_settings();
+        self.level = asked_level(&self.settings, &mut self.out);
         self.scope = self
             .settings
             .scope(&self.pool.key_prefix(&self.baseline), &self.pool.user);
@@ -233,6 +239,7 @@ mod tests {
     fn baseline() -> Baseline {
         Baseline {
             search_path: "\"$user\", public".to_owned(),
+            default_isolation: "read committed".to_owned(),
             fingerprint: String::new(),
             parameters: vec![
                 ("client_encoding".to_owned(), "UTF8".to_owned()),

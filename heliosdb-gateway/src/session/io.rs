@@ -15,11 +15,13 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
+use crate::level::Level;
 use crate::upstream::database::LoadedCatalog;
 
 use super::link::Link;
 use super::prepared::Prepared;
 use super::request::{Decided, Decision, is_taken};
+use super::transaction::may_be_control;
 use super::unit::{Front, ReadUnit, first_unit, is_same, message, put_reply, recognise};
 use super::{End, Session};
 
@@ -302,7 +304,7 @@ impl Session {
             return self.skip_message(bytes);
         }
         let is_quiet = self.link.as_ref().is_none_or(Link::is_quiet);
-        if is_quiet && self.status == b'I' {
+        if is_quiet && self.is_at_rest() {
             return self.step_at_rest(bytes);
         }
         let Some((tag, _, len)) = message(bytes) else {
@@ -314,6 +316,9 @@ impl Session {
             }
             if let Some(len) = self.answer_deallocate(bytes) {
                 return Ok(Step::Done(len));
+            }
+            if let Some(step) = self.try_cache(bytes, None)? {
+                return Ok(step);
             }
         }
         // One unit at a time: what a statement means, and whether its answer may come from memory, depends on what
@@ -330,13 +335,19 @@ impl Session {
 
     /// A request begins, and nothing is under way.
     fn step_at_rest(&mut self, bytes: &[u8]) -> Result<Step, End> {
-        match self.try_cache(bytes, None)? {
-            Some(step) => Ok(step),
-            None => self.first_message(bytes),
+        if self.status == b'E' {
+            return self.step_failed(bytes);
         }
+        if let Some(step) = self.try_cache(bytes, None)? {
+            return Ok(step);
+        }
+        if let Some(step) = self.try_control(bytes) {
+            return Ok(step);
+        }
+        self.first_message(bytes)
     }
 
-    fn age_ms(&self, reply: &Answer) -> u32 {
+    pub(super) fn age_ms(&self, reply: &Answer) -> u32 {
         let age = self.gateway.cache.age(reply).as_millis();
         u32::try_from(age).unwrap_or(u32::MAX)
     }
@@ -357,8 +368,24 @@ impl Session {
             Front::Read(unit) if !is_taken(&unit, &self.statements) => unit,
             // Beyond that size nothing is collected for a look-up.
             Front::Incomplete if bytes.len() < HIGH_WATER => return Ok(Some(Step::Incomplete)),
-            Front::Incomplete | Front::Read(_) | Front::Other => return Ok(None),
+            _ => return Ok(None),
         };
+        if may_be_control(unit.text.as_str()) || (self.status == b'T' && unit.has_row_limit()) {
+            // In a transaction, rows behind a limit can still be asked for.
+            return Ok(None);
+        }
+        match self.level_of(unit.text.as_str()) {
+            Level::Session | Level::Strict => {}
+            // What a statement means is no question of age.
+            Level::Off | Level::Bounded(_) if unit.is_prepare() => {}
+            Level::Off => {
+                self.gateway.stats.count_bypass("asked for");
+                let statement = self.gateway.statements.of(unit.text.as_str());
+                statement.record_refusal("asked for");
+                return Ok(None);
+            }
+            Level::Bounded(bound) => return self.try_bounded(bytes, bound, catalog.is_none()),
+        }
         let len = unit.len;
         unit.put_params(&mut self.key_buffer);
         let key = unit.key(&self.key_buffer, &self.scope);
@@ -368,8 +395,9 @@ impl Session {
             !self.stream.is_pipe() || self.age_ms(reply) <= self.info().max_age_ms()
         };
         if let Some(reply) = reply.filter(is_young) {
-            put_reply(&mut self.out, &unit.protocol, &reply);
+            put_reply(&mut self.out, &unit.protocol, &reply, Some(self.status));
             let is_simple = unit.is_simple();
+            let is_run = !unit.is_prepare();
             if !unit.is_prepare() {
                 self.count_query();
                 let text = unit.text.as_str();
@@ -386,12 +414,15 @@ impl Session {
                 // As by any simple query.
                 self.statements.remove(b"");
             }
+            if is_run {
+                self.note_portal();
+            }
             return Ok(Some(Step::Done(len)));
         }
         let may_wait = catalog.is_none();
         let database = &self.pool.database;
         let catalog = catalog.unwrap_or_else(|| database.catalog_now());
-        if may_wait && catalog.is_none() && database.can_load() {
+        if may_wait && catalog.is_none() && database.can_load() && self.is_at_rest() {
             return Ok(Some(Step::Request(Decided::No)));
         }
         let mut scratch = std::mem::take(&mut self.text_buffer);
@@ -405,9 +436,11 @@ impl Session {
                 self.capture = capture;
                 self.class = class;
             }
-            Decision::Follow(follower) => {
+            Decision::Follow(follower) if self.is_at_rest() => {
                 return Ok(Some(Step::Request(Decided::Follow(follower))));
             }
+            // Who has a server connection keeps nobody waiting for it.
+            Decision::Follow(_) => self.gateway.stats.count_bypass("asked in a transaction"),
         }
         if may_wait {
             self.ask_now(bytes, len).map(Some)
@@ -426,7 +459,7 @@ impl Session {
             b'c' | b'd' | b'f' => Ok(Step::Done(len)),
             // A Sync alone: nothing was begun, and the answer is known.
             b'S' => {
-                self.out.extend_from_slice(b"Z\0\0\0\x05I");
+                self.put_ready();
                 Ok(Step::Done(len))
             }
             b'H' => Ok(Step::Done(len)),
@@ -444,7 +477,7 @@ impl Session {
     }
 
     /// Sends a request to the server, if a connection is at hand that has this session's settings.
-    fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
+    pub(super) fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
         self.info().clear_signal(Signal::Cancel);
         if let Some(len) = self.answer_deallocate(bytes) {
             return Ok(Step::Done(len));

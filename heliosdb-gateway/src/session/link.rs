@@ -410,6 +410,12 @@ impl Link {
         self.expect(Expect::Own(b'3'));
     }
 
+    /// Makes sure that the server finds no unnamed portal when it reads what follows: the client's last one ran elsewhere.
+    pub(crate) fn ensure_no_unnamed_portal(&mut self) {
+        put_frame(&mut self.out, b'C', |out| out.put_slice(b"P\0"));
+        self.expect(Expect::Own(b'3'));
+    }
+
     /// Makes sure that the server's unnamed statement is this one when it reads what follows.
     pub(crate) fn ensure_unnamed(&mut self, statement: &Arc<Prepared>) {
         if self.lease.statements.unnamed != Some(statement.id) {

@@ -20,6 +20,7 @@ use crate::upstream::connection::Baseline;
 use crate::upstream::{Parameters, ServerPool};
 
 use super::Session;
+use super::bounded::asked_level;
 use super::effects::name_scope;
 use super::pins::{Pin, Pins};
 use super::prepared::Named;
@@ -363,6 +364,8 @@ impl Entrance {
         }
         admitted.info.set_pins(pins.bits());
         let names = name_scope(&settings, &baseline, &pool.user);
+        let mut out = BytesMut::new();
+        let level = asked_level(&settings, &mut out);
         Session {
             gateway: Arc::clone(gateway),
             stream,
@@ -373,7 +376,7 @@ impl Entrance {
             input_waits: !input.is_empty(),
             input,
             input_held: false,
-            out: BytesMut::new(),
+            out,
             settings,
             names,
             parse_scope: scope.clone(),
@@ -386,6 +389,10 @@ impl Entrance {
             statements: Named::default(),
             portals: Named::default(),
             status: b'I',
+            level,
+            deferred: None,
+            sees_committed: false,
+            unnamed_portal_is_here: false,
             pins,
             intent: None,
             capture: None,

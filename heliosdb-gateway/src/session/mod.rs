@@ -5,6 +5,7 @@
 //! ([`io`]); what has to wait for something goes through [`request`]. From there it is message by message
 //! ([`client_messages`], [`server_messages`]) until the server connection is free to go back to its pool.
 
+mod bounded;
 mod client_messages;
 mod effects;
 mod io;
@@ -17,6 +18,7 @@ mod resolve;
 mod server_messages;
 pub(crate) mod settings;
 mod stream;
+mod transaction;
 pub(crate) mod unit;
 
 use std::collections::BTreeSet;
@@ -34,6 +36,7 @@ use crate::clients::{Activity, Admitted, ClientInfo, Counters};
 use crate::error::ClientError;
 use crate::gateway::Gateway;
 use crate::invalidate::wire;
+use crate::level::{Bound, Level};
 use crate::sql::{Class, NameScope};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::Baseline;
@@ -44,6 +47,7 @@ use pins::Pins;
 use prepared::Named;
 use resolve::Unresolved;
 use settings::Settings;
+use transaction::Deferred;
 
 pub(crate) use login::{Entrance, Greeted, admit, enter, greet};
 pub(crate) use stream::ClientStream;
@@ -67,6 +71,8 @@ pub(crate) struct Session {
     /// Not yet written to the client.
     out: BytesMut,
     settings: Settings,
+    /// What it asks of answers from memory, where a statement does not say otherwise.
+    level: Level,
     /// This session's part of every cache key.
     scope: HashedStr,
     /// What the meaning of names depends on, in the transaction in progress if there is one.
@@ -87,6 +93,12 @@ pub(crate) struct Session {
     portals: Named,
     /// Transaction status as of the last ReadyForQuery: `I`, `T` or `E`.
     status: u8,
+    /// A transaction that the client has begun and the server has not heard of.
+    deferred: Option<Deferred>,
+    /// In a transaction: its reads see what is committed when they run, and nothing of its own.
+    sees_committed: bool,
+    /// In a transaction: the client's unnamed portal ran here, and whatever the server has under that name is older.
+    unnamed_portal_is_here: bool,
     /// What ties the session to its server connection.
     pins: Pins,
     /// Marks the slots of what this session writes, from before the first write until the transaction's end is known.
@@ -117,6 +129,8 @@ pub(crate) struct Session {
 #[derive(Debug)]
 struct Capture {
     fill: Fill,
+    /// The answer depends on time alone.
+    bound: Option<Bound>,
     reply: Vec<u8>,
     /// Longer replies are not collected, in bytes.
     reply_max: usize,
@@ -179,10 +193,10 @@ impl Session {
         }
     }
 
-    /// True where an answer may come from the cache: outside of a transaction, with nothing under way on the server,
-    /// and with session state that the key describes in full.
+    /// True where an answer may come from the cache: outside of a transaction or where it makes no difference, with
+    /// nothing under way on the server, and with session state that the key describes in full.
     fn may_read_cache(&self) -> bool {
-        self.status == b'I'
+        (self.status == b'I' || self.status == b'T' && self.sees_committed)
             && self.pins.taint().is_none()
             && self.link.as_ref().is_none_or(Link::is_quiet)
             && self.gateway.cache_enabled()

@@ -118,7 +118,7 @@ impl Session {
             return Ok(len);
         }
         let len = first_unit(input);
-        if self.status == b'I'
+        if self.is_at_rest()
             && let Err(error) = self.link_up(input).await
         {
             self.capture = None;
@@ -132,23 +132,26 @@ impl Session {
     }
 
     /// Answers the request at the front of `input` with another client's reply to the same.
-    fn answer_with(&mut self, input: &[u8], reply: &[u8]) -> Option<usize> {
+    pub(super) fn answer_with(&mut self, input: &[u8], reply: &[u8]) -> Option<usize> {
         let Front::Read(unit) = recognise(input, &self.statements, &self.scope) else {
             return None;
         };
-        put_reply(&mut self.out, &unit.protocol, reply);
+        put_reply(&mut self.out, &unit.protocol, reply, Some(self.status));
         if !unit.is_prepare() {
             self.count_query();
             let text = unit.text.as_str();
             self.gateway.statements.of(text).record_hit();
             self.info().set_origin(Origin::Memory { age_ms: 0 });
         }
-        let (len, is_simple) = (unit.len, unit.is_simple());
+        let (len, is_simple, is_run) = (unit.len, unit.is_simple(), !unit.is_prepare());
         if let Some((name, statement)) = self.statement_to_remember(&unit) {
             self.statements.insert(&name, statement);
         }
         if is_simple {
             self.statements.remove(b"");
+        }
+        if is_run {
+            self.note_portal();
         }
         Some(len)
     }
@@ -221,6 +224,7 @@ impl Session {
                     class,
                     capture: Some(Capture {
                         fill,
+                        bound: None,
                         reply: Vec::new(),
                         reply_max: self.gateway.max_entry(),
                     }),
@@ -235,6 +239,9 @@ impl Session {
     /// Gets a server connection for the request at the front of `input`, with this session's settings in force, if that
     /// needs no waiting.
     pub(super) fn link_now(&mut self, input: &[u8]) -> bool {
+        if self.deferred.is_some() {
+            return false;
+        }
         if self.link.is_none() {
             let label = self.settings.effective().label();
             let hint = self.hint(input);
@@ -261,13 +268,14 @@ impl Session {
             self.take_up(lease);
         }
         self.info().set_activity(Activity::Active);
-        if let Err(error) = self.apply_settings().await {
-            if !self.pins.any() {
-                self.release();
-            }
-            return Err(error);
+        let mut linked = self.apply_settings().await;
+        if linked.is_ok() {
+            linked = self.begin_on_server().await;
         }
-        Ok(())
+        if linked.is_err() && !self.pins.any() {
+            self.release();
+        }
+        linked
     }
 
     /// Which connections have the statement that the request at the front of `input` begins with. `None` if it begins
@@ -399,10 +407,19 @@ impl Session {
     }
 
     /// Answers a request with an error, as a server in this state would, and returns what of the input that deals with.
-    fn refuse(&mut self, error: ClientError, input: &[u8], len: usize) -> Result<usize, End> {
+    pub(super) fn refuse(
+        &mut self,
+        error: ClientError,
+        input: &[u8],
+        len: usize,
+    ) -> Result<usize, End> {
         self.gateway.stats.count_error(error.kind);
         if error.fatal {
             return Err(End::Error(error));
+        }
+        if self.deferred.is_some() {
+            // The server has not heard of the transaction that this ends.
+            self.status = b'E';
         }
         error.put(&mut self.out);
         let ends_with_ready =

@@ -147,12 +147,16 @@ impl Session {
             self.pool.advisor.record_execution(took);
         }
         if let Some(capture) = self.capture.take()
-            && status == b'I'
+            && (status == b'I' || status == b'T' && self.sees_committed)
             && !failed
         {
             let took = capture.fill.elapsed();
             let mut reply = capture.reply;
-            capture.fill.complete_with(&reply, took);
+            let fill = match capture.bound {
+                Some(bound) => capture.fill.with_lifetime(bound.lifetime(took)),
+                None => capture.fill,
+            };
+            fill.complete_with(&reply, took);
             self.admitted.info.set_origin(Origin::Offered);
             if reply.capacity() <= REPLY_KEPT_MAX {
                 reply.clear();

@@ -12,6 +12,7 @@ use rapidhash::fast::RapidHasher;
 
 use std::hash::{Hash, Hasher};
 
+use crate::level;
 use crate::sql::{quote_literal, quote_setting_name, split_identifiers};
 
 /// Name (lower case) to right-hand side, ready for `SET name TO value`.
@@ -360,6 +361,7 @@ fn is_harmless(name: &str) -> bool {
     matches!(
         name,
         "application_name"
+            | level::SETTING
             | "statement_timeout"
             | "lock_timeout"
             | "transaction_timeout"

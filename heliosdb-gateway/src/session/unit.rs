@@ -14,6 +14,8 @@ pub(super) enum Front<'a> {
     Incomplete,
     /// A request in one of the forms that a cached answer has.
     Read(ReadUnit<'a>),
+    /// One statement run once, as in the extended protocol, with another one behind it in the same unit.
+    First(ReadUnit<'a>),
     /// Something else.
     Other,
 }
@@ -133,6 +135,11 @@ impl ReadUnit<'_> {
         matches!(self.protocol, Protocol::Simple)
     }
 
+    /// True if more rows than these could be asked for, as long as the portal lives.
+    pub(super) fn has_row_limit(&self) -> bool {
+        matches!(self.protocol, Protocol::Extended { rows_max, .. } if rows_max > 0)
+    }
+
     /// True if only the statement's meaning is asked for, not its rows.
     pub(super) fn is_prepare(&self) -> bool {
         matches!(self.protocol, Protocol::Prepare { .. })
@@ -148,7 +155,7 @@ impl ReadUnit<'_> {
     }
 
     /// The parameter type OIDs that the Parse declared, behind their count of two bytes.
-    fn types(&self) -> &[u8] {
+    pub(super) fn types(&self) -> &[u8] {
         match (self.parse(), &self.text) {
             (Some((_, types)), _) => types,
             (None, Text::Prepared(statement)) => &statement.types,
@@ -171,13 +178,17 @@ impl ReadUnit<'_> {
     }
 }
 
-/// Writes a cached reply with what belongs around it in the protocol at hand.
-pub(super) fn put_reply(out: &mut BytesMut, protocol: &Protocol<'_>, reply: &[u8]) {
+/// Writes a reply that is known here with what belongs around it in the protocol at hand, up to a ReadyForQuery with
+/// this transaction status if the request ends with it.
+pub(super) fn put_reply(
+    out: &mut BytesMut,
+    protocol: &Protocol<'_>,
+    reply: &[u8],
+    ready: Option<u8>,
+) {
     const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
     const BIND_COMPLETE: &[u8] = b"2\0\0\0\x04";
     const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
-    // Only outside of a transaction is anything answered from memory.
-    const READY: &[u8] = b"Z\0\0\0\x05I";
     out.reserve(reply.len() + 24);
     match protocol {
         Protocol::Simple => out.extend_from_slice(reply),
@@ -196,7 +207,9 @@ pub(super) fn put_reply(out: &mut BytesMut, protocol: &Protocol<'_>, reply: &[u8
             }
         }
     }
-    out.extend_from_slice(READY);
+    if let Some(status) = ready {
+        out.extend_from_slice(&[b'Z', 0, 0, 0, 5, status]);
+    }
 }
 
 /// A message at the front of `bytes`: tag, body, and the whole length.
@@ -240,10 +253,15 @@ pub(super) fn recognise<'a>(
 
 fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named, scope: &HashedStr) -> Front<'a> {
     let mut at = 0;
-    let mut next = || {
+    // A Flush changes nothing where the Sync is here already. Else the client may be waiting for what it has sent.
+    let mut incomplete = Front::Incomplete;
+    let mut next = || loop {
         let message = message(bytes.get(at..)?)?;
         at += message.2;
-        Some(message)
+        if message.0 != b'H' {
+            return Some(message);
+        }
+        incomplete = Front::Other;
     };
     let mut text = None;
     let mut parse = None;
@@ -281,7 +299,7 @@ fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named, scope: &Hashed
                     len: at,
                 }),
                 Some(_) => Front::Other,
-                None => Front::Incomplete,
+                None => incomplete,
             };
         }
     }
@@ -305,7 +323,7 @@ fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named, scope: &Hashed
             suffix
         }
         Some(_) => return Front::Other,
-        None => return Front::Incomplete,
+        None => return incomplete,
     };
     let (mut describe, mut close) = (false, false);
     current = next();
@@ -323,7 +341,7 @@ fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named, scope: &Hashed
             Err(_) => return Front::Other,
         },
         Some(_) => return Front::Other,
-        None => return Front::Incomplete,
+        None => return incomplete,
     };
     current = next();
     if let Some((b'C', body, _)) = current {
@@ -333,19 +351,23 @@ fn recognise_extended<'a>(bytes: &'a [u8], statements: &'a Named, scope: &Hashed
         close = true;
         current = next();
     }
-    match (current, text) {
-        (Some((b'S', _, _)), Some(text)) => Front::Read(ReadUnit {
-            text,
-            protocol: Protocol::Extended {
-                parse,
-                bind,
-                describe,
-                rows_max,
-                close,
-            },
-            len: at,
-        }),
-        (None, _) => Front::Incomplete,
+    let (Some((tag, _, len)), Some(text)) = (current, text) else {
+        return incomplete;
+    };
+    let unit = |len| ReadUnit {
+        text,
+        protocol: Protocol::Extended {
+            parse,
+            bind,
+            describe,
+            rows_max,
+            close,
+        },
+        len,
+    };
+    match tag {
+        b'S' => Front::Read(unit(at)),
+        b'P' | b'B' => Front::First(unit(at - len)),
         _ => Front::Other,
     }
 }

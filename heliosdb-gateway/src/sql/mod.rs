@@ -39,7 +39,7 @@ pub mod skeleton;
 pub use catalog::{Catalog, CatalogError};
 pub use datetime::mentions_now;
 pub use names::{NameScope, split_identifiers};
-pub use reason::{Refusal, Unbounded};
+pub use reason::{FunctionRefusal, Refusal, Unbounded};
 pub use settings::{quote_literal, quote_setting_name, value_items};
 
 use smallvec::SmallVec;

@@ -21,6 +21,8 @@ use super::servers::{ServerInfo, ServerRegistry};
 pub(crate) struct Baseline {
     /// `search_path` as the server prints it.
     pub(crate) search_path: String,
+    /// `default_transaction_isolation` as the server prints it.
+    pub(crate) default_isolation: String,
     /// A digest of every setting that a client could set: part of each cache key, since `ALTER ROLE ... SET` changes
     /// answers without any client saying so.
     pub(crate) fingerprint: String,
@@ -98,6 +100,7 @@ impl ServerConnector {
 
 /// Everything that a client may set, except what [`settings`](crate::session::settings) holds harmless.
 const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
+     pg_catalog.current_setting('default_transaction_isolation'), \
      pg_catalog.md5(pg_catalog.string_agg(name || '=' || coalesce(setting, ''), ',' ORDER BY name)), \
      (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) \
      FROM pg_catalog.pg_settings WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
@@ -117,8 +120,12 @@ impl Connector for ServerConnector {
             .next()
             .unwrap_or_default()
             .into_iter();
-        let (Some(Some(search_path)), Some(Some(fingerprint)), Some(started)) =
-            (row.next(), row.next(), row.next())
+        let (
+            Some(Some(search_path)),
+            Some(Some(default_isolation)),
+            Some(Some(fingerprint)),
+            Some(started),
+        ) = (row.next(), row.next(), row.next(), row.next())
         else {
             return Err(HeliosError::Protocol(
                 "the server did not report its settings".to_owned(),
@@ -137,6 +144,7 @@ impl Connector for ServerConnector {
             pg,
             baseline: Arc::new(Baseline {
                 search_path,
+                default_isolation,
                 fingerprint,
                 parameters,
             }),
