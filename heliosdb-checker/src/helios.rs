@@ -91,19 +91,27 @@ impl Helios {
 
     /// How many answers came from memory.
     pub(crate) async fn hits(&self) -> anyhow::Result<u64> {
+        let messages = self.ask_console("SHOW CACHE").await?;
+        let hits = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) if row.get("name") == Some("hits") => row.get("value"),
+            _ => None,
+        });
+        Ok(hits.context("the console names no hits")?.parse()?)
+    }
+
+    pub(crate) async fn ask_console(
+        &self,
+        command: &str,
+    ) -> anyhow::Result<Vec<SimpleQueryMessage>> {
         let config = format!(
             "host=127.0.0.1 port={} user=postgres dbname=helios connect_timeout=10",
             self.port
         );
         let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
         let connection = tokio::spawn(connection);
-        let messages = client.simple_query("SHOW CACHE").await?;
+        let answer = client.simple_query(command).await;
         connection.abort();
-        let hits = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) if row.get("name") == Some("hits") => row.get("value"),
-            _ => None,
-        });
-        Ok(hits.context("the console names no hits")?.parse()?)
+        Ok(answer?)
     }
 }
 

@@ -102,11 +102,8 @@ impl Session {
             prepared: HashMap::new(),
         };
         let settings = match level {
-            Level::Bounded => format!(
-                "SET helios.consistency = 'bounded'; SET helios.max_age = '{}ms'",
-                max_age.as_millis()
-            ),
-            Level::Strict => "SET helios.consistency = 'strict'".to_owned(),
+            Level::Bounded => format!("SET helios.cache TO 'ttl={}ms'", max_age.as_millis()),
+            Level::Strict => "SET helios.cache TO 'strict'".to_owned(),
             Level::Server | Level::Session => return Ok(session),
         };
         session.client.batch_execute(&settings).await?;
