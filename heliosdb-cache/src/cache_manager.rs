@@ -51,7 +51,7 @@ pub struct CacheManager<B: StorageBackend = InMemoryBackend> {
 pub(crate) struct Shared<B> {
     storage: Arc<B>,
     pub(crate) config: CacheConfig,
-    versions: Arc<VersionSlots>,
+    pub(crate) versions: Arc<VersionSlots>,
     pub(crate) flights: Flights,
     coalesced: Counter,
     fallbacks: Counter,

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::backend::{InMemoryBackend, StorageBackend};
 use crate::block::Answer;
 use crate::cache_manager::Shared;
+use crate::fault;
 use crate::lifetime::Lifetime;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 use crate::types::{KeyRef, PackedKey};
@@ -91,8 +92,8 @@ impl Flights {
         // The same versions are not enough: if a write ended while they were being read, they were those of before it,
         // which is harmless to one who asks the database now, and not to one who takes an answer from before.
         if let Some(flight) = &registered
-            && flight.observed == observed
-            && versions.is_current(observed.all())
+            && (fault::is_removed("arrival-rule")
+                || (flight.observed == observed && versions.is_current(observed.all())))
             && flight.began.elapsed() < timeout
         {
             return Joined::Follower(Arc::clone(flight));
@@ -232,10 +233,11 @@ impl<B: StorageBackend> Fill<B> {
     pub(crate) fn publish(&self, value: &[u8], execution_time: Duration) -> Answer {
         let flight = &self.flight;
         let milliseconds = execution_time.as_secs_f64() * 1000.0;
+        fault::pause("arrival-rule");
         let answer = self.shared.pack(
             &flight.key.as_ref(),
             value,
-            self.dependencies().as_ref().as_ref(),
+            self.observed().as_ref().as_ref(),
             &self.lifetime,
             milliseconds,
         );
@@ -250,6 +252,24 @@ impl<B: StorageBackend> Fill<B> {
             self.shared.rejections.overtaken.add(1);
         }
         value_of
+    }
+
+    /// The versions that the answer goes by.
+    #[cfg(not(feature = "fault-switches"))]
+    fn observed(&self) -> Cow<'_, Dependencies> {
+        self.dependencies()
+    }
+
+    /// Where the protection is taken away, versions that are too new.
+    #[cfg(feature = "fault-switches")]
+    fn observed(&self) -> Cow<'_, Dependencies> {
+        fault::pause("versions-before-send");
+        let observed = self.dependencies();
+        let slots: Vec<_> = observed.as_ref().as_ref().slots().collect();
+        let late = fault::is_removed("versions-before-send")
+            .then(|| self.shared.versions.observe(&slots))
+            .flatten();
+        late.map_or(observed, Cow::Owned)
     }
 
     /// Looks for the answer in the [tier behind](crate::TieredBackend) before it is computed. If it is there and may be

@@ -212,6 +212,8 @@ mod curve;
 mod doorkeeper;
 mod error;
 mod eviction;
+#[doc(hidden)]
+pub mod fault;
 mod feed;
 mod flights;
 mod lifetime;

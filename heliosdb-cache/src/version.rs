@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 
 use smallvec::SmallVec;
 
+use crate::fault;
 use crate::feed::ChangeFeed;
 use crate::sync::{AtomicU32, AtomicU64, CountU64, Ordering};
 
@@ -486,9 +487,11 @@ impl WriteIntent {
         let marked = self.slots.len();
         for slot in slots {
             if !self.slots.contains(slot) {
-                self.versions.slots[slot.0 as usize]
-                    .pending
-                    .fetch_add(1, Ordering::SeqCst);
+                if !fault::is_removed("pending-marks") {
+                    self.versions.slots[slot.0 as usize]
+                        .pending
+                        .fetch_add(1, Ordering::SeqCst);
+                }
                 self.slots.push(*slot);
             }
         }
@@ -507,6 +510,39 @@ impl WriteIntent {
         self.slots.contains(&slot)
     }
 
+    fn unmark(&self, slots: &[SlotId]) {
+        for slot in slots {
+            self.versions.slots[slot.0 as usize]
+                .pending
+                .fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// The end of a write where one of its protections is taken away. False if none of them is.
+    #[cfg(feature = "fault-switches")]
+    fn end_unprotected(&self) -> bool {
+        if fault::is_removed("pending-marks") {
+            fault::pause("pending-marks");
+            self.versions.invalidate(&self.slots);
+        } else if fault::is_removed("bump-before-ack") {
+            self.unmark(&self.slots);
+            let (versions, slots) = (Arc::clone(&self.versions), self.slots.clone());
+            std::thread::spawn(move || {
+                fault::pause("bump-before-ack");
+                versions.invalidate(&slots);
+            });
+        } else if fault::is_removed("atomic-bump") {
+            self.unmark(&self.slots);
+            for slot in &self.slots {
+                self.versions.invalidate(&[*slot]);
+                fault::pause("atomic-bump");
+            }
+        } else {
+            return false;
+        }
+        true
+    }
+
     /// The write is over, whatever became of it: the versions go up, then the marks go down. To be called before the
     /// writer is told.
     pub fn finish(self) {}
@@ -514,13 +550,13 @@ impl WriteIntent {
 
 impl Drop for WriteIntent {
     fn drop(&mut self) {
+        #[cfg(feature = "fault-switches")]
+        if self.end_unprotected() {
+            return;
+        }
         // All versions before the first mark: a transaction over several slots becomes visible at once.
         self.versions.invalidate(&self.slots);
-        for slot in &self.slots {
-            self.versions.slots[slot.0 as usize]
-                .pending
-                .fetch_sub(1, Ordering::SeqCst);
-        }
+        self.unmark(&self.slots);
     }
 }
 

@@ -138,6 +138,7 @@ impl Backend {
 }
 
 async fn serve(source: cli::Source) -> anyhow::Result<()> {
+    crate::fault::check()?;
     let config = source.config.clone();
     let listeners = Listeners::bind(&config.listen)?;
     let hidb_door = hidb::door(&config.hidb)?;

@@ -11,6 +11,7 @@ mod clients;
 mod commands;
 pub mod config;
 mod error;
+mod fault;
 mod gateway;
 mod hidb;
 mod invalidate;

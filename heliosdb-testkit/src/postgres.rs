@@ -202,6 +202,19 @@ impl PostgresCluster {
     /// # Errors
     /// If it can't be told to; it is gone nevertheless.
     pub fn stop(&mut self) -> anyhow::Result<()> {
+        // SIGQUIT is PostgreSQL's immediate shutdown.
+        self.stop_by("QUIT")
+    }
+
+    /// Stops the server in order: transactions are rolled back, and clients are told.
+    ///
+    /// # Errors
+    /// If it can't be told to; it is gone nevertheless.
+    pub fn stop_fast(&mut self) -> anyhow::Result<()> {
+        self.stop_by("INT")
+    }
+
+    fn stop_by(&mut self, name: &str) -> anyhow::Result<()> {
         let Some(mut child) = self.child.take() else {
             return Ok(());
         };
@@ -209,8 +222,7 @@ impl PostgresCluster {
             // It has ended by itself: its number may be somebody else's by now.
             return Ok(());
         }
-        // SIGQUIT is PostgreSQL's immediate shutdown.
-        let told = signal(child.id(), "QUIT");
+        let told = signal(child.id(), name);
         if told.is_err() {
             let _ = child.kill();
         }

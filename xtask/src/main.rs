@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a tool for a terminal")]
 
+mod consistency;
 mod fuzz;
 mod libclang;
 mod packages;
@@ -32,6 +33,7 @@ Examples:
   cargo xtask run                                          helios on its embedded PostgreSQL
   cargo xtask run --upstream postgres://app@db:5432/shop   helios in front of a server
   cargo xtask ci                                           before a change is handed in
+  cargo xtask check-consistency --short                    a minute of the history checker
   cargo xtask fuzz --seconds 600 hidb_frames               ten minutes of one fuzz target
   cargo xtask bench gateway --clients 1,16                 helios beside PgBouncer and pgpool-II";
 
@@ -56,6 +58,11 @@ enum Task {
     ///
     /// Licences, advisories and spelling too, if cargo-deny and typos are installed.
     Ci,
+    /// Check what many clients see while server processes die and connections are cut
+    ///
+    /// A million reads in every mode that helios has, checked against what was acknowledged before: linearizable, or as old as
+    /// the mode allows. See docs/consistency-checker.md.
+    CheckConsistency(consistency::Options),
     /// Fuzz what strangers send to helios: frames of HIDB, logins, PostgreSQL's messages
     ///
     /// Needs a nightly compiler and cargo-fuzz, and says how to get them. What was found before is checked by `test`
@@ -80,6 +87,9 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Bench { args } => bench(&args),
+        Task::CheckConsistency(options) => {
+            packages::ensure(CHECK_NEEDS).and_then(|()| consistency::check(&options))
+        }
         Task::Ci => ci(),
         Task::Fuzz { seconds, target } => fuzz::all(seconds, target.as_deref()),
         Task::Run { args } => serve(&args),
@@ -101,6 +111,7 @@ const TEST_NEEDS: &[Need] = &[
     Need::Redis,
     Need::PythonVenv,
 ];
+const CHECK_NEEDS: &[Need] = &[Need::Libclang, Need::Postgres];
 const BENCH_NEEDS: &[Need] = &[Need::Libclang, Need::Postgres, Need::Pgbench];
 const PEERS: &[Need] = &[Need::Pgbouncer, Need::Pgpool];
 

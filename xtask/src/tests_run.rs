@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
+use crate::consistency::{self, Options};
 use crate::steps::{FEATURES, Steps, cargo, has_program, run, target_dir};
 
 /// Two tests that prove a race or a leak only now and then.
@@ -46,6 +47,12 @@ pub(crate) fn all() -> anyhow::Result<()> {
         ])
         .env("RUSTFLAGS", "--cfg loom")
         .env("CARGO_TARGET_DIR", loom))
+    })?;
+    steps.run("histories of many clients while things go wrong", || {
+        consistency::check(&Options::SHORT)
+    })?;
+    steps.run("the same without one protection after the other", || {
+        consistency::check(&Options::SHORT_SELF_TEST)
     })?;
     for (file, test) in REPEATED {
         steps.run(&format!("{test}, {REPETITIONS} times"), || {
