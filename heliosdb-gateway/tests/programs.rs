@@ -9,10 +9,6 @@ use std::sync::OnceLock;
 
 use support::Stack;
 
-/// Whether reads inside of a transaction come from memory. Until they do, a program that opens one around every read
-/// gets no hits, and only its answers are looked at.
-const TRANSACTIONS_ARE_CACHED: bool = false;
-
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs")
 }
@@ -89,7 +85,7 @@ fn program(name: &str, argument: &str, port: u16, database: &str) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// How many of a program's reads come from memory at least, in hundredths of what it reads.
+/// At least `hits_min` of the program's reads come from memory.
 async fn compare(name: &str, argument: &str, hits_min: u64) {
     let stack = Stack::start_twice("", "SELECT 1");
     let expected = program(name, argument, stack.cluster.port(), "twin");
@@ -100,25 +96,20 @@ async fn compare(name: &str, argument: &str, hits_min: u64) {
     assert_eq!(got.lines().count(), expected.lines().count(), "{got}");
     let hits = stack.helios.cache_count("hits").await;
     let misses = stack.helios.cache_count("misses").await;
-    println!("{name} {argument}: {hits} hits, {misses} misses");
     assert!(
         hits >= hits_min,
         "{name} {argument}: {hits} hits, {misses} misses"
     );
 }
 
-fn in_transactions(hits: u64) -> u64 {
-    if TRANSACTIONS_ARE_CACHED { hits } else { 0 }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlalchemy_on_psycopg2() {
-    compare("sqlalchemy_orm.py", "psycopg2", in_transactions(50)).await;
+    compare("sqlalchemy_orm.py", "psycopg2", 50).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlalchemy_on_psycopg() {
-    compare("sqlalchemy_orm.py", "psycopg", in_transactions(50)).await;
+    compare("sqlalchemy_orm.py", "psycopg", 50).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,17 +124,17 @@ async fn django_in_autocommit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn django_with_a_transaction_for_each_request() {
-    compare("django_site.py", "atomic", in_transactions(60)).await;
+    compare("django_site.py", "atomic", 60).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn psycopg() {
-    compare("drivers_plain.py", "psycopg", in_transactions(100)).await;
+    compare("drivers_plain.py", "psycopg", 100).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn psycopg2() {
-    compare("drivers_plain.py", "psycopg2", in_transactions(100)).await;
+    compare("drivers_plain.py", "psycopg2", 100).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -396,6 +396,7 @@ impl Entrance {
             bound: super::Bound::default(),
             status: b'I',
             level,
+            is_fenced: false,
             deferred: None,
             sees_committed: false,
             unnamed_portal_is_here: false,

@@ -75,6 +75,8 @@ pub(crate) struct Session {
     settings: Settings,
     /// What it asks of answers from memory, where a statement does not say otherwise.
     level: Level,
+    /// Everything that anybody knew to be committed when the request under way came is known to the cache.
+    is_fenced: bool,
     /// This session's part of every cache key.
     scope: HashedStr,
     /// What the meaning of names depends on, in the transaction in progress if there is one.

@@ -33,6 +33,8 @@ pub(super) enum Decided {
     No,
     /// It goes to the server; its answer is collected if `capture` is set.
     Ask,
+    /// There is an answer in memory, for which it has to be known first what everybody has committed.
+    Fence,
     /// Another client asked the same.
     Follow(Follower),
 }
@@ -85,6 +87,31 @@ impl Session {
                         Some(Step::Request(decided)) => decided,
                         Some(Step::Done(len)) => return Ok(len),
                         Some(Step::Hold | Step::Incomplete | Step::Goodbye) | None => Decided::Ask,
+                    }
+                }
+                Decided::Fence => {
+                    let info = Arc::clone(self.info());
+                    let database = Arc::clone(&self.pool.database);
+                    info.set_activity(Activity::Waiting);
+                    let passed = info
+                        .or_cancelled(database.follower.fence(FENCE_TIMEOUT))
+                        .await;
+                    info.set_activity(Activity::Idle);
+                    match passed {
+                        None => return self.refuse(cancelled(), input, first_unit(input)),
+                        Some(false) => {
+                            self.gateway.stats.count_bypass("fence");
+                            Decided::Ask
+                        }
+                        Some(true) => {
+                            self.is_fenced = true;
+                            let step = self.try_cache(input, Some(database.catalog_now()));
+                            self.is_fenced = false;
+                            match step? {
+                                Some(Step::Done(len)) => return Ok(len),
+                                _ => Decided::Ask,
+                            }
+                        }
                     }
                 }
                 Decided::Follow(follower) => {
@@ -526,6 +553,8 @@ fn cancelled() -> ClientError {
     )
 }
 
+/// A server that does not say in time how far it is is asked the question itself.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(2);
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

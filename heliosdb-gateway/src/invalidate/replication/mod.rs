@@ -133,10 +133,6 @@ impl Follower {
     ///
     /// # Cancel safety
     /// Cancel-safe.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for sessions that ask for strict reads")
-    )]
     pub(crate) async fn fence(&self, patience: Duration) -> bool {
         let passed = async {
             if self.applied.borrow().is_none() {
