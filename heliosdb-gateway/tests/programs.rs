@@ -100,7 +100,7 @@ async fn compare(name: &str, argument: &str, hits_min: u64) {
     assert_eq!(got.lines().count(), expected.lines().count(), "{got}");
     let hits = stack.helios.cache_count("hits").await;
     let misses = stack.helios.cache_count("misses").await;
-    println!("{name} {argument}: {hits} hits, {misses} misses");
+    eprintln!("{name} {argument}: {hits} hits, {misses} misses");
     assert!(
         hits >= hits_min,
         "{name} {argument}: {hits} hits, {misses} misses"

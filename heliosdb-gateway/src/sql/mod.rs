@@ -214,6 +214,8 @@ pub enum Effect {
     AdvisoryUnlockAll,
     /// `BEGIN` or `START TRANSACTION`.
     Begin(TransactionModes),
+    /// `CLOSE name`.
+    Close(String),
     /// `CLOSE ALL`.
     CloseAll,
     /// `COMMIT` or `END`; with `chain` a new transaction begins at once.
@@ -234,8 +236,8 @@ pub enum Effect {
     DiscardTemp,
     /// `EXECUTE name`.
     Execute(String),
-    /// `DECLARE .. WITH HOLD`.
-    HoldCursor,
+    /// `DECLARE name CURSOR WITH HOLD`.
+    HoldCursor(String),
     /// `LISTEN`.
     Listen,
     /// `LOAD`: a library stays in the server process for good.
