@@ -174,7 +174,9 @@ impl Fixture {
         } else {
             path
         };
-        let setup = format!("SET LOCAL search_path = {path}; SET LOCAL ROLE {user}");
+        let setup = format!(
+            "SET LOCAL search_path = {path}; SET LOCAL statement_timeout = '250ms'; SET LOCAL ROLE {user}"
+        );
         let Some(observed) = self.locked(&setup, sql, ".").await else {
             return false;
         };
