@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use heliosdb_gateway::sql::{Catalog, NameScope, Read, classify};
 use support::Stack;
-use support::raw::Wire;
+use support::raw::{Wire, bind_with, execute, message, parse, sync};
 use tokio_postgres::SimpleQueryMessage;
 
 const SCHEMA: &str = r#"
@@ -1083,4 +1083,66 @@ fn what_code_does_to_its_session_stays_there() {
         drop(actor);
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The input of a domain runs its checks, and these may read anything.
+#[test]
+fn a_parameter_of_a_domain_is_checked_each_time() {
+    let stack = Stack::start_prepared("", SCHEMA);
+    let oid: u32 = stack
+        .psql("SELECT 'fitting'::regtype::oid")
+        .trim()
+        .parse()
+        .expect("an identifier");
+    let body = [b"\0SELECT $1\0\0\x01", &oid.to_be_bytes()[..]].concat();
+    let ask = [
+        message(b'P', &body),
+        bind_with("", "", &["1"]),
+        execute("", 0),
+        sync(),
+    ];
+    let (mut client, mut direct) = (stack.wire(), stack.wire_direct());
+    for change in [
+        "SELECT 1",
+        "DELETE FROM hidden",
+        "INSERT INTO hidden VALUES (9)",
+    ] {
+        client.run(change);
+        for _ in 0..2 {
+            assert_eq!(client.ask(&ask), direct.ask(&ask), "behind {change}");
+        }
+    }
+}
+
+/// EXECUTE and FETCH give rows of the form of another statement, which is the session's own.
+#[test]
+fn a_description_of_what_a_session_has_is_not_for_others() {
+    let stack = Stack::start_prepared("", SCHEMA);
+    let describe = |sql: &str| [parse("", sql), message(b'D', b"S\0"), sync()];
+    for (made, asked) in [
+        (
+            [
+                "PREPARE p AS SELECT 1 AS a",
+                "PREPARE p AS SELECT 'x' AS b, 2 AS c",
+            ],
+            "EXECUTE p",
+        ),
+        (
+            [
+                "DECLARE c CURSOR WITH HOLD FOR SELECT 1 AS a",
+                "DECLARE c CURSOR WITH HOLD FOR SELECT 'x' AS b, 2 AS c",
+            ],
+            "/* of c */ FETCH ALL FROM c",
+        ),
+    ] {
+        for made in made {
+            let (mut client, mut direct) = (stack.wire(), stack.wire_direct());
+            client.run(made);
+            direct.run(made);
+            for _ in 0..2 {
+                let (got, expected) = (client.ask(&describe(asked)), direct.ask(&describe(asked)));
+                assert_eq!(got, expected, "{asked} behind {made}");
+            }
+        }
+    }
 }

@@ -789,8 +789,8 @@ fn what_was_allowed_or_meant_before_is_not_answered_behind_a_change() {
         "REVOKE USAGE ON SCHEMA late FROM app",
         "ALTER TABLE users OWNER TO app",
         "REVOKE ALL ON users FROM app",
-        "DROP OWNED BY app",
         "REASSIGN OWNED BY app TO postgres",
+        "DROP OWNED BY app",
     ] {
         for read in reads {
             for _ in 0..2 {

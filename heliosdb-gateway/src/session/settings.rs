@@ -513,6 +513,56 @@ mod tests {
     }
 
     #[test]
+    fn half_a_date_style_keeps_the_other_half() {
+        let after = |values: &[&str]| {
+            let mut session = settings(&[]);
+            for value in values {
+                session.set("datestyle", value);
+                session.commit();
+            }
+            session.get("datestyle").map(str::to_owned)
+        };
+        for (values, expected) in [
+            (&["'SQL'", "'dmy'"][..], "'SQL, DMY'"),
+            (&["'dmy'"], "'DMY'"),
+            (&["'German'"], "'GERMAN, DMY'"),
+            (&["'German'", "'ISO'"], "'ISO, DMY'"),
+            (&["'German', 'MDY'"], "'GERMAN, MDY'"),
+            (&["'sql, european'", "'postgres'"], "'POSTGRES, EUROPEAN'"),
+            (&["'SQL'", "'default'"], "'default'"),
+            (&["'SQL'", "DEFAULT", "'YMD'"], "'YMD'"),
+        ] {
+            assert_eq!(after(values).as_deref(), Some(expected), "{values:?}");
+        }
+        let style = |value: &str| settings(&[("DateStyle", value)]).effective().clone();
+        // What a value leaves open is the server's default, whatever was in force.
+        assert_eq!(
+            style("SQL").transition(&style("DMY")),
+            "RESET datestyle;SET \"datestyle\" TO 'DMY';"
+        );
+    }
+
+    #[test]
+    fn session_authorization_takes_the_role_with_it() {
+        let mut session = settings(&[]);
+        session.set("role", "'app'");
+        session.commit();
+        session.set("session_authorization", "'other'");
+        assert_eq!(session.get("role"), Some("'none'"));
+        session.roll_back();
+        assert_eq!(session.get("role"), Some("'app'"));
+        session.reset("session_authorization");
+        session.commit();
+        assert_eq!(session.get("role"), None);
+    }
+
+    #[test]
+    fn only_settings_of_the_server_are_harmless_by_their_prefix() {
+        assert!(is_harmless("log_statement"));
+        assert!(!is_harmless("log_of.app"));
+    }
+
+    #[test]
     fn reset_all_keeps_the_role() {
         let mut session = settings(&[]);
         session.set("role", "'app'");

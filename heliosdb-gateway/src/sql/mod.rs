@@ -222,6 +222,8 @@ pub enum Effect {
     AdvisoryUnlockAll,
     /// `BEGIN` or `START TRANSACTION`.
     Begin(TransactionModes),
+    /// `CLOSE name`.
+    Close(String),
     /// `CLOSE ALL`.
     CloseAll,
     /// `COMMIT` or `END`; with `chain` a new transaction begins at once.
@@ -242,8 +244,8 @@ pub enum Effect {
     DiscardTemp,
     /// `EXECUTE name`.
     Execute(String),
-    /// `DECLARE .. WITH HOLD`.
-    HoldCursor,
+    /// `DECLARE name CURSOR WITH HOLD`.
+    HoldCursor(String),
     /// `LISTEN`.
     Listen,
     /// `LOAD`: a library stays in the server process for good.

@@ -75,10 +75,11 @@ fn changes_meaning(effect: &Effect) -> bool {
         Effect::AdvisoryLock
             | Effect::AdvisoryUnlockAll
             | Effect::Begin(_)
+            | Effect::Close(_)
             | Effect::CloseAll
             | Effect::Deallocate(_)
             | Effect::DiscardPlans
-            | Effect::HoldCursor
+            | Effect::HoldCursor(_)
             | Effect::Listen
             | Effect::Prepare(_)
             | Effect::Release(_)
@@ -150,8 +151,10 @@ impl Statement {
 
 fn effect_weight(effect: &Effect) -> usize {
     let heap = match effect {
-        Effect::Deallocate(Some(text))
+        Effect::Close(text)
+        | Effect::Deallocate(Some(text))
         | Effect::Execute(text)
+        | Effect::HoldCursor(text)
         | Effect::Prepare(text)
         | Effect::PrepareTransaction(text)
         | Effect::Release(text)
@@ -370,7 +373,9 @@ impl<'a> Builder<'a> {
             self.any_query(&mut walk, query);
         }
         if declare.options & HOLD != 0 {
-            walk.found.effects.push(Effect::HoldCursor);
+            walk.found
+                .effects
+                .push(Effect::HoldCursor(declare.portalname.clone()));
         }
         self.finish_refused("DECLARE CURSOR", walk)
     }
@@ -610,8 +615,11 @@ fn session(statement: &NodeEnum) -> Option<Statement> {
         NodeEnum::NotifyStmt(_) => Statement::inert("NOTIFY", []),
         NodeEnum::LoadStmt(_) => Statement::inert("LOAD", [Effect::Load]),
         NodeEnum::ClosePortalStmt(close) => {
-            let all = close.portalname.is_empty().then_some(Effect::CloseAll);
-            Statement::inert("CLOSE", all)
+            let effect = match close.portalname.as_str() {
+                "" => Effect::CloseAll,
+                name => Effect::Close(name.to_owned()),
+            };
+            Statement::inert("CLOSE", [effect])
         }
         // What a cursor's query may write was charged to its DECLARE, in the same transaction.
         NodeEnum::FetchStmt(_) => Statement::inert("FETCH", []),

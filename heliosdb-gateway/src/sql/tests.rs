@@ -1138,9 +1138,10 @@ fn session_state_is_recognised() {
         ("EXECUTE q", Effect::Execute("q".to_owned())),
         ("LOAD 'x'", Effect::Load),
         ("CLOSE ALL", Effect::CloseAll),
+        ("CLOSE c", Effect::Close("c".to_owned())),
         (
             "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
-            Effect::HoldCursor,
+            Effect::HoldCursor("c".to_owned()),
         ),
         ("CREATE TEMP TABLE t (a int)", Effect::Temp),
         ("CREATE TEMPORARY VIEW v AS SELECT 1", Effect::Temp),
@@ -1160,7 +1161,6 @@ fn session_state_is_recognised() {
     for sql in [
         "SELECT pg_advisory_xact_lock(1)",
         "DISCARD SEQUENCES",
-        "CLOSE c",
         "NOTIFY a",
         "SHOW a",
         "FETCH c",
