@@ -17,6 +17,7 @@ mod pgbench;
 mod pool;
 mod process;
 mod report;
+mod rows;
 mod settings;
 mod statistics;
 mod workload;
@@ -63,6 +64,8 @@ enum Verb {
         #[command(subcommand)]
         command: Option<pool::Verb>,
     },
+    /// Compare hit ratios under writes: invalidation by row, by table, and pgpool-II's
+    Rows(rows::Args),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Verb::Gateway(args) => gateway::run(&args),
         Verb::Hidb(args) => hidb::run(&args),
         Verb::Pool { command } => pool::run(command),
+        Verb::Rows(args) => rows::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
