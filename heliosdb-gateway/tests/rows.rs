@@ -14,7 +14,8 @@ mod support;
 
 use support::Stack;
 use support::raw::{
-    Wire, bind_with, copy_data, copy_done, execute, first_row, message, parse, query, sync,
+    Parameter, Wire, bind_with, copy_data, copy_done, execute, extended, first_row, parse, query,
+    sync,
 };
 
 const SCHEMA: &str = "
@@ -65,10 +66,6 @@ impl Random {
     }
 }
 
-/// A parameter: its declared type (0: none), its format, its bytes.
-#[derive(Clone)]
-struct Parameter(u32, u16, Vec<u8>);
-
 const INT2: u32 = 21;
 const INT4: u32 = 23;
 const INT8: u32 = 20;
@@ -109,35 +106,6 @@ fn integer(random: &mut Random, inferred: u32, value: usize) -> Parameter {
         _ if inferred == INT8 => Parameter(0, 1, int8(value)),
         _ => int4(value),
     }
-}
-
-fn bytes_of_count(n: usize) -> [u8; 2] {
-    u16::try_from(n).expect("few").to_be_bytes()
-}
-
-/// One statement run once by the extended protocol.
-fn extended(sql: &str, portal: &str, parameters: &[Parameter]) -> Vec<Vec<u8>> {
-    let mut parse = [b"\0", sql.as_bytes(), b"\0"].concat();
-    let mut bind = [portal.as_bytes(), b"\0\0"].concat();
-    for body in [&mut parse, &mut bind] {
-        body.extend(bytes_of_count(parameters.len()));
-    }
-    for Parameter(type_, format, _) in parameters {
-        parse.extend(type_.to_be_bytes());
-        bind.extend(format.to_be_bytes());
-    }
-    bind.extend(bytes_of_count(parameters.len()));
-    for Parameter(_, _, value) in parameters {
-        bind.extend(u32::try_from(value.len()).expect("short").to_be_bytes());
-        bind.extend(value);
-    }
-    bind.extend(bytes_of_count(0));
-    vec![
-        message(b'P', &parse),
-        message(b'B', &bind),
-        execute(portal, 0),
-        sync(),
-    ]
 }
 
 /// Keys that rows have or could have.
@@ -643,6 +611,10 @@ fn writes_that_reach_further_than_they_seem_to_end_what_they_reach() {
     stack.psql(SCHEMA);
     let (mut wire, mut direct) = (stack.wire(), stack.wire_direct());
     let acc = |id: i32| format!("SELECT v FROM acc WHERE id = {id}");
+    // Two portals of one statement, of which the first is run.
+    let by_id = "UPDATE acc SET v = 5 WHERE id = $1";
+    let mut two_portals = extended(by_id, "p", &[text(0, &1)]);
+    two_portals.insert(2, extended(by_id, "", &[text(0, &2)]).remove(1));
     let start = "TRUNCATE acc, ser, ident, vc, far, base, gen, real_ids, made, node RESTART IDENTITY CASCADE; \
         INSERT INTO acc (id, v, u) VALUES (1, 0, 1), (2, 0, 2); INSERT INTO ser VALUES (1, 0); \
         INSERT INTO ident VALUES (0, 1); INSERT INTO vc VALUES ('ab', 0); \
@@ -780,10 +752,7 @@ fn writes_that_reach_further_than_they_seem_to_end_what_they_reach() {
             ),
             "SELECT v FROM vc WHERE code = 'ab'".into(),
         ),
-        (
-            extended("UPDATE acc SET v = 5 WHERE id = $1", "p", &[text(0, &1)]),
-            acc(1),
-        ),
+        (two_portals, acc(1)),
         // Rows of other tables, and other rows of the same.
         (
             plain("DELETE FROM base WHERE id = 1"),
