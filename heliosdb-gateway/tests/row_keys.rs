@@ -210,9 +210,10 @@ fn key_of(sql: &str, parameters: &[Parameter], catalog: &Catalog) -> Option<Enco
     let [statement] = class.statements.as_slice() else {
         panic!("one statement: {sql}");
     };
-    let relations = match (&statement.read, &statement.write) {
-        (Read::Cacheable(relations), _) | (_, Write::Relations(relations)) => relations,
-        _ => return None,
+    let ((Read::Cacheable(relations), _) | (_, Write::Relations(relations))) =
+        (&statement.read, &statement.write)
+    else {
+        return None;
     };
     let row = match &relations[0].rows {
         Rows::Found(row) => row,
