@@ -177,7 +177,7 @@ impl<B: StorageBackend> CacheManager<B> {
     /// so once it has the answer ([`Fill::without_provisional`]).
     ///
     /// That a row was found, for instance, shows that nobody who inserts others can change the answer; that none was
-    /// found does not.
+    /// found does not. A write that is pending on that slot alone does not keep the answer from being stored without it.
     #[must_use]
     pub fn join_provisionally(
         &self,

@@ -206,6 +206,28 @@ fn who_gave_a_slot_up_is_still_told_of_the_others() {
     });
 }
 
+/// A fill that began while a write was pending on what it may give up, and did not give it up.
+#[test]
+fn what_was_observed_while_a_write_was_pending_is_not_served_after_it() {
+    bounded_model(|| {
+        let world = World::new();
+        let writer = spawn(&world, |world| world.write(1));
+        let filler = spawn(&world, |world| {
+            let observed = world
+                .versions
+                .observe_provisionally(&[], Some(world.slot))
+                .expect("nothing firm is pending");
+            let value = world.database.load(Ordering::Acquire);
+            *world.entry.lock().expect("no panic") = Some((value, observed.all().clone()));
+        });
+        let known = world.acknowledged.load(Ordering::Acquire);
+        world.assert_not_older_than(known);
+        writer.join().expect("no panic");
+        filler.join().expect("no panic");
+        world.assert_not_older_than(1);
+    });
+}
+
 #[test]
 fn what_began_before_everything_was_invalidated_is_not_served_afterwards() {
     loom::model(|| {

@@ -181,14 +181,10 @@ impl ReadUnit<'_> {
         };
         let text = self.text.as_str();
         match &self.protocol {
-            Protocol::Extended { bind, .. } => Values {
+            Protocol::Extended { bind, .. } => Values::bound(
                 text,
-                parameters: Some(Parameters {
-                    types: self.types(),
-                    bind,
-                    parsed_under_catalog,
-                }),
-            },
+                Parameters::new(self.types(), bind, parsed_under_catalog),
+            ),
             Protocol::Simple | Protocol::Prepare { .. } => Values::of_text(text),
         }
     }

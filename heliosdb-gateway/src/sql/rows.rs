@@ -186,6 +186,15 @@ impl<'a> Values<'a> {
             parameters: None,
         }
     }
+
+    /// Of a text that is run with parameters.
+    #[must_use]
+    pub fn bound(text: &'a str, parameters: Parameters<'a>) -> Self {
+        Self {
+            text,
+            parameters: Some(parameters),
+        }
+    }
 }
 
 /// What a statement was parsed and bound with.
@@ -198,6 +207,18 @@ pub struct Parameters<'a> {
     pub bind: &'a [u8],
     /// The server chose types by the catalog that the class was found under.
     pub parsed_under_catalog: bool,
+}
+
+impl<'a> Parameters<'a> {
+    /// See the fields.
+    #[must_use]
+    pub fn new(types: &'a [u8], bind: &'a [u8], parsed_under_catalog: bool) -> Self {
+        Self {
+            types,
+            bind,
+            parsed_under_catalog,
+        }
+    }
 }
 
 impl KeyValue {

@@ -270,6 +270,54 @@ pub(crate) fn bind_with(portal: &str, statement: &str, values: &[&str]) -> Vec<u
     message(b'B', &body)
 }
 
+/// A parameter: its declared type (0: none), its format, its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Parameter(pub(crate) u32, pub(crate) u16, pub(crate) Vec<u8>);
+
+/// One statement run once by the extended protocol, through a portal of that name.
+pub(crate) fn extended(sql: &str, portal: &str, parameters: &[Parameter]) -> Vec<Vec<u8>> {
+    let types = declared_types(parameters);
+    vec![
+        message(b'P', &[b"\0", sql.as_bytes(), b"\0", &types].concat()),
+        message(
+            b'B',
+            &[portal.as_bytes(), b"\0\0", &bound_values(parameters)].concat(),
+        ),
+        execute(portal, 0),
+        sync(),
+    ]
+}
+
+/// The end of a Parse message.
+pub(crate) fn declared_types(parameters: &[Parameter]) -> Vec<u8> {
+    let mut bytes = count(parameters.len()).to_vec();
+    bytes.extend(
+        parameters
+            .iter()
+            .flat_map(|Parameter(type_, ..)| type_.to_be_bytes()),
+    );
+    bytes
+}
+
+/// The end of a Bind message.
+pub(crate) fn bound_values(parameters: &[Parameter]) -> Vec<u8> {
+    let mut bytes = count(parameters.len()).to_vec();
+    for Parameter(_, format, _) in parameters {
+        bytes.extend(format.to_be_bytes());
+    }
+    bytes.extend(count(parameters.len()));
+    for Parameter(_, _, value) in parameters {
+        bytes.extend(u32::try_from(value.len()).expect("short").to_be_bytes());
+        bytes.extend(value);
+    }
+    bytes.extend(count(0));
+    bytes
+}
+
+fn count(n: usize) -> [u8; 2] {
+    u16::try_from(n).expect("few").to_be_bytes()
+}
+
 /// Runs a portal; 0 rows at most are all of them.
 pub(crate) fn execute(portal: &str, rows_max: i32) -> Vec<u8> {
     let parts = [portal.as_bytes(), b"\0", &rows_max.to_be_bytes()];
