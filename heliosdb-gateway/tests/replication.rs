@@ -287,7 +287,8 @@ async fn a_commit_that_is_decoded_before_it_is_visible_leaves_no_old_answer() {
 async fn commits_that_the_server_acknowledges_before_they_are_on_disk_are_seen() {
     let cluster = logical()
         .setting("synchronous_commit", "off")
-        .setting("wal_writer_delay", "200ms");
+        // Longer than the bound: then nothing is proved, and reads go to the server.
+        .setting("wal_writer_delay", "10s");
     let stack = following_with(cluster, TABLE, CONFIG).await;
     let (reader, writer) = (stack.client().await, stack.direct().await);
     let sql = "SELECT v FROM t WHERE id = 7";
@@ -472,6 +473,35 @@ async fn ddl_of_others_is_seen_within_its_bound() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     };
     assert!(refused_at < revoked + MAX_LAG);
+}
+
+#[tokio::test]
+async fn a_table_that_nobody_knew_counts_as_everything() {
+    let stack = following_with(
+        logical(),
+        "CREATE TABLE p (id int PRIMARY KEY, v int) PARTITION BY RANGE (id); \
+         CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100); \
+         CREATE PUBLICATION helios FOR ALL TABLES",
+        "invalidation = \"replication\"\n[replication]\nddl_poll = \"1h\"\n",
+    )
+    .await;
+    let (reader, writer) = (stack.client().await, stack.direct().await);
+    let sql = "SELECT count(*) FROM p";
+    cached(&stack, &reader, sql).await;
+    writer
+        .batch_execute(
+            "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (200); INSERT INTO p VALUES (150, 1)",
+        )
+        .await
+        .expect("written");
+    fresh_within_bound(&reader, sql, Instant::now(), "1").await;
+    // From here on it is known.
+    cached(&stack, &reader, sql).await;
+    writer
+        .batch_execute("INSERT INTO p VALUES (151, 1)")
+        .await
+        .expect("written");
+    fresh_within_bound(&reader, sql, Instant::now(), "2").await;
 }
 
 #[tokio::test]
