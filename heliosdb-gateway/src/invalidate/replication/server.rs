@@ -141,6 +141,13 @@ impl Facts {
                 );
             }
         }
+        if self.max_slots > 0 && self.slots_used >= self.max_slots {
+            lacks(
+                format!("all {} replication slots are in use", self.max_slots),
+                "ALTER SYSTEM SET max_replication_slots = ...; -- and restart the server"
+                    .to_owned(),
+            );
+        }
         if !self.may_replicate {
             let role = quote_name(&self.role);
             lacks(
@@ -423,6 +430,11 @@ mod tests {
             |facts| facts.max_slots = 0,
             "max_replication_slots",
             "max_replication_slots = 10",
+        );
+        lacks(
+            |facts| facts.slots_used = 10,
+            "all 10 replication slots are in use",
+            "max_replication_slots",
         );
         lacks(
             |facts| facts.may_replicate = false,
