@@ -440,7 +440,7 @@ async fn drop_publication(plan: &Plan) {
 
 /// The settings of the role are not ours: names mean what they say, and no question is cut short or left waiting.
 const CONTROL_SETTINGS: &str = "SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0; \
-     SET default_transaction_read_only = off; SET application_name = 'helios replication'; \
+     SET default_transaction_read_only = off; SET synchronous_commit = local; SET application_name = 'helios replication'; \
      SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'";
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);

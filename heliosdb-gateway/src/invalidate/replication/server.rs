@@ -284,8 +284,10 @@ pub(crate) fn uncovered_label(letter: &str) -> &'static str {
 pub(super) const PROBE: &str =
     "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_snapshot()";
 
-/// Takes a transaction id, above those of all transactions that have written until now.
-pub(super) const XID: &str = "SELECT pg_catalog.pg_current_xact_id()";
+/// Takes a transaction id, above those of all transactions that have written until now. The message makes the commit write
+/// the log to disk at once, so that the first proof need not wait for it.
+pub(super) const XID: &str = "SELECT pg_catalog.pg_current_xact_id(), \
+     pg_catalog.pg_logical_emit_message(true, 'helios_flush', '')";
 
 /// Makes the server write its log to disk up to here, without a transaction id. What no commit follows stays in memory
 /// for up to 15 seconds otherwise, and what is not on disk is not decoded.
