@@ -413,7 +413,7 @@ async fn check(config: Config) -> anyhow::Result<()> {
     let catalog = load_catalog(&mut connection).await?;
     writeln!(out, "catalog:       {} relations", catalog.relation_count())?;
     if !backend.is_embedded() {
-        report::replication(&mut connection, &config, &mut out).await?;
+        report::replication(&mut connection, &backend.target, &config, &mut out).await?;
     }
     connection.terminate().await;
     Ok(())

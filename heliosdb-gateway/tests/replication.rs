@@ -12,6 +12,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 const MAX_LAG: Duration = Duration::from_millis(1000);
 const PATIENCE: Duration = Duration::from_secs(20);
 const CONFIG: &str = "invalidation = \"replication\"\n[replication]\nddl_poll = \"200ms\"\n";
+/// Without a look at the catalogs, which shows some of what the stream shows too.
+const STREAM_ALONE: &str = "invalidation = \"replication\"\n[replication]\nddl_poll = \"1h\"\n";
 
 fn logical() -> PostgresBuilder {
     PostgresCluster::builder().setting("wal_level", "logical")
@@ -162,7 +164,8 @@ async fn a_direct_write_is_seen_within_the_bound() {
 
 #[tokio::test]
 async fn deletes_truncates_cascades_partitions_and_copies_are_seen() {
-    let stack = following(
+    let stack = following_with(
+        logical(),
         "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT n, n FROM generate_series(1, 9) n; \
          CREATE TABLE child (id int PRIMARY KEY, t int REFERENCES t ON DELETE CASCADE); \
          INSERT INTO child SELECT n, n FROM generate_series(1, 9) n; \
@@ -172,6 +175,7 @@ async fn deletes_truncates_cascades_partitions_and_copies_are_seen() {
          INSERT INTO p SELECT n, n FROM generate_series(1, 150) n; \
          CREATE TABLE f (v int); ALTER TABLE f REPLICA IDENTITY FULL; INSERT INTO f VALUES (1); \
          CREATE PUBLICATION helios FOR ALL TABLES",
+        STREAM_ALONE,
     )
     .await;
     let (reader, writer) = (stack.client().await, stack.direct().await);
@@ -283,21 +287,34 @@ async fn a_commit_that_is_decoded_before_it_is_visible_leaves_no_old_answer() {
     fresh_within_bound(&reader, sql, Instant::now(), "4").await;
 }
 
+/// With `synchronous_commit = off` a commit is acknowledged and visible before it is on disk, and decoded only then.
 #[tokio::test]
-async fn commits_that_the_server_acknowledges_before_they_are_on_disk_are_seen() {
-    let cluster = logical()
-        .setting("synchronous_commit", "off")
-        .setting("wal_writer_delay", "200ms");
+async fn a_commit_that_is_acknowledged_before_it_is_on_disk_closes_the_gate() {
+    // Longer than the bound.
+    let cluster = logical().setting("wal_writer_delay", "10s");
     let stack = following_with(cluster, TABLE, CONFIG).await;
     let (reader, writer) = (stack.client().await, stack.direct().await);
+    writer
+        .batch_execute("SET synchronous_commit = off")
+        .await
+        .expect("set");
     let sql = "SELECT v FROM t WHERE id = 7";
-    for n in 1..=5 {
+    for n in 1..=2 {
         cached(&stack, &reader, sql).await;
         writer
             .execute("UPDATE t SET v = $1 WHERE id = 7", &[&n])
             .await
             .expect("written");
         fresh_within_bound(&reader, sql, Instant::now(), &n.to_string()).await;
+        // Another commit takes it along.
+        stack
+            .cluster
+            .psql("postgres", "CREATE TABLE IF NOT EXISTS other ()")
+            .expect("committed");
+        stack
+            .cluster
+            .psql("postgres", "DROP TABLE other")
+            .expect("committed");
     }
 }
 
@@ -475,6 +492,35 @@ async fn ddl_of_others_is_seen_within_its_bound() {
 }
 
 #[tokio::test]
+async fn a_table_that_nobody_knew_counts_as_everything() {
+    let stack = following_with(
+        logical(),
+        "CREATE TABLE p (id int PRIMARY KEY, v int) PARTITION BY RANGE (id); \
+         CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100); \
+         CREATE PUBLICATION helios FOR ALL TABLES",
+        STREAM_ALONE,
+    )
+    .await;
+    let (reader, writer) = (stack.client().await, stack.direct().await);
+    let sql = "SELECT count(*) FROM p";
+    cached(&stack, &reader, sql).await;
+    writer
+        .batch_execute(
+            "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (200); INSERT INTO p VALUES (150, 1)",
+        )
+        .await
+        .expect("written");
+    fresh_within_bound(&reader, sql, Instant::now(), "1").await;
+    // From here on it is known.
+    cached(&stack, &reader, sql).await;
+    writer
+        .batch_execute("INSERT INTO p VALUES (151, 1)")
+        .await
+        .expect("written");
+    fresh_within_bound(&reader, sql, Instant::now(), "2").await;
+}
+
+#[tokio::test]
 async fn an_event_trigger_tells_of_ddl_without_a_look() {
     let stack = following_with(
         logical(),
@@ -616,6 +662,42 @@ async fn auto_follows_where_the_server_allows_it_and_says_why_where_not() {
         .await
         .expect("written");
     fresh_within_bound(&reader, "SELECT v FROM t WHERE id = 7", Instant::now(), "3").await;
+}
+
+/// As behind a pooler that knows no replication connections.
+#[tokio::test]
+async fn auto_goes_by_wire_where_a_walsender_is_refused() {
+    let cluster = logical()
+        .setting("max_wal_senders", "1")
+        .start()
+        .expect("PostgreSQL starts");
+    cluster.psql("postgres", TABLE).expect("schema");
+    let url = cluster.url("postgres", "postgres");
+    let first = support::Helios::start(&["--upstream", &url], "");
+    let stack = Stack {
+        helios: first,
+        cluster,
+    };
+    until_gate(&stack, "open").await;
+    assert_eq!(shown(&stack, "mode").await, "replication");
+    let second = support::Helios::start(&["--upstream", &url], "");
+    let Stack {
+        helios: first,
+        cluster,
+    } = stack;
+    let stack = Stack {
+        helios: second,
+        cluster,
+    };
+    assert_eq!(shown(&stack, "mode").await, "wire");
+    let why = shown(&stack, "why").await;
+    assert!(why.contains("a replication connection is refused"), "{why}");
+    let check = check(&stack, "");
+    assert!(
+        check.contains("a replication connection is refused"),
+        "{check}"
+    );
+    drop(first);
 }
 
 #[tokio::test]

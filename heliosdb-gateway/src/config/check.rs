@@ -272,6 +272,30 @@ mod tests {
                 "upstream.url = \"mysql://u:geheim@h/d\"",
                 "upstream.url = mysql://u:***@h/d: ",
             ),
+            (
+                "invalidation = \"replication\"",
+                "invalidation = replication: the embedded PostgreSQL has no replication",
+            ),
+            (
+                "replication.publication = \"\"",
+                "replication.publication = \"\": is no name",
+            ),
+            (
+                "replication.max_lag = \"99ms\"",
+                "replication.max_lag = 99ms: must be at least 100ms",
+            ),
+            (
+                "replication.lag_probe = \"251ms\"",
+                "replication.lag_probe = 251ms: must be at least 1ms and at most a quarter",
+            ),
+            (
+                "replication.lag_probe = \"0s\"",
+                "replication.lag_probe = 0s: must be at least 1ms",
+            ),
+            (
+                "replication.ddl_poll = \"0s\"",
+                "replication.ddl_poll = 0s: ",
+            ),
             ("threads = 2000", "threads = 2000: must be at most"),
             ("pool.size = 0", "pool.size = 0: must be at least 1"),
             (

@@ -240,6 +240,14 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
     follower.is_running.store(false, Ordering::Release);
 }
 
+/// Tries whether the server lets a walsender be had; if not, says why.
+pub(crate) async fn try_walsender(target: &PgTarget) -> Option<String> {
+    ReplicationConnection::connect(target)
+        .await
+        .err()
+        .map(|error| refused(&error))
+}
+
 /// Why a follower does not follow any longer.
 enum End {
     /// Something failed: to be tried again.
@@ -281,13 +289,27 @@ async fn connect_and_follow(
     let mut pg = PgConnection::connect(target).await?;
     pg.simple_query(CONTROL_SETTINGS).await?;
     let facts = Facts::ask(&mut pg, config).await?;
-    decide(database, plan, &facts, closed)?;
+    let mut why: Vec<String> = facts
+        .missing(config)
+        .into_iter()
+        .map(|missing| missing.what)
+        .collect();
+    // What the settings allow may be refused all the same, by a pooler in between for instance.
+    let walsender = if why.is_empty() {
+        let connected = ReplicationConnection::connect(target).await;
+        connected.map_err(|error| why.push(refused(&error))).ok()
+    } else {
+        None
+    };
+    decide(database, plan, &why.join("; "), closed)?;
+    let Some(mut walsender) = walsender else {
+        return Err(End::Wire);
+    };
     if facts.publication == Published::Absent {
         create_publication(&mut pg, config).await?;
         *made_publication = true;
     }
     gate.connects.fetch_add(1, Ordering::Relaxed);
-    let mut walsender = ReplicationConnection::connect(target).await?;
     // It may take as long as the transactions that are under way.
     gate.set_state("waiting for open transactions");
     let slot = format!("helios_{:016x}", rand::random::<u64>());
@@ -327,21 +349,21 @@ async fn connect_and_follow(
     Ok(end)
 }
 
-/// Chooses the mode. An error ends this attempt.
+/// What is missing where a replication connection is.
+fn refused(error: &HeliosError) -> String {
+    format!("a replication connection is refused: {error}")
+}
+
+/// Chooses the mode: replication unless there is a reason why not. An error ends this attempt.
 fn decide(
     database: &Database,
     plan: &Plan,
-    facts: &Facts,
+    why: &str,
     closed: &mut Option<WriteIntent>,
 ) -> Result<(), End> {
     let follower = &database.follower;
-    let missing: Vec<String> = facts
-        .missing(&plan.config)
-        .into_iter()
-        .map(|missing| missing.what)
-        .collect();
     let was = follower.gate.mode();
-    if missing.is_empty() {
+    if why.is_empty() {
         if was != Mode::Replication {
             tracing::info!(
                 database = database.name,
@@ -352,7 +374,6 @@ fn decide(
         }
         return Ok(());
     }
-    let why = missing.join("; ");
     // What was promised once is not taken back silently: then nothing is cached.
     if plan.mode == Invalidation::Auto && was == Mode::Undecided {
         tracing::info!(
@@ -363,11 +384,11 @@ fn decide(
         if let Some(closed) = closed.take() {
             closed.finish();
         }
-        follower.decide(Mode::Wire(why));
+        follower.decide(Mode::Wire(why.to_owned()));
         return Err(End::Wire);
     }
-    follower.decide(Mode::Unavailable(why.clone()));
-    Err(End::Failed(why))
+    follower.decide(Mode::Unavailable(why.to_owned()));
+    Err(End::Failed(why.to_owned()))
 }
 
 /// Names all tables that have a replica identity: with others in it, their UPDATEs would fail.
@@ -415,7 +436,7 @@ async fn drop_publication(plan: &Plan) {
 
 /// The settings of the role are not ours: names mean what they say, and no question is cut short or left waiting.
 const CONTROL_SETTINGS: &str = "SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0; \
-     SET default_transaction_read_only = off; SET application_name = 'helios replication'; \
+     SET default_transaction_read_only = off; SET synchronous_commit = local; SET application_name = 'helios replication'; \
      SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'";
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);

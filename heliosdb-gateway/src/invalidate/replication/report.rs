@@ -2,13 +2,14 @@
 
 use std::io::Write;
 
-use heliosdb_network::postgres::PgConnection;
+use heliosdb_network::postgres::{PgConnection, PgTarget};
 
 use crate::config::{Config, Invalidation};
 
 use crate::sql::{Catalog, Relation};
 
-use super::server::{self, Facts, Published, Uncovered, event_trigger_sql, quote_name};
+use super::server::{self, Facts, Missing, Published, Uncovered, event_trigger_sql, quote_name};
+use super::try_walsender;
 
 /// Tables that are named one by one, at most.
 const NAMED_MAX: usize = 50;
@@ -16,12 +17,22 @@ const NAMED_MAX: usize = 50;
 /// Says whether the database can be followed, what is missing and what grants it, and which tables are not cached.
 pub(crate) async fn replication(
     pg: &mut PgConnection,
+    target: &PgTarget,
     config: &Config,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let settings = &config.replication;
     let facts = Facts::ask(pg, settings).await?;
-    let missing = facts.missing(settings);
+    let mut missing = facts.missing(settings);
+    if missing.is_empty()
+        && let Some(what) = try_walsender(target).await
+    {
+        missing.push(Missing {
+            what,
+            remedy: "name the server itself as upstream, not a pooler before it; see pg_hba.conf"
+                .to_owned(),
+        });
+    }
     let mode = match (config.invalidation, missing.is_empty()) {
         (Invalidation::Wire, _) => "wire, as configured",
         (Invalidation::Auto, false) => "wire: the server can't be followed",

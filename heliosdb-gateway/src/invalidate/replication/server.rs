@@ -141,6 +141,13 @@ impl Facts {
                 );
             }
         }
+        if self.max_slots > 0 && self.slots_used >= self.max_slots {
+            lacks(
+                format!("all {} replication slots are in use", self.max_slots),
+                "ALTER SYSTEM SET max_replication_slots = ...; -- and restart the server"
+                    .to_owned(),
+            );
+        }
         if !self.may_replicate {
             let role = quote_name(&self.role);
             lacks(
@@ -277,8 +284,10 @@ pub(crate) fn uncovered_label(letter: &str) -> &'static str {
 pub(super) const PROBE: &str =
     "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_snapshot()";
 
-/// Takes a transaction id, above those of all transactions that have written until now.
-pub(super) const XID: &str = "SELECT pg_catalog.pg_current_xact_id()";
+/// Takes a transaction id, above those of all transactions that have written until now. The message makes the commit write
+/// the log to disk at once, so that the first proof need not wait for it.
+pub(super) const XID: &str = "SELECT pg_catalog.pg_current_xact_id(), \
+     pg_catalog.pg_logical_emit_message(true, 'helios_flush', '')";
 
 /// Makes the server write its log to disk up to here, without a transaction id. What no commit follows stays in memory
 /// for up to 15 seconds otherwise, and what is not on disk is not decoded.
@@ -423,6 +432,11 @@ mod tests {
             |facts| facts.max_slots = 0,
             "max_replication_slots",
             "max_replication_slots = 10",
+        );
+        lacks(
+            |facts| facts.slots_used = 10,
+            "all 10 replication slots are in use",
+            "max_replication_slots",
         );
         lacks(
             |facts| facts.may_replicate = false,

@@ -514,7 +514,8 @@ mod tests {
 
     #[test]
     fn what_each_message_says_is_read() {
-        let decode = |at: usize| Message::decode(RECORDED[at]).expect("valid");
+        let decode =
+            |at: usize| Message::decode(RECORDED.get(at).expect("recorded")).expect("valid");
         assert!(matches!(decode(0), Message::Begin(Begin { xid: 739, .. })));
         assert!(matches!(
             decode(1),
