@@ -182,12 +182,13 @@ impl Actor {
             .read(session, pick, form, Around::Snapshot, start)
             .await?;
         if again != first {
+            let (expected, found) = differences(&first.seen, &again.seen);
             self.world.recorder.constant_changed(
                 self.id,
                 what("the same again", form, Around::Snapshot),
                 Kind::SnapshotMoved,
-                &format!("{first:?}"),
-                &format!("{again:?}"),
+                &expected,
+                &found,
             );
         }
         session.rows(Form::Simple, "COMMIT", &[]).await.map(drop)
@@ -299,6 +300,16 @@ impl Actor {
         });
         Ok((what, shown))
     }
+}
+
+/// What two answers to the same question show differently.
+fn differences(first: &[Seen], again: &[Seen]) -> (String, String) {
+    let different = first
+        .iter()
+        .zip(again)
+        .filter(|(first, again)| first != again);
+    let (first, again): (Vec<_>, Vec<_>) = different.take(3).unzip();
+    (format!("{first:?}"), format!("{again:?}"))
 }
 
 /// `None` if the rows are not those that there must be.

@@ -15,8 +15,14 @@ const PROTECTIONS: &[&str] = &[
     "doubt",
     // What can't be bounded counts as a write to everything.
     "everything",
+    // An answer of a bounded age is not served beyond it.
+    "max-age",
     // A write is marked before it is sent.
     "pending-marks",
+    // Blocks at REPEATABLE READ get nothing from memory.
+    "repeatable-read",
+    // Behind its first write a transaction gets nothing from memory.
+    "tx-write-bypass",
     // A fill goes by the versions from before its query was sent.
     "versions-before-send",
 ];

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use heliosdb_cache::Lifetime;
 
+use crate::fault::is_removed;
+
 /// The setting that holds a session's level.
 pub(crate) const SETTING: &str = "helios.cache";
 
@@ -63,6 +65,9 @@ impl AgeBound {
     /// For an answer whose computation began so long ago: it is as old as that.
     pub(crate) fn lifetime(self, elapsed: Duration) -> Lifetime {
         let mut lifetime = Lifetime::of(self.ttl().saturating_sub(elapsed));
+        if is_removed("max-age") {
+            lifetime = Lifetime::of(self.ttl() * 10);
+        }
         lifetime.stale_while_revalidate = self.stale();
         lifetime
     }
