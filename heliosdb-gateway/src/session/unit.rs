@@ -559,10 +559,54 @@ mod tests {
             vec![(b'P', parse), (b'D', b"Sother\0"), (b'S', b"")],
         ] {
             assert!(
-                matches!(recognise(&unit(&messages), &none(), &scope()), Front::Other),
+                matches!(
+                    recognise(&unit(&messages), &none(), &scope()),
+                    Front::Other | Front::First(_)
+                ),
                 "{messages:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_flush_in_front_of_the_sync_changes_nothing() {
+        let parse: &[u8] = b"\0SELECT 1\0\0\0";
+        let bind: &[u8] = b"\0\0\0\0\0\0\0\0";
+        let flushed = unit(&[
+            (b'P', parse),
+            (b'H', b""),
+            (b'B', bind),
+            (b'E', b"\0\0\0\0\0"),
+            (b'H', b""),
+            (b'S', b""),
+        ]);
+        let whole = matches!(
+            recognise(&flushed, &none(), &scope()),
+            Front::Read(read) if read.len == flushed.len()
+        );
+        assert!(whole);
+        // The client may be waiting for what comes of these.
+        let until_flush = &flushed[..flushed.len() - 5];
+        assert!(matches!(
+            recognise(until_flush, &none(), &scope()),
+            Front::Other
+        ));
+    }
+
+    #[test]
+    fn the_first_of_several_statements_ends_where_the_next_begins() {
+        let parse: &[u8] = b"\0BEGIN\0\0\0";
+        let bind: &[u8] = b"\0\0\0\0\0\0\0\0";
+        let execute: &[u8] = b"\0\0\0\0\0";
+        let first = [(b'P', parse), (b'B', bind), (b'E', execute)];
+        let both = unit(&[&first[..], &first[..], &[(b'S', b"")]].concat());
+        let Front::First(read) = recognise(&both, &none(), &scope()) else {
+            panic!("not recognised")
+        };
+        assert_eq!(
+            (read.text.as_str(), read.len),
+            ("BEGIN", unit(&first).len())
+        );
     }
 
     #[test]
