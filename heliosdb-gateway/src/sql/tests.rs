@@ -634,11 +634,11 @@ fn foreign_key_actions_are_followed() {
         writes("DELETE FROM orders"),
         ["app.notes", "items", "orders"]
     );
-    assert_eq!(writes("UPDATE items SET id = 1"), ["app.notes", "items"]);
+    assert_eq!(writes("UPDATE items SET sku = 1"), ["app.notes", "items"]);
     assert_eq!(writes("DELETE FROM items"), ["items"]);
     assert_eq!(writes("INSERT INTO users VALUES (1)"), ["users"]);
     assert_eq!(
-        writes("INSERT INTO items VALUES (1) ON CONFLICT (id) DO UPDATE SET id = 2"),
+        writes("INSERT INTO items VALUES (1) ON CONFLICT (id) DO UPDATE SET sku = 2"),
         ["app.notes", "items"]
     );
     assert_eq!(writes("TRUNCATE users"), ["users"]);
