@@ -61,6 +61,8 @@ pub(super) struct Transaction {
     catalog: Option<Arc<LoadedCatalog>>,
     slots: HashSet<SlotId>,
     tables: HashSet<u32>,
+    /// The last table and its key: changes of one come in a row.
+    last: Option<(u32, u32)>,
     is_coarse: bool,
     pub(super) everything: bool,
     pub(super) schema: bool,
@@ -109,6 +111,7 @@ impl Transaction {
             catalog: database.catalog_now(),
             slots: HashSet::new(),
             tables: HashSet::new(),
+            last: None,
             is_coarse: false,
             everything: false,
             schema: false,
@@ -134,7 +137,7 @@ impl Transaction {
     pub(super) fn truncate(&mut self, oid: u32, database: &Database) {
         self.changes += 1;
         if let Some(key) = self.touch(oid) {
-            self.slots.insert(database.slot(key));
+            self.slots.extend(slots_of_table(key, database));
         }
     }
 
@@ -142,6 +145,11 @@ impl Transaction {
     fn touch(&mut self, oid: u32) -> Option<u32> {
         if self.everything {
             return None;
+        }
+        if let Some((last, key)) = self.last
+            && last == oid
+        {
+            return Some(key);
         }
         // Without a current catalog nothing is cached that could tell its slots.
         let Some(catalog) = &self.catalog else {
@@ -158,6 +166,7 @@ impl Transaction {
             self.everything = true;
             return None;
         }
+        self.last = Some((oid, key));
         Some(key)
     }
 
@@ -177,7 +186,8 @@ impl Transaction {
         if self.everything || self.changes > 0 && self.is_outdated(database) {
             slots.push(database.everything);
         } else if self.is_coarse {
-            slots.extend(self.tables.iter().map(|key| database.slot(*key)));
+            let tables = self.tables.iter();
+            slots.extend(tables.flat_map(|key| slots_of_table(*key, database)));
         } else {
             slots.extend(&self.slots);
         }
@@ -187,5 +197,10 @@ impl Transaction {
 
 /// The slots that a change of a row of the tree `key` is to raise.
 fn slots_of(_change: Change<'_>, key: u32, database: &Database, slots: &mut HashSet<SlotId>) {
-    slots.insert(database.slot(key));
+    slots.extend(slots_of_table(key, database));
+}
+
+/// The slots that any change of the tree `key` raises, whichever rows it is about.
+fn slots_of_table(key: u32, database: &Database) -> [SlotId; 1] {
+    [database.slot(key)]
 }

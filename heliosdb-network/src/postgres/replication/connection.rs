@@ -175,6 +175,17 @@ impl ReplicationStream {
         decode(self.pg.receive_copy_data(MESSAGE_MAX).await?)
     }
 
+    /// The next message if it has been read already.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn buffered(&mut self) -> Result<Option<StreamMessage>> {
+        self.pg
+            .buffered_copy_data(MESSAGE_MAX)?
+            .map(decode)
+            .transpose()
+    }
+
     /// Tells the server that everything before `applied` is dealt with, so that it need not keep its log. With
     /// `request_reply` it answers with a [`StreamMessage::Keepalive`] at once.
     ///
