@@ -106,8 +106,8 @@ async fn is_ever_cached(stack: &Stack, client: &Client, sql: &str) -> bool {
     stack.helios.cache_count("hits").await > before
 }
 
-/// Reads until the new answer has come, and then goes on for a while. No request made `MAX_LAG` after `written` or later may get
-/// another answer, and the new answer must come.
+/// Reads until the new answer has come, and then goes on for a while. No request made `MAX_LAG` after `written` or
+/// later may get another answer, and the new answer must come.
 async fn fresh_within_bound(client: &Client, sql: &str, written: Instant, expected: &str) {
     let deadline = written + PATIENCE;
     let mut seen_at = None;
@@ -223,7 +223,8 @@ async fn a_long_transaction_is_seen_when_it_commits_and_does_not_close_the_gate(
         .batch_execute("BEGIN; UPDATE t SET v = 1 WHERE id = 1")
         .await
         .expect("written");
-    // What it wrote is in the server's memory, and no commit comes to write it to disk: the proof must come all the same.
+    // What it wrote is in the server's memory, and no commit comes to write it to disk: the proof must come all the
+    // same.
     let closings = shown(&stack, "closings").await;
     let until = Instant::now() + 2 * max_lag;
     while Instant::now() < until {
@@ -401,8 +402,8 @@ async fn a_walsender_that_is_stopped_closes_the_gate() {
     assert_eq!(cached(&stack, &reader, sql).await, "6");
 }
 
-/// Near caches go by what the gateway tells them, and it has nothing to tell while the stream stands still: so it tells them
-/// that everything may have changed.
+/// Near caches go by what the gateway tells them, and it has nothing to tell while the stream stands still: so it tells
+/// them that everything may have changed.
 #[tokio::test]
 async fn near_caches_are_told_of_direct_writes_and_of_a_gate_that_closes() {
     const NEAR_LAG: Duration = Duration::from_millis(500);

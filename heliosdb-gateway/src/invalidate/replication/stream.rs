@@ -209,9 +209,9 @@ impl<'a> Following<'a> {
         Ok(())
     }
 
-    /// A transaction has come whole. The server sends it as soon as its commit record is on disk, which is *before* others
-    /// can see it (with synchronous replication, long before). What it changed is marked until they can, so that no answer
-    /// without it is stored under versions from after it.
+    /// A transaction has come whole. The server sends it as soon as its commit record is on disk, which is *before*
+    /// others can see it (with synchronous replication, long before). What it changed is marked until they can, so that
+    /// no answer without it is stored under versions from after it.
     fn commit(&mut self, transaction: Transaction) -> Result<(), String> {
         let gate = &self.follower.gate;
         gate.transactions.fetch_add(1, Ordering::Relaxed);
