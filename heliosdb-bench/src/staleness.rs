@@ -1,8 +1,8 @@
 //! `staleness`: how long an answer from memory lacks a write that was made on the server itself.
 //!
-//! A writer on a direct connection counts a row up and notes when each write was acknowledged. A reader asks for the row through
-//! helios, one question after the other. A write's staleness is the time from its acknowledgement to the last question that was
-//! answered without it; where no question was, it is 0.
+//! A writer on a direct connection counts a row up and notes when each write was acknowledged. A reader asks for the
+//! row through helios, one question after the other. A write's staleness is the time from its acknowledgement to the
+//! last question that was answered without it; where no question was, it is 0.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

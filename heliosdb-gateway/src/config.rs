@@ -112,7 +112,8 @@ pub struct ReplicationConfig {
     /// Default 1 s, at least 100 ms.
     #[serde(deserialize_with = "file::duration")]
     pub max_lag: Duration,
-    /// How often the server is asked for a proof while the cache is used. Default 50 ms, at least 1 ms and at most a quarter of `max_lag`.
+    /// How often the server is asked for a proof while the cache is used. Default 50 ms, at least 1 ms and at most a
+    /// quarter of `max_lag`.
     #[serde(deserialize_with = "file::duration")]
     pub lag_probe: Duration,
     /// How DDL of others becomes known. Default `auto`.

@@ -299,12 +299,21 @@ impl PgConnection {
         }
     }
 
-    /// The next CopyData's body. Cancel-safe, as [`receive`](Self::receive) is.
+    /// The next CopyData's body. Cancel-safe: what was read stays in the buffer.
     pub(super) async fn receive_copy_data(&mut self, len_max: usize) -> Result<Bytes> {
         loop {
-            let (tag, body) = self.receive(len_max).await?;
+            if let Some(body) = self.buffered_copy_data(len_max)? {
+                return Ok(body);
+            }
+            self.read(READ_AHEAD).await?;
+        }
+    }
+
+    /// As [`receive_copy_data`](Self::receive_copy_data), `None` if it has not been read yet.
+    pub(super) fn buffered_copy_data(&mut self, len_max: usize) -> Result<Option<Bytes>> {
+        while let Some((tag, body)) = frame::take(&mut self.buffer, len_max)? {
             match tag {
-                b'd' => return Ok(body),
+                b'd' => return Ok(Some(body)),
                 b'E' => return Err(refused(body)),
                 b'N' | b'S' => {}
                 b'c' => {
@@ -315,6 +324,7 @@ impl PgConnection {
                 tag => return Err(unexpected(tag, "a replication stream")),
             }
         }
+        Ok(None)
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -336,15 +346,21 @@ impl PgConnection {
                 return Ok((tag, body));
             }
             // A long message gets room as it comes: a length alone is no reason to take memory.
-            self.buffer
-                .reserve(self.buffer.len().clamp(1024, READ_AHEAD));
-            let read = self.stream.read_buf(&mut self.buffer).await;
-            if read.map_err(HeliosError::io("cannot read from the server"))? == 0 {
-                return Err(HeliosError::Network(
-                    "the server closed the connection".to_owned(),
-                ));
-            }
+            let room = self.buffer.len().clamp(1024, READ_AHEAD);
+            self.read(room).await?;
         }
+    }
+
+    /// Reads what there is, with room for so many bytes.
+    async fn read(&mut self, room: usize) -> Result<()> {
+        self.buffer.reserve(room);
+        let read = self.stream.read_buf(&mut self.buffer).await;
+        if read.map_err(HeliosError::io("cannot read from the server"))? == 0 {
+            return Err(HeliosError::Network(
+                "the server closed the connection".to_owned(),
+            ));
+        }
+        Ok(())
     }
 
     fn note_parameter(&mut self, body: &[u8]) -> Result<()> {

@@ -1,8 +1,8 @@
 //! Invalidation by the server's replication stream: the writes of others, made without this gateway.
 //!
 //! One follower for each database that clients use. It has two connections: a walsender with a temporary logical slot,
-//! over which committed transactions come (`stream`), and an ordinary one that is asked where the server is (`control`).
-//! Nothing of it outlives the connections.
+//! over which committed transactions come (`stream`), and an ordinary one that is asked where the server is
+//! (`control`). Nothing of it outlives the connections.
 //!
 //! # What is promised
 //! An answer from memory, to a request that came at `t`, lacks no transaction that anybody knew to be committed at
@@ -11,29 +11,33 @@
 //! **Nothing is missing from the stream.** The slot is made first; then everything is invalidated, the catalog is read
 //! anew, and answers are stored. A transaction that was writing its commit while the slot was made may be missing from
 //! the stream *and* from an answer that was computed before it became visible; so while any of the transactions that
-//! were under way then is left, everything is invalidated whenever one of them has gone. When the stream is lost, the gate closes, and the next slot begins it
-//! all over. Tables that the publication does not cover in full are not cached.
+//! were under way then is left, everything is invalidated whenever one of them has gone. When the stream is lost, the
+//! gate closes, and the next slot begins it all over. Tables that the publication does not cover in full are not
+//! cached.
 //!
 //! **A transaction is visible when its invalidation ends.** The server decodes a commit record as soon as it is on disk,
 //! and makes the transaction visible after that: with synchronous replication, as long after as a standby takes. An
 //! answer computed in between lacks it. So what a transaction changed is *marked* when its commit is received, and its
-//! versions go up when `pg_current_snapshot()`, asked for later, shows that it has ended. While the mark stands, nothing that depends on it is served
-//! or stored, as with the writes that pass through here.
+//! versions go up when `pg_current_snapshot()`, asked for later, shows that it has ended. While the mark stands,
+//! nothing that depends on it is served or stored, as with the writes that pass through here.
 //!
-//! **The lag is proved.** A keepalive says how far the walsender has decoded, and it answers at once, whatever lies undecoded behind
-//! that: the answer alone proves nothing about what was committed before the question. So the server is asked, at `t0`, over the other
-//! connection, where the next record of its log would go (`pg_current_wal_insert_lsn`). Commits that anybody knew of at
-//! `t0` lie before that place. Not so for the place up to which the log is on disk, which commits with `synchronous_commit = off` lie behind. Once a keepalive or a
-//! commit says that the log has been decoded up to there, everything from before `t0` was received, and the gate is open until
-//! `t0 + max_lag`. Nobody has to close it: each hit compares the clock. What is not on disk is not decoded, and a
-//! transaction that is open may leave the log's end in memory for long; then the server is made to write it, by a logical message
-//! outside of a transaction, which takes no transaction id.
+//! **The lag is proved.** A keepalive says how far the walsender has decoded, and it answers at once, whatever lies
+//! undecoded behind that: the answer alone proves nothing about what was committed before the question. So the server
+//! is asked, at `t0`, over the other connection, where the next record of its log would go
+//! (`pg_current_wal_insert_lsn`). Commits that anybody knew of at `t0` lie before that place. Not so for the place up
+//! to which the log is on disk, which commits with `synchronous_commit = off` lie behind. Once a keepalive or a commit
+//! says that the log has been decoded up to there, everything from before `t0` was received, and the gate is open
+//! until `t0 + max_lag`. Nobody has to close it: each hit compares the clock. What is not on disk is not decoded, and
+//! a transaction that is open may leave the log's end in memory for long; then the server is made to write it, by a
+//! logical message outside of a transaction, which takes no transaction id.
 //!
-//! DDL does not show in the stream: a digest of the catalogs is compared every `ddl_poll`, or an event trigger emits a message.
-//! The writes that pass through here are invalidated as ever ([`wire`](super::wire)): clients see their own at once.
+//! DDL does not show in the stream: a digest of the catalogs is compared every `ddl_poll`, or an event trigger emits a
+//! message. So what others do to the schema is seen within `ddl_poll` and the time of the look, and until then a table
+//! that they attached to another is taken for one apart. The writes that pass through here are invalidated as ever
+//! ([`wire`](super::wire)): clients see their own at once.
 //!
-//! Positions of [`VersionSlots`](heliosdb_cache::VersionSlots) are not told: the array is shared by all databases, and each
-//! has a stream of its own, so that there is no one position up to which everything is known.
+//! Positions of [`VersionSlots`](heliosdb_cache::VersionSlots) are not told: the array is shared by all databases, and
+//! each has a stream of its own, so that there is no one position up to which everything is known.
 
 mod control;
 mod gate;
@@ -112,8 +116,8 @@ impl Follower {
         let _ = tokio::time::timeout(patience, decided.wait_for(|decided| *decided)).await;
     }
 
-    /// Waits until every transaction whose commit lies before `position` is known to the cache. False if that can't be said in
-    /// time, or at all.
+    /// Waits until every transaction whose commit lies before `position` is known to the cache. False if that can't be
+    /// said in time, or at all.
     ///
     /// # Cancel safety
     /// Cancel-safe.
@@ -127,9 +131,9 @@ impl Follower {
             .unwrap_or(false)
     }
 
-    /// Waits until everything that anybody knew to be committed at the time of the call is known to the cache: an answer that is looked
-    /// up afterwards lacks none of it. Those who call at the same time share one question to the server. False if that can't be said in time, or at all: in
-    /// wire mode, and while nobody follows.
+    /// Waits until everything that anybody knew to be committed at the time of the call is known to the cache: an
+    /// answer that is looked up afterwards lacks none of it. Those who call at the same time share one question to the
+    /// server. False if that can't be said in time, or at all: in wire mode, and while nobody follows.
     ///
     /// # Cancel safety
     /// Cancel-safe.

@@ -189,8 +189,8 @@ pub(crate) fn event_trigger_sql() -> String {
     )
 }
 
-/// Names everything in a publication that is to be made: all tables with a replica identity, so that no UPDATE or DELETE
-/// starts to fail.
+/// Names everything in a publication that is to be made: all tables with a replica identity, so that no UPDATE or
+/// DELETE starts to fail.
 pub(crate) fn publishable_sql() -> &'static str {
     "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c \
      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -284,8 +284,8 @@ pub(crate) fn uncovered_label(letter: &str) -> &'static str {
 pub(super) const PROBE: &str =
     "SELECT pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_snapshot()";
 
-/// Takes a transaction id, above those of all transactions that have written until now. The message makes the commit write
-/// the log to disk at once, so that the first proof need not wait for it.
+/// Takes a transaction id, above those of all transactions that have written until now. The message makes the commit
+/// write the log to disk at once, so that the first proof need not wait for it.
 pub(super) const XID: &str = "SELECT pg_catalog.pg_current_xact_id(), \
      pg_catalog.pg_logical_emit_message(true, 'helios_flush', '')";
 
@@ -302,7 +302,8 @@ pub(super) fn flush_sql(version: u32) -> &'static str {
 /// A digest of the catalogs that decide what a statement means and who may run it: rows are told apart by the
 /// transaction that wrote them. Temporary objects are left out.
 ///
-/// With the event trigger only what it does not fire for is looked at: what all databases share, and the trigger itself.
+/// With the event trigger only what it does not fire for is looked at: what all databases share, and the trigger
+/// itself.
 pub(super) fn schema_digest_sql(version: u32, has_event_trigger: bool) -> String {
     const TEMPORARY: &str = "(SELECT oid FROM pg_catalog.pg_class WHERE relpersistence = 't')";
     const TEMPORARY_SCHEMAS: &str =

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use heliosdb_cache::{VersionSlots, WriteIntent};
+use heliosdb_network::error::HeliosError;
 use heliosdb_network::postgres::replication::pgoutput::{Message, Old, Tuple};
 use heliosdb_network::postgres::replication::{Lsn, ReplicationStream, StreamMessage};
 use tokio::sync::mpsc;
@@ -84,10 +85,7 @@ impl<'a> Following<'a> {
         loop {
             let wake = self.next_wake();
             let done = tokio::select! {
-                message = stream.receive() => match message {
-                    Ok(message) => self.received(message, stream).await,
-                    Err(error) => Err(error.to_string()),
-                },
+                message = stream.receive() => self.received_all(message, stream).await,
                 Some(news) = news.recv() => {
                     match news {
                         News::Probe(probe) => self.probed(probe),
@@ -108,6 +106,22 @@ impl<'a> Following<'a> {
         let look = Instant::now() + self.config.lag_probe;
         let question = self.next_question.unwrap_or(look);
         look.min(question).min(self.next_report)
+    }
+
+    /// Works on a message and on those that came with it.
+    async fn received_all(
+        &mut self,
+        first: Result<StreamMessage, HeliosError>,
+        stream: &mut ReplicationStream,
+    ) -> Result<(), String> {
+        let first = first.map_err(|error| error.to_string())?;
+        self.received(first, stream).await?;
+        for _ in 0..BURST {
+            let next = stream.buffered().map_err(|error| error.to_string())?;
+            let Some(message) = next else { break };
+            self.received(message, stream).await?;
+        }
+        Ok(())
     }
 
     async fn received(
@@ -195,9 +209,9 @@ impl<'a> Following<'a> {
         Ok(())
     }
 
-    /// A transaction has come whole. The server sends it as soon as its commit record is on disk, which is *before* others
-    /// can see it (with synchronous replication, long before). What it changed is marked until they can, so that no answer
-    /// without it is stored under versions from after it.
+    /// A transaction has come whole. The server sends it as soon as its commit record is on disk, which is *before*
+    /// others can see it (with synchronous replication, long before). What it changed is marked until they can, so that
+    /// no answer without it is stored under versions from after it.
     fn commit(&mut self, transaction: Transaction) -> Result<(), String> {
         let gate = &self.follower.gate;
         gate.transactions.fetch_add(1, Ordering::Relaxed);
@@ -364,6 +378,8 @@ fn outside() -> String {
     "a change outside of a transaction".to_owned()
 }
 
+/// Messages that are worked on before anything else gets its turn.
+const BURST: usize = 1000;
 /// Everything up to here is known; nothing is, while nobody follows.
 pub(super) type Applied = Option<Lsn>;
 

@@ -62,6 +62,8 @@ pub(super) struct Transaction {
     catalog: Option<Arc<LoadedCatalog>>,
     slots: HashSet<SlotId>,
     tables: HashSet<u32>,
+    /// The last table and its key: changes of one come in a row.
+    last: Option<(u32, u32)>,
     is_coarse: bool,
     pub(super) everything: bool,
     pub(super) schema: bool,
@@ -128,6 +130,7 @@ impl Transaction {
             catalog: database.catalog_now(),
             slots: HashSet::new(),
             tables: HashSet::new(),
+            last: None,
             is_coarse: false,
             everything: false,
             schema: false,
@@ -164,6 +167,11 @@ impl Transaction {
         if self.everything {
             return None;
         }
+        if let Some((last, key)) = self.last
+            && last == oid
+        {
+            return Some(key);
+        }
         // Without a current catalog nothing is cached that could tell its slots.
         let Some(catalog) = &self.catalog else {
             self.everything = true;
@@ -179,6 +187,7 @@ impl Transaction {
             self.everything = true;
             return None;
         }
+        self.last = Some((oid, key));
         Some(key)
     }
 

@@ -41,9 +41,9 @@ pub enum StreamMessage {
     Data(Bytes),
     /// All transactions whose commit lies before `decoded` have been sent.
     ///
-    /// The server says so when it was asked to ([`ReplicationStream::report`]), and of its own accord from time to time.
-    /// It says how far *it* has decoded, which may be behind the end of the log: an answer alone does not prove that what
-    /// was committed before the question has been sent.
+    /// The server says so when it was asked to ([`ReplicationStream::report`]), and of its own accord from time to
+    /// time. It says how far *it* has decoded, which may be behind the end of the log: an answer alone does not prove
+    /// that what was committed before the question has been sent.
     Keepalive {
         /// Up to where the log has been decoded.
         decoded: Lsn,
@@ -99,8 +99,8 @@ impl ReplicationConnection {
         read().ok_or_else(|| HeliosError::Protocol("the server did not identify itself".to_owned()))
     }
 
-    /// Makes a slot that goes with this connection, for the plugin `pgoutput`. Every transaction that is committed after
-    /// the returned place will be sent.
+    /// Makes a slot that goes with this connection, for the plugin `pgoutput`. Every transaction that is committed
+    /// after the returned place will be sent.
     ///
     /// The server waits until all transactions that are writing now have ended: it takes as long as they do.
     ///
@@ -131,7 +131,8 @@ impl ReplicationConnection {
     /// names, and logical messages. Needs PostgreSQL 14.
     ///
     /// # Errors
-    /// As [`PgConnection::simple_query`]. A publication that does not exist is an error of the stream, not of its start.
+    /// As [`PgConnection::simple_query`]. A publication that does not exist is an error of the stream, not of its
+    /// start.
     ///
     /// # Cancel safety
     /// Not cancel-safe: the connection is consumed.
@@ -173,6 +174,17 @@ impl ReplicationStream {
     /// Cancel-safe: nothing that was read is lost.
     pub async fn receive(&mut self) -> Result<StreamMessage> {
         decode(self.pg.receive_copy_data(MESSAGE_MAX).await?)
+    }
+
+    /// The next message if it has been read already.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn buffered(&mut self) -> Result<Option<StreamMessage>> {
+        self.pg
+            .buffered_copy_data(MESSAGE_MAX)?
+            .map(decode)
+            .transpose()
     }
 
     /// Tells the server that everything before `applied` is dealt with, so that it need not keep its log. With

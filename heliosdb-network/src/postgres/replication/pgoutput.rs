@@ -3,8 +3,8 @@
 //! A transaction comes whole, between [`Begin`] and [`Commit`], when it has been committed; what was rolled back does
 //! not come. A table is described by a [`Relation`] before its first change, and again after its definition changed.
 //!
-//! Rows are not decoded: a [`Tuple`] borrows its columns' texts from the message. Nothing here allocates, except for the
-//! columns of a [`Relation`], one for each that is there.
+//! Rows are not decoded: a [`Tuple`] borrows its columns' texts from the message. Nothing here allocates, except for
+//! the columns of a [`Relation`], one for each that is there.
 #![deny(clippy::indexing_slicing)]
 
 use crate::error::{HeliosError, Result};
