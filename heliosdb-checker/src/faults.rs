@@ -138,7 +138,7 @@ async fn hurt(
         45..62 => proxy.arm(Cut::Reply),
         62..74 => proxy.arm(Cut::Request),
         74..80 => proxy.arm(Cut::Stall),
-        80..92 => {
+        80..88 => {
             let rows = session.rows(Form::Simple, ANY_PROCESS, &[]).await.ok()?;
             stop(&rows, Duration::from_millis(random.u64(20..400)), counts).await;
         }
@@ -161,17 +161,17 @@ async fn hurt_walsender(
     max_lag: Duration,
     counts: &mut FaultCounts,
 ) -> Option<()> {
-    if kind < 95 {
+    if kind < 94 {
         proxy.calm_down(WARM_UP + MISSED, false);
         tokio::time::sleep(WARM_UP).await;
     }
-    if kind < 98 {
+    if kind < 97 {
         session
             .rows(Form::Simple, TERMINATE_WALSENDERS, &[])
             .await
             .ok()?;
         counts.walsenders += rows.len() as u64;
-        if kind < 95 {
+        if kind < 94 {
             // What is written now is not in the next stream, and is not written again soon.
             tokio::time::sleep(MISSED).await;
             proxy.calm_down(2 * max_lag, true);
