@@ -62,6 +62,7 @@ const PROTECTIONS: &[(&str, Mode)] = &[
     ("atomic-bump", Mode::Wire),
     ("everything", Mode::Wire),
     ("row-any", Mode::Wire),
+    ("row-new", Mode::Wire),
     ("repeatable-read", Mode::Wire),
     ("max-age", Mode::Bounded),
     ("tx-write-bypass", Mode::Bounded),
