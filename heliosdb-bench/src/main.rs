@@ -17,7 +17,9 @@ mod pgbench;
 mod pool;
 mod process;
 mod report;
+mod rows;
 mod settings;
+mod staleness;
 mod statistics;
 mod workload;
 
@@ -63,6 +65,10 @@ enum Verb {
         #[command(subcommand)]
         command: Option<pool::Verb>,
     },
+    /// Compare hit ratios under writes: invalidation by row, by table, and pgpool-II's
+    Rows(rows::Args),
+    /// Measure how long answers lack writes that were made on the server itself
+    Staleness(staleness::Args),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +79,8 @@ fn main() -> ExitCode {
         Verb::Gateway(args) => gateway::run(&args),
         Verb::Hidb(args) => hidb::run(&args),
         Verb::Pool { command } => pool::run(command),
+        Verb::Rows(args) => rows::run(&args),
+        Verb::Staleness(args) => staleness::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -140,10 +140,48 @@ impl Pgbench {
         seconds: u32,
         interrupt: &Interrupt,
     ) -> anyhow::Result<(u64, f64)> {
+        let text = self.run_mix(port, scripts, Mode::Prepared, clients, seconds, interrupt)?;
+        parse_summary(&text)
+    }
+
+    /// The same in any mode. Returns how many transactions each script was, in their order, and the rate of all.
+    pub(crate) fn run_each(
+        &self,
+        port: u16,
+        scripts: &[Script],
+        mode: Mode,
+        clients: u32,
+        seconds: u32,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<(Vec<u64>, f64)> {
+        let text = self.run_mix(port, scripts, mode, clients, seconds, interrupt)?;
+        let (all, tps) = parse_summary(&text)?;
+        let each = match scripts {
+            // Then pgbench does not tell them apart.
+            [_] => vec![all],
+            _ => parse_scripts(&text)?,
+        };
+        ensure!(
+            each.len() == scripts.len(),
+            "pgbench told of {} scripts",
+            each.len()
+        );
+        Ok((each, tps))
+    }
+
+    fn run_mix(
+        &self,
+        port: u16,
+        scripts: &[Script],
+        mode: Mode,
+        clients: u32,
+        seconds: u32,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<String> {
         let folder = tempfile::Builder::new().prefix("helios-bench-").tempdir()?;
         let mut command = self.command(port);
         command
-            .args(["--no-vacuum", "--jobs=2", "--protocol=prepared"])
+            .args(["--no-vacuum", "--jobs=2", "--protocol", mode.name()])
             .args(["--client", &clients.to_string()])
             .args(["--time", &seconds.to_string()]);
         for Script { file, weight } in scripts {
@@ -162,7 +200,7 @@ impl Pgbench {
             "pgbench failed ({status}): {}",
             complaint(&text)
         );
-        parse_summary(&text)
+        Ok(text)
     }
 
     /// What `--version` says.
@@ -221,6 +259,17 @@ fn parse_summary(text: &str) -> anyhow::Result<(u64, f64)> {
     let transactions = transactions.parse().context("no transaction count")?;
     ensure!(transactions > 0, "no transaction was processed");
     Ok((transactions, tps.parse().context("no rate")?))
+}
+
+/// The transactions of each of several scripts, in lines of the form ` - 41000 transactions (90.0% of total, ..)`.
+fn parse_scripts(text: &str) -> anyhow::Result<Vec<u64>> {
+    text.lines()
+        .filter_map(|line| {
+            let (count, rest) = line.strip_prefix(" - ")?.split_once(' ')?;
+            rest.starts_with("transactions (").then_some(count)
+        })
+        .map(|count| count.parse().context("no transaction count"))
+        .collect()
 }
 
 /// The lines that tell what went wrong; one for each of 64 clients would be too many.
@@ -304,6 +353,20 @@ tps = 41026.017523 (without initial connection time)
             .to_string();
         assert_eq!(error, "3 transactions failed");
         assert!(parse_summary(&SUMMARY.replace("processed: 41000", "processed: 0")).is_err());
+    }
+
+    #[test]
+    fn scripts_are_told_apart() {
+        let text = "\
+SQL script 1: read.sql
+ - weight: 99 (targets 99.0% of total)
+ - 41000 transactions (98.9% of total, tps = 41026.017523)
+ - number of failed transactions: 0 (0.000%)
+SQL script 2: write.sql
+ - weight: 1 (targets 1.0% of total)
+ - 456 transactions (1.1% of total, tps = 456.3)
+";
+        assert_eq!(parse_scripts(text).expect("valid"), [41000, 456]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::record::{self, Record};
 use crate::stats::{CacheStats, Counter, Rejections, StoreCounts};
 use crate::sync::Ordering;
 use crate::types::{KeyRef, QueryKey};
-use crate::version::{Dependencies, DependenciesRef, Position, SlotId, VersionSlots};
+use crate::version::{DependenciesRef, Observation, Position, SlotId, VersionSlots};
 
 /// A cache of query results. Cloning it is another handle to the same.
 ///
@@ -170,13 +170,28 @@ impl<B: StorageBackend> CacheManager<B> {
     /// one has taken longer than [`CacheConfig::flight_timeout`].
     #[must_use]
     pub fn join(&self, key: &KeyRef<'_>, slots: &[SlotId]) -> Flight<B> {
+        self.join_provisionally(key, slots, None)
+    }
+
+    /// As [`join`](Self::join), for an answer that depends on one slot more unless it turns out not to: the leader may say
+    /// so once it has the answer ([`Fill::without_provisional`]).
+    ///
+    /// That a row was found, for instance, shows that nobody who inserts others can change the answer; that none was
+    /// found does not. A write that is pending on that slot alone does not keep the answer from being stored without it.
+    #[must_use]
+    pub fn join_provisionally(
+        &self,
+        key: &KeyRef<'_>,
+        slots: &[SlotId],
+        provisional: Option<SlotId>,
+    ) -> Flight<B> {
         let Shared {
             flights,
             versions,
             config,
             ..
         } = &*self.shared;
-        let observe = || versions.observe(slots);
+        let observe = || versions.observe_provisionally(slots, provisional);
         match flights.join(
             key,
             versions,
@@ -639,7 +654,7 @@ impl<B: StorageBackend> Shared<B> {
     pub(crate) async fn fetch(
         &self,
         key: &KeyRef<'_>,
-        observed: &Dependencies,
+        observed: &Observation,
     ) -> Option<PackedAnswer> {
         let versions = &self.versions;
         let id = record::identifier(key, &versions.lineage(), versions.len());
@@ -651,12 +666,16 @@ impl<B: StorageBackend> Shared<B> {
             .filter(|record| record.matches(key))
             .and_then(|record| {
                 let slots = record.slots(versions)?;
-                // The caller says what the answer depends on; what was stored must not depend on less.
-                let is_same = observed.as_ref().slots().eq(slots.iter().copied());
-                if !is_same || !versions.is_current_at(&slots, record.position()) {
+                // The caller says what the answer depends on; what was stored must not depend on less, but for what who
+                // computed it could do without.
+                let firm = observed.firm();
+                let dependencies = [observed.all(), &firm]
+                    .into_iter()
+                    .find(|known| known.as_ref().slots().eq(slots.iter().copied()))?;
+                if !versions.is_current_at(&slots, record.position()) {
                     return None;
                 }
-                record.to_block(observed.as_ref(), self.config.clock.now())
+                record.to_block(dependencies.as_ref(), self.config.clock.now())
             });
         let Some(block) = served else {
             self.behind.refused.add(1);

@@ -1,5 +1,6 @@
 //! One computation for each missing key, whose value the others are handed.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::fault;
 use crate::lifetime::Lifetime;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 use crate::types::{KeyRef, PackedKey};
-use crate::version::{Dependencies, Position, VersionSlots};
+use crate::version::{Dependencies, Observation, Position, VersionSlots};
 
 /// The computations under way, sharded by key.
 #[derive(Default)]
@@ -36,7 +37,7 @@ struct FlightShard(Mutex<HashTable<Arc<FlightState>>>);
 pub(crate) struct FlightState {
     key: PackedKey,
     /// What the computation depends on, as of before it began.
-    observed: Dependencies,
+    observed: Observation,
     /// What was known to have changed by then.
     position: Position,
     began: Instant,
@@ -77,7 +78,7 @@ impl Flights {
         &self,
         key: &KeyRef<'_>,
         versions: &VersionSlots,
-        observe: impl FnOnce() -> Option<Dependencies>,
+        observe: impl FnOnce() -> Option<Observation>,
         max_in_flight: usize,
         timeout: Duration,
     ) -> Joined {
@@ -92,7 +93,7 @@ impl Flights {
         // which is harmless to one who asks the database now, and not to one who takes an answer from before.
         if let Some(flight) = &registered
             && (fault::is_removed("arrival-rule")
-                || (flight.observed == observed && versions.is_current(&observed)))
+                || (flight.observed == observed && versions.is_current(observed.all())))
             && flight.began.elapsed() < timeout
         {
             return Joined::Follower(Arc::clone(flight));
@@ -147,7 +148,7 @@ impl Flights {
 }
 
 impl FlightState {
-    fn new(key: &KeyRef<'_>, observed: Dependencies, position: Position) -> Arc<Self> {
+    fn new(key: &KeyRef<'_>, observed: Observation, position: Position) -> Arc<Self> {
         Arc::new(Self {
             key: PackedKey::new(key),
             observed,
@@ -172,6 +173,8 @@ pub struct Fill<B: StorageBackend = InMemoryBackend> {
     shared: Arc<Shared<B>>,
     flight: Arc<FlightState>,
     lifetime: Lifetime,
+    /// The answer depends on the provisional slot.
+    is_provisional: bool,
 }
 
 impl<B: StorageBackend> Fill<B> {
@@ -181,6 +184,7 @@ impl<B: StorageBackend> Fill<B> {
             shared,
             flight,
             lifetime,
+            is_provisional: true,
         }
     }
 
@@ -194,6 +198,22 @@ impl<B: StorageBackend> Fill<B> {
     pub fn with_lifetime(mut self, lifetime: Lifetime) -> Self {
         self.lifetime = lifetime;
         self
+    }
+
+    /// The answer turned out not to depend on the [provisional slot](crate::CacheManager::join_provisionally): it is
+    /// stored without it. Who has joined, or joins later, still did so under the version that the slot had.
+    pub fn without_provisional(mut self) -> Self {
+        self.is_provisional = false;
+        self
+    }
+
+    fn dependencies(&self) -> Cow<'_, Dependencies> {
+        let observed = &self.flight.observed;
+        if self.is_provisional {
+            Cow::Borrowed(observed.all())
+        } else {
+            Cow::Owned(observed.firm())
+        }
     }
 
     /// Stores the answer, if it is worth it and still true, and hands it to the followers in any case.
@@ -217,7 +237,7 @@ impl<B: StorageBackend> Fill<B> {
         let answer = self.shared.pack(
             &flight.key.as_ref(),
             value,
-            self.observed().as_ref(),
+            self.observed().as_ref().as_ref(),
             &self.lifetime,
             milliseconds,
         );
@@ -236,20 +256,20 @@ impl<B: StorageBackend> Fill<B> {
 
     /// The versions that the answer goes by.
     #[cfg(not(feature = "fault-switches"))]
-    fn observed(&self) -> &Dependencies {
-        &self.flight.observed
+    fn observed(&self) -> Cow<'_, Dependencies> {
+        self.dependencies()
     }
 
     /// Where the protection is taken away, versions that are too new.
     #[cfg(feature = "fault-switches")]
-    fn observed(&self) -> Dependencies {
+    fn observed(&self) -> Cow<'_, Dependencies> {
         fault::pause("versions-before-send");
-        let observed = &self.flight.observed;
-        let slots: Vec<_> = observed.as_ref().slots().collect();
+        let observed = self.dependencies();
+        let slots: Vec<_> = observed.as_ref().as_ref().slots().collect();
         let late = fault::is_removed("versions-before-send")
             .then(|| self.shared.versions.observe(&slots))
             .flatten();
-        late.unwrap_or_else(|| observed.clone())
+        late.map_or(observed, Cow::Owned)
     }
 
     /// Looks for the answer in the [tier behind](crate::TieredBackend) before it is computed. If it is there and may be

@@ -250,5 +250,6 @@ pub use stampede_protection::{ComputeGuard, StampedeProtection};
 pub use stats::{CacheStats, Rejections, StoreCounts};
 pub use types::{CacheEntry, EntryMetadata, HashedStr, KeyRef, PRIORITY_HALF_LIFE, QueryKey};
 pub use version::{
-    Dependencies, DependenciesRef, Fence, Lineage, Position, SlotId, VersionSlots, WriteIntent,
+    Dependencies, DependenciesRef, Fence, Lineage, Observation, Position, SlotId, VersionSlots,
+    WriteIntent,
 };

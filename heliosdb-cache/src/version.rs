@@ -61,6 +61,34 @@ impl Dependencies {
     }
 }
 
+/// What a fill observed, of which it may give a part up: see
+/// [`join_provisionally`](crate::CacheManager::join_provisionally).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observation {
+    all: Dependencies,
+    /// The provisional slot, if it is none of the others, and its version.
+    provisional: Option<(SlotId, u64)>,
+}
+
+impl Observation {
+    /// With the provisional slot.
+    #[must_use]
+    pub fn all(&self) -> &Dependencies {
+        &self.all
+    }
+
+    /// Without the provisional slot.
+    #[must_use]
+    pub fn firm(&self) -> Dependencies {
+        let mut firm = self.all.clone();
+        if let Some((slot, version)) = self.provisional {
+            firm.slots.retain(|bytes| *bytes != slot.to_bytes());
+            firm.sum = firm.sum.wrapping_sub(version);
+        }
+        firm
+    }
+}
+
 impl<'a> From<&'a Dependencies> for DependenciesRef<'a> {
     fn from(dependencies: &'a Dependencies) -> Self {
         dependencies.as_ref()
@@ -228,19 +256,44 @@ impl VersionSlots {
     /// them: what the database would answer can't be dated.
     #[must_use]
     pub fn observe(&self, slots: &[SlotId]) -> Option<Dependencies> {
-        let mut seen: SmallVec<[SlotBytes; 4]> = SmallVec::with_capacity(slots.len());
+        self.observe_provisionally(slots, None)
+            .map(|observation| observation.all)
+    }
+
+    /// As [`observe`](Self::observe), with one slot more, which the fill may turn out not to depend on. A write that is
+    /// pending on that one alone is no reason to say `None`: with it the observation is not current before the write has
+    /// ended, nor afterwards, unless the version was raised before it was read here; without it, it is as good as any.
+    #[must_use]
+    pub fn observe_provisionally(
+        &self,
+        slots: &[SlotId],
+        provisional: Option<SlotId>,
+    ) -> Option<Observation> {
+        let mut seen: SmallVec<[SlotBytes; 4]> = SmallVec::with_capacity(slots.len() + 1);
         let mut sum = self.at(GLOBAL).version.load(Ordering::SeqCst);
-        for slot in slots {
+        let mut read = |slot: SlotId| {
             let bytes = slot.to_bytes();
-            if *slot != GLOBAL && !seen.contains(&bytes) {
-                seen.push(bytes);
-                sum = sum.wrapping_add(self.at(*slot).version.load(Ordering::SeqCst));
+            if slot == GLOBAL || seen.contains(&bytes) {
+                return None;
             }
+            seen.push(bytes);
+            let version = self.at(slot).version.load(Ordering::SeqCst);
+            sum = sum.wrapping_add(version);
+            Some((slot, version))
+        };
+        for slot in slots {
+            read(*slot);
         }
+        // One of the others, by a collision: then it can't be given up.
+        let provisional = provisional.and_then(read);
         // After all versions: a writer that ends in between has raised a version that was read before.
         let is_quiet = |slot| self.at(slot).pending.load(Ordering::SeqCst) == 0;
-        let quiet = is_quiet(GLOBAL) && seen.iter().all(|slot| is_quiet(SlotId::from_bytes(*slot)));
-        quiet.then_some(Dependencies { slots: seen, sum })
+        let firm = &seen[..seen.len() - usize::from(provisional.is_some())];
+        let quiet = is_quiet(GLOBAL) && firm.iter().all(|slot| is_quiet(SlotId::from_bytes(*slot)));
+        quiet.then_some(Observation {
+            all: Dependencies { slots: seen, sum },
+            provisional,
+        })
     }
 
     /// True while nothing the dependencies name has changed, and nothing is about to.
@@ -448,6 +501,12 @@ impl WriteIntent {
         self.versions.note(&self.slots[marked..]);
     }
 
+    /// How many slots it marks.
+    #[must_use]
+    pub fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
     /// True if the slot is marked by this intent.
     #[must_use]
     pub fn contains(&self, slot: SlotId) -> bool {
@@ -530,6 +589,44 @@ mod tests {
         assert!(!versions.is_current(&on_a), "raised");
         assert!(versions.observe(&[a]).is_some());
         assert_eq!(versions.invalidations(), 1);
+    }
+
+    #[test]
+    fn what_was_given_up_of_an_observation_ends_it_no_more() {
+        let versions = VersionSlots::new(8);
+        let (a, b) = (versions.slot(1), versions.slot(2));
+        // Versions other than zero, which a wrong sum could not tell from none.
+        versions.invalidate(&[a, b, b]);
+        let observe = || versions.observe_provisionally(&[a], Some(b));
+        let observed = observe().expect("nothing pending");
+        let (all, firm) = (observed.all(), &observed.firm());
+        assert!(versions.is_current(all) && versions.is_current(firm));
+        assert!(all.as_ref().slots().eq([a, b]) && firm.as_ref().slots().eq([a]));
+        let write = versions.begin_write(&[b]);
+        assert!(!versions.is_current(all) && versions.is_current(firm));
+        let meanwhile = observe().expect("pending on what may be given up");
+        write.finish();
+        for observed in [&observed, &meanwhile] {
+            assert!(!versions.is_current(observed.all()));
+            assert!(versions.is_current(&observed.firm()));
+        }
+        let write = versions.begin_write(&[a]);
+        assert!(observe().is_none(), "pending on what may not");
+        write.finish();
+        assert!(!versions.is_current(firm));
+    }
+
+    #[test]
+    fn a_provisional_slot_that_is_also_a_firm_one_is_kept() {
+        let versions = VersionSlots::new(8);
+        let a = versions.slot(1);
+        for provisional in [None, Some(a), Some(GLOBAL)] {
+            let observed = versions.observe_provisionally(&[a], provisional);
+            let firm = observed.expect("nothing pending").firm();
+            assert!(versions.is_current(&firm));
+            versions.invalidate(&[a]);
+            assert!(!versions.is_current(&firm));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!   away.
 //! * There, `is_current`: remove the line that looks at `pending`, or look at the version first.
 //! * There, `WriteIntent::extend`: note the slots before they are marked, or not at all.
+//! * There, `Observation::firm`: give up another slot than the provisional one, or leave its version in the sum.
 //! * Here, `World::fill`: swap the two lines, so that the versions are read after the database.
 #![cfg(loom)]
 
@@ -168,6 +169,62 @@ fn a_write_to_two_slots_shows_in_both_or_in_none() {
         }
         writer.join().expect("no panic");
         assert!(!versions.is_current(&old[0]) && !versions.is_current(&old[1]));
+    });
+}
+
+/// A row read: found, it depends on the row alone; not found, on the rows to come too. One writer changes the row, another
+/// puts a row there that was not known by its key.
+#[test]
+fn who_gave_a_slot_up_is_still_told_of_the_others() {
+    bounded_model(|| {
+        let versions = VersionSlots::new(2);
+        let (row, to_come) = (versions.slot(0), versions.slot(1));
+        assert_ne!(row, to_come);
+        let database = Arc::new(AtomicU64::new(1));
+        let writer = |slot: SlotId, value: u64| {
+            let (versions, database) = (std::sync::Arc::clone(&versions), Arc::clone(&database));
+            thread::spawn(move || {
+                let intent = versions.begin_write(&[slot]);
+                if value > 0 {
+                    database.store(value, Ordering::Release);
+                }
+                intent.finish();
+            })
+        };
+        let insert = writer(to_come, 0);
+        let update = writer(row, 2);
+        let observed = versions.observe_provisionally(&[row], Some(to_come));
+        let found = database.load(Ordering::Acquire);
+        let kept = observed.map(|observed| observed.firm());
+        insert.join().expect("no panic");
+        update.join().expect("no panic");
+        if let Some(kept) = kept
+            && versions.is_current(&kept)
+        {
+            assert_eq!(found, 2, "the row was changed");
+        }
+    });
+}
+
+/// A fill that began while a write was pending on what it may give up, and did not give it up.
+#[test]
+fn what_was_observed_while_a_write_was_pending_is_not_served_after_it() {
+    bounded_model(|| {
+        let world = World::new();
+        let writer = spawn(&world, |world| world.write(1));
+        let filler = spawn(&world, |world| {
+            let observed = world
+                .versions
+                .observe_provisionally(&[], Some(world.slot))
+                .expect("nothing firm is pending");
+            let value = world.database.load(Ordering::Acquire);
+            *world.entry.lock().expect("no panic") = Some((value, observed.all().clone()));
+        });
+        let known = world.acknowledged.load(Ordering::Acquire);
+        world.assert_not_older_than(known);
+        writer.join().expect("no panic");
+        filler.join().expect("no panic");
+        world.assert_not_older_than(1);
     });
 }
 

@@ -21,6 +21,7 @@ use crate::cli::{self, Command};
 use crate::config::{Config, Eviction, PoolMode};
 use crate::gateway::Gateway;
 use crate::hidb;
+use crate::invalidate::replication::{Mode, report};
 use crate::metrics;
 use crate::query;
 use crate::server::{self, Listeners};
@@ -259,7 +260,12 @@ async fn server_version(gateway: &Gateway) -> Option<String> {
         }
     };
     match pool.learn_baseline().await {
-        Ok(baseline) => baseline.parameter("server_version").map(str::to_owned),
+        Ok(baseline) => {
+            if gateway.cache_enabled() {
+                gateway.upstream.follow_decided(&pool.database).await;
+            }
+            baseline.parameter("server_version").map(str::to_owned)
+        }
         Err(error) => {
             tracing::warn!("the database server cannot be reached yet: {error}");
             None
@@ -314,14 +320,7 @@ fn announce(
             "  cache        {}; a repeated read is answered from memory",
             config.cache.size
         )?;
-        writeln!(
-            out,
-            "  invalidation wire: no cached answer is older than the last write that came through here;"
-        )?;
-        writeln!(
-            out,
-            "               writes that go to the server by another way are not seen"
-        )?;
+        announce_invalidation(gateway, config, &mut out)?;
     } else {
         writeln!(out, "  cache        off")?;
     }
@@ -350,6 +349,53 @@ fn announce(
     out.flush()
 }
 
+/// How the writes of others reach the cache of the database that the URL names.
+fn announce_invalidation(
+    gateway: &Gateway,
+    config: &Config,
+    out: &mut impl std::io::Write,
+) -> std::io::Result<()> {
+    let name = &gateway.upstream.target().database;
+    let databases = gateway.upstream.databases();
+    let database = databases.iter().find(|database| database.name == *name);
+    match database.map(|database| database.follower.gate.view().mode) {
+        Some(Mode::Wire(why)) => {
+            writeln!(
+                out,
+                "  invalidation wire: no cached answer is older than the last write that came through here;"
+            )?;
+            writeln!(
+                out,
+                "               writes that go to the server by another way are not seen ({why})"
+            )
+        }
+        Some(Mode::Replication) => {
+            writeln!(
+                out,
+                "  invalidation replication: no cached answer is older than the last write that came through here,"
+            )?;
+            writeln!(
+                out,
+                "               nor lacks what was committed by others {} before it was asked for",
+                humantime::format_duration(config.replication.max_lag)
+            )
+        }
+        Some(Mode::Unavailable(why)) => {
+            writeln!(
+                out,
+                "  invalidation replication, which is not possible: {why};"
+            )?;
+            writeln!(out, "               nothing is cached until it is")
+        }
+        Some(Mode::Undecided) | None => {
+            writeln!(
+                out,
+                "  invalidation not decided yet: nothing is cached until it is"
+            )
+        }
+    }
+}
+
 /// `helios check`: the configuration is valid by now; is the server there?
 async fn check(config: Config) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
@@ -366,6 +412,9 @@ async fn check(config: Config) -> anyhow::Result<()> {
     )?;
     let catalog = load_catalog(&mut connection).await?;
     writeln!(out, "catalog:       {} relations", catalog.relation_count())?;
+    if !backend.is_embedded() {
+        report::replication(&mut connection, &backend.target, &config, &mut out).await?;
+    }
     connection.terminate().await;
     Ok(())
 }
@@ -391,9 +440,14 @@ async fn explain(config: Config, statement: &str) -> anyhow::Result<()> {
         client_encoding_utf8: parameter(&connection, "client_encoding") == "UTF8",
     };
     let class = sql::classify(statement, &catalog, &names);
-    connection.terminate().await;
     let mut out = std::io::stdout().lock();
     write!(out, "{}", sql::explain::explain(statement, &class, &names))?;
+    if !backend.is_embedded()
+        && let Some(relations) = class.cacheable()
+    {
+        report::uncovered(&mut connection, &config, &catalog, relations, &mut out).await?;
+    }
+    connection.terminate().await;
     Ok(())
 }
 

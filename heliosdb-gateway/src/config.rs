@@ -34,10 +34,12 @@ pub struct Config {
     /// Threads that serve clients. Default 0: half of the processors, at least one. More than needed cost more than they
     /// bring: waking a thread for one request takes longer than the request.
     pub threads: usize,
-    /// How writes reach the cache.
+    /// How writes reach the cache. Default `auto`.
     pub invalidation: Invalidation,
     /// What is answered from memory inside of transactions. Default `read-committed`.
     pub cache_in_transactions: CacheInTransactions,
+    /// The server's replication stream, where writes of others are seen.
+    pub replication: ReplicationConfig,
     /// The server behind the gateway.
     pub upstream: UpstreamConfig,
     /// Server connections.
@@ -57,6 +59,10 @@ pub struct Config {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Invalidation {
+    /// By `replication` where the server allows it, else by `wire`.
+    Auto,
+    /// The writes of others come over the server's replication stream. Where it can't be followed, nothing is cached.
+    Replication,
     /// All writes come through this gateway.
     Wire,
 }
@@ -77,6 +83,43 @@ impl CacheInTransactions {
     pub(crate) fn defers(self) -> bool {
         self == Self::ReadCommitted
     }
+}
+
+/// How DDL of others becomes known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DdlChannel {
+    /// By the event trigger where it is installed, else by polling.
+    Auto,
+    /// By the event trigger `helios_ddl`; without it the server can't be followed.
+    EventTrigger,
+    /// By polling alone.
+    Poll,
+}
+
+/// The server's replication stream.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ReplicationConfig {
+    /// The publication that is followed. Reads of tables that it leaves out are not cached. Default `helios`.
+    pub publication: String,
+    /// Whether it is made at the start where it is missing, for all tables with a replica identity, and dropped at a
+    /// clean stop. Default false.
+    pub create_publication: bool,
+    /// No cached answer lacks what was committed so long before it was asked for; beyond it reads go to the server.
+    /// Default 1 s, at least 100 ms.
+    #[serde(deserialize_with = "file::duration")]
+    pub max_lag: Duration,
+    /// How often the server is asked for a proof while the cache is used. Default 50 ms, at least 1 ms and at most a quarter of `max_lag`.
+    #[serde(deserialize_with = "file::duration")]
+    pub lag_probe: Duration,
+    /// How DDL of others becomes known. Default `auto`.
+    pub ddl: DdlChannel,
+    /// How often the catalogs are looked at. Default 1 s, longer than zero.
+    #[serde(deserialize_with = "file::duration")]
+    pub ddl_poll: Duration,
 }
 
 /// The server behind the gateway.
@@ -188,6 +231,8 @@ pub struct CacheSection {
     pub flight_timeout: Duration,
     /// Who is evicted first. Default `adaptive`.
     pub eviction: Eviction,
+    /// Whether a read by primary key depends on its row, and not on the whole table. Default true.
+    pub row_level: bool,
 }
 
 /// Client connections.
@@ -268,14 +313,28 @@ impl Default for Config {
             http: Some(SocketAddr::from(([127, 0, 0, 1], 6480))),
             threads: 0,
             data: PathBuf::from("./helios-data"),
-            invalidation: Invalidation::Wire,
+            invalidation: Invalidation::Auto,
             cache_in_transactions: CacheInTransactions::ReadCommitted,
+            replication: ReplicationConfig::default(),
             upstream: UpstreamConfig::default(),
             pool: PoolConfig::default(),
             cache: CacheSection::default(),
             clients: ClientsConfig::default(),
             hidb: HidbConfig::default(),
             log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for ReplicationConfig {
+    fn default() -> Self {
+        Self {
+            publication: "helios".to_owned(),
+            create_publication: false,
+            max_lag: Duration::from_secs(1),
+            lag_probe: Duration::from_millis(50),
+            ddl: DdlChannel::Auto,
+            ddl_poll: Duration::from_secs(1),
         }
     }
 }
@@ -316,6 +375,7 @@ impl Default for CacheSection {
             max_in_flight: 10_000,
             flight_timeout: Duration::from_secs(10),
             eviction: Eviction::Adaptive,
+            row_level: true,
         }
     }
 }

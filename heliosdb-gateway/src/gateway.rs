@@ -171,7 +171,8 @@ impl Gateway {
     ) -> Arc<Prepared> {
         let epoch = epoch_of(database);
         if name.is_empty() {
-            self.interner.unnamed(HashedStr::new(text), types, scope)
+            self.interner
+                .unnamed(HashedStr::new(text), types, scope, epoch)
         } else {
             self.interner.named(text, types, scope, epoch)
         }
@@ -190,7 +191,7 @@ impl Gateway {
 }
 
 /// Of the catalog that statements are prepared under.
-fn epoch_of(database: &Database) -> u64 {
+pub(crate) fn epoch_of(database: &Database) -> u64 {
     database
         .catalog_now()
         .map_or(0, |loaded| loaded.catalog.epoch())

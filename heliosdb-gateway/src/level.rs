@@ -22,12 +22,12 @@ pub(crate) enum Level {
     /// They hold every write that was acknowledged by anybody before they were asked for.
     Strict,
     /// They may be so old, whatever has been written.
-    Bounded(Bound),
+    Bounded(AgeBound),
 }
 
 /// How old an answer may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Bound {
+pub(crate) struct AgeBound {
     /// In milliseconds.
     ttl: u32,
     /// So much older while it is being computed anew, in milliseconds.
@@ -47,7 +47,7 @@ pub(crate) enum LevelError {
     Several,
 }
 
-impl Bound {
+impl AgeBound {
     pub(crate) fn new(ttl: Duration, stale: Duration) -> Option<Self> {
         let ms = |duration: Duration| u32::try_from(duration.as_millis()).ok();
         let (ttl, stale) = (ms(ttl)?, ms(stale)?);
@@ -96,7 +96,7 @@ impl FromStr for Level {
                 Some((name, value)) if matches!(name.trim_end(), "ttl" | "stale") => {
                     let duration = humantime::parse_duration(value.trim())
                         .ok()
-                        .filter(|duration| Bound::new(*duration, Duration::ZERO).is_some())
+                        .filter(|duration| AgeBound::new(*duration, Duration::ZERO).is_some())
                         .ok_or_else(|| LevelError::Duration(value.trim().to_owned()))?;
                     let place = if name.trim_end() == "ttl" {
                         &mut ttl
@@ -117,7 +117,7 @@ impl FromStr for Level {
         }
         match (named.as_slice(), ttl, stale) {
             ([level], None, None) => Ok(*level),
-            ([], Some(ttl), stale) => Bound::new(ttl, stale.unwrap_or_default())
+            ([], Some(ttl), stale) => AgeBound::new(ttl, stale.unwrap_or_default())
                 .map(Self::Bounded)
                 .ok_or_else(|| LevelError::Duration(text.trim().to_owned())),
             ([], None, Some(_)) => Err(LevelError::StaleWithoutTtl),
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn bounded(ttl: u64, stale: u64) -> Level {
-        let bound = Bound::new(Duration::from_millis(ttl), Duration::from_millis(stale));
+        let bound = AgeBound::new(Duration::from_millis(ttl), Duration::from_millis(stale));
         Level::Bounded(bound.expect("in range"))
     }
 

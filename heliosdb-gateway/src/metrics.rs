@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::admin::{cache_counts, traffic_counts};
 use crate::gateway::Gateway;
+use crate::invalidate::replication::Mode;
 
 /// Binds the address, so that one in use is found out at the start.
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -136,6 +137,57 @@ fn render(gateway: &Gateway) -> String {
         caps.push((labels.clone(), metrics.cap as u64));
         hinted.push((labels.clone(), metrics.hinted));
         met.push((labels, metrics.affinity_hits));
+    }
+    let (mut open, mut lag) = (Vec::new(), Vec::new());
+    let mut followed: [Vec<_>; 5] = Default::default();
+    for database in gateway.upstream.databases() {
+        let view = database.follower.gate.view();
+        let labels = format!("{{database=\"{}\"}}", escape(&database.name));
+        open.push((labels.clone(), u64::from(view.is_open)));
+        if view.mode != Mode::Replication {
+            continue;
+        }
+        let age = view.lag.map(|lag| lag.as_millis());
+        let age = age.and_then(|age| u64::try_from(age).ok());
+        lag.push((labels.clone(), age.unwrap_or(u64::MAX)));
+        for (samples, count) in followed.iter_mut().zip([
+            view.transactions,
+            view.changes,
+            view.schema_changes,
+            view.connects,
+            view.closings,
+        ]) {
+            samples.push((labels.clone(), count));
+        }
+    }
+    metric(
+        "invalidation_open",
+        "gauge",
+        "Whether cached answers may be served, see SHOW INVALIDATION.",
+        &open,
+    );
+    metric(
+        "replication_lag_ms",
+        "gauge",
+        "Everything committed longer ago is known to the cache.",
+        &lag,
+    );
+    for (name, samples) in [
+        "transactions",
+        "changes",
+        "schema_changes",
+        "connects",
+        "closings",
+    ]
+    .iter()
+    .zip(&followed)
+    {
+        metric(
+            &format!("replication_{name}_total"),
+            "counter",
+            "Replication stream, see SHOW INVALIDATION.",
+            samples,
+        );
     }
     metric(
         "pool_connections",

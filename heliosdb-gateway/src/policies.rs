@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use heliosdb_pooling::{MAX_FINGERPRINT_BYTES, QueryFingerprint};
 use parking_lot::RwLock;
 
-use crate::level::Bound;
+use crate::level::AgeBound;
 
 /// One `CREATE CACHE`.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(crate) struct Policy {
     pub(crate) name: String,
     /// The statements it is for, without their values.
     pub(crate) fingerprint: QueryFingerprint,
-    pub(crate) bound: Bound,
+    pub(crate) bound: AgeBound,
     /// How often it was gone by.
     pub(crate) uses: AtomicU64,
 }
@@ -46,7 +46,7 @@ pub(crate) enum PolicyError {
 
 impl Policies {
     /// What the statement is kept under, if an administrator has said so.
-    pub(crate) fn of(&self, text: &str) -> Option<Bound> {
+    pub(crate) fn of(&self, text: &str) -> Option<AgeBound> {
         if !self.any.load(Ordering::Relaxed) {
             return None;
         }
@@ -64,7 +64,7 @@ impl Policies {
         &self,
         name: Option<String>,
         statement: &str,
-        bound: Bound,
+        bound: AgeBound,
     ) -> Result<Arc<Policy>, PolicyError> {
         let fingerprint = QueryFingerprint::of(statement);
         // Beyond that, statements are told apart by a hash alone.
@@ -123,8 +123,8 @@ mod tests {
     #[test]
     fn a_policy_is_for_statements_that_differ_in_values_alone() {
         let policies = Policies::default();
-        let bound = Bound::new(Duration::from_secs(1), Duration::ZERO).expect("in range");
-        let other = Bound::new(Duration::from_secs(2), Duration::ZERO).expect("in range");
+        let bound = AgeBound::new(Duration::from_secs(1), Duration::ZERO).expect("in range");
+        let other = AgeBound::new(Duration::from_secs(2), Duration::ZERO).expect("in range");
         let text = "SELECT a FROM t WHERE b = 1";
         assert_eq!(policies.of(text), None);
         let made = policies.create(None, text, bound).expect("made");

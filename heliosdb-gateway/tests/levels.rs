@@ -2,10 +2,13 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use support::Stack;
+use heliosdb_testkit::PostgresCluster;
+
 use support::raw::{Wire, bind_with, execute, first_row, parse, step, sync};
+use support::{Helios, Stack};
 
 const TABLES: &str = "
     CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 10), (2, 20);
@@ -322,4 +325,82 @@ fn one_client_asks_for_all_that_wait() {
         answers.iter().all(|answer| *answer == answers[0]),
         "{answers:?}"
     );
+}
+
+/// A server whose log is followed, and tables in a publication.
+fn following() -> Stack {
+    let cluster = PostgresCluster::builder()
+        .setting("wal_level", "logical")
+        .start()
+        .expect("PostgreSQL starts");
+    let tables = format!("{TABLES}; CREATE PUBLICATION helios FOR TABLE t");
+    cluster.psql("postgres", &tables).expect("made");
+    let upstream = cluster.url("postgres", "postgres");
+    let config = "invalidation = \"replication\"\n";
+    let helios = Helios::start(&["--upstream", &upstream], config);
+    Stack { helios, cluster }
+}
+
+fn hits(stack: &Stack) -> u64 {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(stack.helios.cache_count("hits"))
+}
+
+#[test]
+fn a_strict_answer_holds_what_anybody_has_committed() {
+    let stack = following();
+    let mut strict = stack.wire_with(&[("helios.cache", "strict")]);
+    let mut writer = stack.wire_direct();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while hits(&stack) == 0 {
+        assert!(Instant::now() < deadline, "nothing is cached");
+        strict.run(READ);
+    }
+    for value in 100..200 {
+        writer.run(&format!("UPDATE t SET v = {value} WHERE id = 1"));
+        assert_eq!(strict.value(READ), value.to_string());
+        let unit = strict.ask(&[step(READ), sync()]);
+        assert_eq!(first_row(&unit), Some(value.to_string()));
+        strict.run(&format!("/*+ cache(session) */ {READ}"));
+    }
+    // What nobody has changed comes from memory.
+    let before = hits(&stack);
+    while hits(&stack) < before + 10 {
+        assert!(Instant::now() < deadline, "nothing is cached");
+        strict.run(READ);
+    }
+}
+
+#[test]
+fn many_that_ask_strictly_at_once_miss_no_commit() {
+    let stack = following();
+    let committed = AtomicI32::new(10);
+    let answered = AtomicI32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            let mut strict = stack.wire_with(&[("helios.cache", "strict")]);
+            let (committed, answered) = (&committed, &answered);
+            scope.spawn(move || {
+                while committed.load(Ordering::SeqCst) < 300 {
+                    let floor = committed.load(Ordering::SeqCst);
+                    let got: i32 = strict.value(READ).parse().expect("a number");
+                    assert!(got >= floor, "{got} after {floor} was committed");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let mut writer = stack.wire_direct();
+        for value in 11..=300 {
+            writer.run(&format!("UPDATE t SET v = {value} WHERE id = 1"));
+            committed.store(value, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(
+                u64::try_from(value % 7).expect("small"),
+            ));
+        }
+    });
+    assert!(answered.load(Ordering::Relaxed) > 100);
+    assert!(hits(&stack) > 0, "nothing came from memory");
 }

@@ -173,6 +173,10 @@ async fn what_cannot_be_moved_pins_and_unpins() {
             "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",
             "CLOSE ALL",
         ),
+        (
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1; DECLARE d CURSOR WITH HOLD FOR SELECT 1; CLOSE c",
+            "CLOSE d",
+        ),
         ("PREPARE p AS SELECT 1", "DEALLOCATE ALL"),
     ];
     for (tie, untie) in ties {

@@ -66,6 +66,12 @@ CREATE VIEW ruled AS SELECT id FROM users;
 CREATE RULE r AS ON INSERT TO ruled DO INSTEAD INSERT INTO hidden VALUES (NEW.id);
 CREATE MATERIALIZED VIEW totals AS SELECT count(*)::int AS id FROM orders;
 CREATE VIEW over_totals AS SELECT id FROM totals;
+CREATE TABLE second_parent (id int);
+CREATE TABLE grandchild () INHERITS (child, second_parent);
+CREATE VIEW on_nested AS SELECT n.id FROM nested n LEFT JOIN over_totals t USING (id);
+CREATE MATERIALIZED VIEW kept AS SELECT id FROM on_nested;
+CREATE VIEW over_kept AS SELECT id FROM kept UNION SELECT id FROM parts_2a;
+CREATE VIEW over_child AS SELECT c.id FROM child c, LATERAL (SELECT id FROM second_parent s WHERE s.id = c.id) l;
 CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq);
 INSERT INTO users SELECT n, 'n' || n FROM generate_series(1, 5) n;
 INSERT INTO orders SELECT n, n FROM generate_series(1, 5) n;
@@ -168,7 +174,9 @@ impl Fixture {
         } else {
             path
         };
-        let setup = format!("SET LOCAL search_path = {path}; SET LOCAL ROLE {user}");
+        let setup = format!(
+            "SET LOCAL search_path = {path}; SET LOCAL statement_timeout = '250ms'; SET LOCAL ROLE {user}"
+        );
         let Some(observed) = self.locked(&setup, sql, ".").await else {
             return false;
         };
@@ -276,7 +284,7 @@ async fn reads_depend_on_everything_the_server_locks() {
     }
 }
 
-const READS: [&str; 26] = [
+const READS: [&str; 32] = [
     "SELECT * FROM users",
     "SELECT * FROM adults",
     "SELECT * FROM nested",
@@ -291,6 +299,12 @@ const READS: [&str; 26] = [
     "SELECT * FROM parent",
     "SELECT * FROM ONLY parent",
     "SELECT * FROM child",
+    "SELECT * FROM grandchild",
+    "SELECT * FROM second_parent",
+    "SELECT * FROM on_nested",
+    "SELECT * FROM over_kept",
+    "SELECT * FROM over_child",
+    "SELECT * FROM parts_2a",
     "SELECT * FROM scratch",
     "SELECT * FROM public.users, app.users u2",
     "WITH users AS (SELECT * FROM users) SELECT * FROM users",
@@ -335,8 +349,17 @@ const REFUSED: [&str; 23] = [
 async fn generated_reads_depend_on_everything_the_server_locks() {
     let fixture = Fixture::new().await;
     let mut ran = 0;
-    let mut random = Random(0x2026_1123);
-    for n in 0..600 {
+    // Thousands in a long run, which has a seed of its own.
+    let number_of = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse().expect("a number"))
+    };
+    let reads = number_of("HELIOS_ORACLE_READS").unwrap_or(600);
+    let seed = number_of("HELIOS_ORACLE_SEED").unwrap_or(0x2026_1123);
+    println!("{reads} statements, HELIOS_ORACLE_SEED={seed}");
+    let mut random = Random(seed as u64);
+    for n in 0..reads {
         let (user, path) = PATHS[random.below(4)];
         let sql = Generator {
             random: &mut random,
@@ -406,12 +429,23 @@ impl Generator<'_> {
                 _ => format!(" LEFT JOIN {source} {alias} ON {alias}.id = {first}.id"),
             };
         }
+        if depth > 0 && self.random.below(8) == 0 {
+            let (alias, inner) = (self.alias(), self.select(depth - 1, ctes));
+            from += &format!(
+                " CROSS JOIN LATERAL (SELECT FROM ({inner}) s WHERE s.id = {first}.id) {alias}"
+            );
+        }
         let column = match self.random.below(5) {
             0 if depth > 0 => {
                 let inner = self.select(depth - 1, ctes);
                 format!("(SELECT max(s.id) FROM ({inner}) s) AS id")
             }
             1 => format!("coalesce({first}.id, abs(-1)) AS id"),
+            2 if self.random.below(3) == 0 => {
+                format!(
+                    "DISTINCT ON ({first}.id) first_value({first}.id) OVER (ORDER BY {first}.id) AS id"
+                )
+            }
             _ => format!("{first}.id"),
         };
         sql += &format!("SELECT {column} FROM {from}");
@@ -429,14 +463,23 @@ impl Generator<'_> {
         }
         if depth > 0 && self.random.below(6) == 0 {
             let other = self.select(depth - 1, ctes);
-            sql += &format!(" UNION ALL ({other})");
+            let operator = ["UNION ALL", "UNION", "INTERSECT", "EXCEPT ALL"][self.random.below(4)];
+            sql += &format!(" {operator} ({other})");
         }
         ctes.truncate(outer);
         sql
     }
 
     fn source(&mut self, depth: usize, ctes: &mut Vec<&'static str>) -> String {
-        const RELATIONS: [&str; 20] = [
+        const RELATIONS: [&str; 28] = [
+            "parts_2a",
+            "grandchild",
+            "second_parent",
+            "on_nested",
+            "kept",
+            "over_kept",
+            "over_child",
+            "ONLY parent",
             "users",
             "orders",
             "items",

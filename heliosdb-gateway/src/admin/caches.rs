@@ -6,7 +6,7 @@ use pg_query::ParserOptions;
 
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
-use crate::level::Bound;
+use crate::level::AgeBound;
 use crate::policies::PolicyError;
 
 const SYNTAX: &str = "CREATE CACHE [name] POLICY TTL <n> SECONDS [STALE <n> SECONDS] FROM <select>";
@@ -15,7 +15,7 @@ const SYNTAX: &str = "CREATE CACHE [name] POLICY TTL <n> SECONDS [STALE <n> SECO
 #[derive(Debug, PartialEq, Eq)]
 struct Request<'s> {
     name: Option<&'s str>,
-    bound: Bound,
+    bound: AgeBound,
     select: &'s str,
 }
 
@@ -93,7 +93,7 @@ fn parse(statement: &str) -> Result<Request<'_>, ClientError> {
         return Err(syntax("FROM is missing"));
     }
     let bound =
-        Bound::new(ttl, stale).ok_or_else(|| syntax("TTL goes from 1 second to 49 days"))?;
+        AgeBound::new(ttl, stale).ok_or_else(|| syntax("TTL goes from 1 second to 49 days"))?;
     Ok(Request {
         name,
         bound,
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn the_syntax_is_read() {
         let bound = |ttl, stale| {
-            Bound::new(Duration::from_secs(ttl), Duration::from_secs(stale)).expect("in range")
+            AgeBound::new(Duration::from_secs(ttl), Duration::from_secs(stale)).expect("in range")
         };
         let named = parse("create cache top policy ttl 30 seconds from\n SELECT 1  FROM t");
         assert_eq!(

@@ -15,7 +15,7 @@ pub(super) enum Answer {
 }
 
 /// The commands, for the error message and for `SHOW HELP`.
-pub(super) const COMMANDS: [(&str, &str); 17] = [
+pub(super) const COMMANDS: [(&str, &str); 18] = [
     (
         "SHOW ADVICE",
         "how large each pool should be, and why (every 10 seconds)",
@@ -42,6 +42,10 @@ pub(super) const COMMANDS: [(&str, &str); 17] = [
         "errors told to clients, by whose fault they were",
     ),
     ("SHOW HELP", "this list"),
+    (
+        "SHOW INVALIDATION",
+        "how the writes of others reach the cache, for each database, and how far behind it is",
+    ),
     ("SHOW POOLS", "server connections by user and database"),
     ("SHOW REFUSALS", "reads that were not cached, by reason"),
     ("SHOW SERVERS", "server connections, one by one"),
@@ -75,6 +79,7 @@ pub(super) fn run(gateway: &Arc<Gateway>, statement: &str) -> Result<Answer, Cli
         ["SHOW", "DATABASES"] => tables::databases(gateway),
         ["SHOW", "ERRORS"] => tables::errors(gateway),
         ["SHOW", "HELP"] | ["HELP"] => tables::help(),
+        ["SHOW", "INVALIDATION"] => tables::invalidation(gateway),
         ["SHOW", "POOLS"] => tables::pools(gateway),
         ["SHOW", "REFUSALS"] => tables::refusals(gateway),
         ["SHOW", "SERVERS"] => tables::servers(gateway),

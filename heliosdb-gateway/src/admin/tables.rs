@@ -11,8 +11,10 @@ use heliosdb_pooling::{QueryFingerprint, StatementStats};
 
 use crate::clients::{Activity, ClientInfo};
 use crate::gateway::Gateway;
+use crate::invalidate::replication::Mode;
 use crate::session::pins::PinNames;
 use crate::upstream::ServerPool;
+use crate::upstream::database::Database;
 
 use super::command::COMMANDS;
 
@@ -96,6 +98,51 @@ pub(super) fn refusals(gateway: &Gateway) -> Table {
     Table {
         columns: &["reason", "reads"],
         rows,
+    }
+}
+
+pub(super) fn invalidation(gateway: &Gateway) -> Table {
+    let row = |database: &Arc<Database>| {
+        let view = database.follower.gate.view();
+        let (mode, why) = match view.mode {
+            Mode::Undecided => ("undecided", String::new()),
+            Mode::Wire(why) => ("wire", why),
+            Mode::Replication => ("replication", String::new()),
+            Mode::Unavailable(why) => ("unavailable", why),
+        };
+        vec![
+            database.name.clone(),
+            mode.to_owned(),
+            view.state.to_owned(),
+            why,
+            if view.is_open { "open" } else { "closed" }.to_owned(),
+            view.lag
+                .map(|lag| lag.as_millis().to_string())
+                .unwrap_or_default(),
+            view.applied.to_string(),
+            view.transactions.to_string(),
+            view.changes.to_string(),
+            view.schema_changes.to_string(),
+            view.connects.to_string(),
+            view.closings.to_string(),
+        ]
+    };
+    Table {
+        columns: &[
+            "database",
+            "mode",
+            "state",
+            "why",
+            "gate",
+            "lag_ms",
+            "applied_lsn",
+            "transactions",
+            "changes",
+            "schema_changes",
+            "connects",
+            "closings",
+        ],
+        rows: gateway.upstream.databases().iter().map(row).collect(),
     }
 }
 

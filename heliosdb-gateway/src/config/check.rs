@@ -2,10 +2,11 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use heliosdb_network::postgres::PgTarget;
 
-use super::{Config, ConfigError, HidbAuth, HidbTls, show};
+use super::{Config, ConfigError, HidbAuth, HidbTls, Invalidation, show};
 
 impl Config {
     /// Checks what reading a single value does not show.
@@ -15,6 +16,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_addresses()?;
         self.validate_upstream()?;
+        self.validate_replication()?;
         self.validate_threads()?;
         self.validate_pool()?;
         self.validate_cache()?;
@@ -59,6 +61,34 @@ impl Config {
             return refuse("upstream.url", show::without_password(url), error);
         }
         longer_than_zero("upstream.connect_timeout", self.upstream.connect_timeout)
+    }
+
+    fn validate_replication(&self) -> Result<(), ConfigError> {
+        let replication = &self.replication;
+        if self.invalidation == Invalidation::Replication && self.upstream.url.is_none() {
+            let reason = "the embedded PostgreSQL has no replication: name a server by upstream.url, or leave it at auto";
+            return refuse("invalidation", "replication", reason);
+        }
+        if replication.publication.is_empty() || replication.publication.contains('\0') {
+            let shown = format!("{:?}", replication.publication);
+            return refuse("replication.publication", shown, "is no name");
+        }
+        longer_than_zero("replication.ddl_poll", replication.ddl_poll)?;
+        if replication.max_lag < LAG_MIN {
+            let shown = humantime::format_duration(replication.max_lag);
+            let reason = format!("must be at least {}", humantime::format_duration(LAG_MIN));
+            return refuse("replication.max_lag", shown, reason);
+        }
+        let probe = replication.lag_probe;
+        if probe < PROBE_MIN || probe > replication.max_lag / 4 {
+            let reason = "must be at least 1ms and at most a quarter of replication.max_lag";
+            return refuse(
+                "replication.lag_probe",
+                humantime::format_duration(probe),
+                reason,
+            );
+        }
+        Ok(())
     }
 
     fn validate_threads(&self) -> Result<(), ConfigError> {
@@ -189,6 +219,10 @@ fn longer_than_zero(key: &'static str, value: std::time::Duration) -> Result<(),
     Ok(())
 }
 
+/// A shorter bound is not kept up on any server.
+const LAG_MIN: Duration = Duration::from_millis(100);
+const PROBE_MIN: Duration = Duration::from_millis(1);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +271,30 @@ mod tests {
             (
                 "upstream.url = \"mysql://u:geheim@h/d\"",
                 "upstream.url = mysql://u:***@h/d: ",
+            ),
+            (
+                "invalidation = \"replication\"",
+                "invalidation = replication: the embedded PostgreSQL has no replication",
+            ),
+            (
+                "replication.publication = \"\"",
+                "replication.publication = \"\": is no name",
+            ),
+            (
+                "replication.max_lag = \"99ms\"",
+                "replication.max_lag = 99ms: must be at least 100ms",
+            ),
+            (
+                "replication.lag_probe = \"251ms\"",
+                "replication.lag_probe = 251ms: must be at least 1ms and at most a quarter",
+            ),
+            (
+                "replication.lag_probe = \"0s\"",
+                "replication.lag_probe = 0s: must be at least 1ms",
+            ),
+            (
+                "replication.ddl_poll = \"0s\"",
+                "replication.ddl_poll = 0s: ",
             ),
             ("threads = 2000", "threads = 2000: must be at most"),
             ("pool.size = 0", "pool.size = 0: must be at least 1"),

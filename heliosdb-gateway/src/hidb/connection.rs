@@ -306,7 +306,8 @@ impl Connection {
         let may = query.session == 0
             && query.cache != CacheUse::Bypass
             && !self.is_ending
-            && self.gateway.cache_enabled();
+            && self.gateway.cache_enabled()
+            && self.entrance.pool.database.follower.gate.is_open();
         if !may {
             return Ok(false);
         }

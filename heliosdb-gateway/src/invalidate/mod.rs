@@ -1,3 +1,4 @@
-//! How cached answers end: by writes that are seen on the wire.
+//! How writes reach the cache.
 
+pub(crate) mod replication;
 pub(crate) mod wire;

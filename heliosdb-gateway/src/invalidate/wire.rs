@@ -17,19 +17,26 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::clients::ClientInfo;
 use crate::fault::is_removed;
 use crate::session::link::{Expect, Link};
-use crate::sql::{Class, Effect, Write};
+use crate::sql::{Class, Effect, Values, Write, concerns_all_databases};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::BackendProcess;
 use crate::upstream::database::Database;
+
+/// Slots that one transaction marks before it counts as a write to any row of its tables: each statement looks through
+/// those that are marked, and a load of a million rows by their keys is no change of single rows any more.
+const MARKS_MAX: usize = 256;
 
 /// Marks what the statements may write, adding to the marks of the transaction so far.
 pub(crate) fn mark(
     intent: &mut Option<WriteIntent>,
     class: &Class,
+    values: &Values<'_>,
     database: &Database,
     versions: &Arc<VersionSlots>,
 ) {
-    let slots = written_slots(class, database);
+    let marked = intent.as_ref().map_or(0, WriteIntent::slot_count);
+    let rows_max = MARKS_MAX.saturating_sub(marked);
+    let slots = written_slots(class, values, database, versions, rows_max);
     if slots.is_empty() {
         return;
     }
@@ -39,20 +46,31 @@ pub(crate) fn mark(
     }
 }
 
-fn written_slots(class: &Class, database: &Database) -> SmallVec<[SlotId; 4]> {
+fn written_slots(
+    class: &Class,
+    values: &Values<'_>,
+    database: &Database,
+    versions: &VersionSlots,
+    rows_max: usize,
+) -> SmallVec<[SlotId; 4]> {
     let mut slots = SmallVec::new();
     for statement in &class.statements {
         match &statement.write {
             Write::None => {}
             Write::Relations(relations) => {
-                slots.extend(relations.iter().map(|relation| database.slot(relation.key)))
+                database.slots_written(relations, values, rows_max, &mut slots);
             }
             Write::Everything(_) if is_removed("everything") => {}
             Write::Everything(_) => slots.push(database.everything),
         }
         for effect in &statement.effects {
             match effect {
-                Effect::Ddl => slots.extend([database.schema, database.everything]),
+                Effect::Ddl => {
+                    slots.extend([database.schema, database.everything]);
+                    if concerns_all_databases(statement.tag) {
+                        slots.extend(versions.slot_at(EVERYBODYS));
+                    }
+                }
                 // What was prepared under that name, and by whom, is not known here.
                 Effect::TwoPhaseEnd { .. } => slots.extend([database.schema, database.everything]),
                 _ => {}
@@ -210,6 +228,8 @@ pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, inten
     tracing::info!(pid = process.pid, "the write in doubt is settled");
 }
 
+/// The version slot that all answers of all databases depend on.
+const EVERYBODYS: u32 = 0;
 /// A server that was told to stop a statement does so in this time, or the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 const EMBEDDED_PATIENCE: Duration = Duration::from_secs(600);

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::clients::Origin;
 use crate::error::{ClientError, ErrorKind};
-use crate::level::{Bound, Level, SETTING, hinted};
+use crate::level::{AgeBound, Level, SETTING, hinted};
 use crate::sql::{Class, FunctionRefusal, Read, Refusal, Write, value_items};
 use crate::upstream::ServerPool;
 
@@ -45,7 +45,7 @@ impl Session {
     pub(super) fn try_bounded(
         &mut self,
         bytes: &[u8],
-        bound: Bound,
+        bound: AgeBound,
         may_wait: bool,
     ) -> Result<Option<Step>, End> {
         let Front::Read(unit) = recognise(bytes, &self.statements, &self.scope) else {
@@ -87,6 +87,7 @@ impl Session {
                         fill,
                         bound: Some(bound),
                         reply: std::mem::take(&mut self.reply_buffer),
+                        has_rows: false,
                         reply_max: self.gateway.max_entry(),
                     });
                 }
@@ -121,7 +122,7 @@ impl Session {
     }
 
     /// Has an answer computed anew, on any connection that can be had.
-    fn refresh(&self, unit: &ReadUnit<'_>, fill: Fill, bound: Bound) {
+    fn refresh(&self, unit: &ReadUnit<'_>, fill: Fill, bound: AgeBound) {
         let refresh = Refresh {
             pool: Arc::clone(&self.pool),
             settings: Arc::clone(self.settings.effective()),

@@ -9,7 +9,8 @@ use heliosdb_cache::HashedStr;
 
 use crate::clients::Counters;
 use crate::error::{ClientError, ErrorKind};
-use crate::sql::{Class, Effect, Write};
+use crate::gateway::epoch_of;
+use crate::sql::{Class, Effect, Parameters, Values, Write};
 
 use super::link::{Expect, Undo, put_frame};
 use super::pins::Pin;
@@ -18,6 +19,16 @@ use super::request::refusal_label;
 use super::settings::Settings;
 use super::unit::{is_same, message, split_bind, split_nul, split_parse};
 use super::{End, Running, Session};
+
+/// A statement on its way to the server.
+enum Sent<'a> {
+    /// With its values in it.
+    Text(&'a str),
+    Portal {
+        statement: &'a Prepared,
+        is_unnamed: bool,
+    },
+}
 
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
@@ -67,7 +78,7 @@ impl Session {
             b'F' => {
                 // A function call by OID can do anything.
                 let class = self.gateway.unknown_class();
-                self.mark_writes(&class);
+                self.mark_writes(&class, &Sent::Text(""));
                 self.count_query();
                 let Some(link) = &mut self.link else {
                     return Ok(());
@@ -91,9 +102,10 @@ impl Session {
             .strip_suffix(b"\0")
             .ok_or_else(|| malformed("Query"))?;
         let class = self.classify_now(text);
-        self.mark_writes(&class);
+        let readable = String::from_utf8_lossy(text);
+        self.mark_writes(&class, &Sent::Text(&readable));
         self.count_query();
-        self.begin_statement(&String::from_utf8_lossy(text), &class);
+        self.begin_statement(&readable, &class);
         // A simple query drops the unnamed statement.
         self.statements.remove(b"");
         let Some(link) = &mut self.link else {
@@ -148,7 +160,13 @@ impl Session {
         if name.is_empty() {
             let was = self.statements.get(name).cloned();
             let statement = match &was {
-                Some(known) if is_same(known, text, types, &scope) => Arc::clone(known),
+                // Under another epoch the server may choose other types for the parameters.
+                Some(known)
+                    if is_same(known, text, types, &scope)
+                        && known.epoch == epoch_of(&database) =>
+                {
+                    Arc::clone(known)
+                }
                 _ => self.gateway.prepare(name, text, types, &scope, &database),
             };
             self.statements.insert(name, Arc::clone(&statement));
@@ -254,6 +272,14 @@ impl Session {
                 self.portals.remove(portal);
             }
         }
+        if portal.is_empty() {
+            // What other encodings mean by these bytes is not worked out.
+            if self.names.client_encoding_utf8 && !self.names_in_doubt {
+                self.bound.remember(rest);
+            } else {
+                self.bound.forget();
+            }
+        }
         Ok(())
     }
 
@@ -263,12 +289,20 @@ impl Session {
             Some(statement) => {
                 let class = self.classify_prepared_now(&statement);
                 self.begin_statement(&statement.text, &class);
+                let sent = Sent::Portal {
+                    statement: &statement,
+                    is_unnamed: portal.is_empty(),
+                };
+                self.mark_writes(&class, &sent);
                 class
             }
             // A cursor of DECLARE, or something prepared by SQL.
-            None => self.gateway.unknown_class(),
+            None => {
+                let class = self.gateway.unknown_class();
+                self.mark_writes(&class, &Sent::Text(""));
+                class
+            }
         };
-        self.mark_writes(&class);
         self.count_query();
         let Some(link) = &mut self.link else {
             return Ok(());
@@ -364,12 +398,34 @@ impl Session {
     }
 
     /// Marks what a statement may write, before it is sent.
-    pub(super) fn mark_writes(&mut self, class: &Class) {
+    fn mark_writes(&mut self, class: &Class, sent: &Sent<'_>) {
         self.note_sight(class);
+        let database = &self.pool.database;
+        let values = match sent {
+            Sent::Text(text) => Values::of_text(text),
+            Sent::Portal {
+                statement,
+                is_unnamed,
+            } => Values {
+                text: &statement.text,
+                parameters: self
+                    .bound
+                    .get()
+                    .filter(|_| *is_unnamed)
+                    .map(|bind| Parameters {
+                        types: &statement.types,
+                        bind,
+                        parsed_under_catalog: database
+                            .catalog_now()
+                            .is_some_and(|loaded| loaded.catalog.epoch() == statement.epoch),
+                    }),
+            },
+        };
         crate::invalidate::wire::mark(
             &mut self.intent,
             class,
-            &self.pool.database,
+            &values,
+            database,
             self.gateway.cache.versions(),
         );
         for statement in &class.statements {

@@ -86,7 +86,7 @@ impl Session {
             // What failed changed no settings, but what is not transactional may have happened before the error: ties are
             // kept, and ties are not loosened.
             Effect::AdvisoryLock => self.pins.add(Pin::AdvisoryLock),
-            Effect::HoldCursor => self.pins.add(Pin::HoldCursor),
+            Effect::HoldCursor(name) => self.pins.hold(name),
             Effect::Listen => self.pins.add(Pin::Listen),
             Effect::Prepare(_) => self.pins.add(Pin::Prepare),
             Effect::Temp => self.pins.add(Pin::Temp),
@@ -97,6 +97,7 @@ impl Session {
             Effect::DiscardAll if failed => self.pins.add(Pin::Unknown),
             _ if failed => {}
             Effect::AdvisoryUnlockAll => self.pins.remove(Pin::AdvisoryLock),
+            Effect::Close(name) => self.pins.close(name),
             Effect::CloseAll => self.pins.remove(Pin::HoldCursor),
             Effect::Unlisten { all: true } => self.pins.remove(Pin::Listen),
             Effect::DiscardTemp => self.pins.remove(Pin::Temp),

@@ -374,8 +374,14 @@ impl Session {
             // In a transaction, rows behind a limit can still be asked for.
             return Ok(None);
         }
+        let mut is_strict = false;
         match self.level_of(unit.text.as_str()) {
-            Level::Session | Level::Strict => {}
+            Level::Session => {}
+            Level::Strict
+                if self.is_fenced || !self.pool.database.follower.gate.is_replication() => {}
+            // Who has a server connection keeps nobody waiting for it.
+            Level::Strict if !self.is_at_rest() => return Ok(None),
+            Level::Strict => is_strict = true,
             // What a statement means is no question of age.
             Level::Off | Level::Bounded(_) if unit.is_prepare() => {}
             Level::Off => {
@@ -389,7 +395,12 @@ impl Session {
         let len = unit.len;
         unit.put_params(&mut self.key_buffer);
         let key = unit.key(&self.key_buffer, &self.scope);
-        let reply = self.gateway.cache.lookup(&key);
+        let is_open = self.pool.database.follower.gate.is_open();
+        let cache = &self.gateway.cache;
+        if is_strict && is_open && cache.peek(&key).is_some() {
+            return Ok(Some(Step::Request(Decided::Fence)));
+        }
+        let reply = if is_open { cache.lookup(&key) } else { None };
         // One that is too old for this client is asked for anew, and takes the old one's place.
         let is_young = |reply: &Answer| {
             !self.stream.is_pipe() || self.age_ms(reply) <= self.info().max_age_ms()
@@ -435,6 +446,10 @@ impl Session {
                 }
                 self.capture = capture;
                 self.class = class;
+            }
+            // It may lack what somebody else has committed since the flight began.
+            Decision::Follow(_) if is_strict || self.is_fenced => {
+                self.gateway.stats.count_bypass("strict")
             }
             Decision::Follow(follower) if self.is_at_rest() => {
                 return Ok(Some(Step::Request(Decided::Follow(follower))));

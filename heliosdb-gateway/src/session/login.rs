@@ -237,12 +237,17 @@ pub(crate) async fn enter(
     let info = &admitted.info;
     let pool = gateway.upstream.pool(&info.user, &info.database)?;
     match server_parameters(&pool, &settings).await {
-        Ok((baseline, parameters)) => Ok(Entrance {
-            pool,
-            baseline,
-            parameters,
-            settings,
-        }),
+        Ok((baseline, parameters)) => {
+            if gateway.cache_enabled() {
+                gateway.upstream.follow_decided(&pool.database).await;
+            }
+            Ok(Entrance {
+                pool,
+                baseline,
+                parameters,
+                settings,
+            })
+        }
         Err(error) => {
             gateway.upstream.forget(&pool);
             Err(error.fatal())
@@ -388,8 +393,10 @@ impl Entrance {
             patience: None,
             statements: Named::default(),
             portals: Named::default(),
+            bound: super::Bound::default(),
             status: b'I',
             level,
+            is_fenced: false,
             deferred: None,
             sees_committed: false,
             unnamed_portal_is_here: false,

@@ -5,6 +5,7 @@
 //! ([`io`]); what has to wait for something goes through [`request`]. From there it is message by message
 //! ([`client_messages`], [`server_messages`]) until the server connection is free to go back to its pool.
 
+mod bound;
 mod bounded;
 mod client_messages;
 mod effects;
@@ -36,11 +37,12 @@ use crate::clients::{Activity, Admitted, ClientInfo, Counters};
 use crate::error::ClientError;
 use crate::gateway::Gateway;
 use crate::invalidate::wire;
-use crate::level::{Bound, Level};
+use crate::level::{AgeBound, Level};
 use crate::sql::{Class, NameScope};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::Baseline;
 
+use bound::Bound;
 use io::Event;
 use link::Link;
 use pins::Pins;
@@ -73,6 +75,8 @@ pub(crate) struct Session {
     settings: Settings,
     /// What it asks of answers from memory, where a statement does not say otherwise.
     level: Level,
+    /// Everything that anybody knew to be committed when the request under way came is known to the cache.
+    is_fenced: bool,
     /// This session's part of every cache key.
     scope: HashedStr,
     /// What the meaning of names depends on, in the transaction in progress if there is one.
@@ -91,6 +95,8 @@ pub(crate) struct Session {
     statements: Named,
     /// Which statement each portal runs.
     portals: Named,
+    /// What the unnamed one of them was bound with.
+    bound: Bound,
     /// Transaction status as of the last ReadyForQuery: `I`, `T` or `E`.
     status: u8,
     /// A transaction that the client has begun and the server has not heard of.
@@ -130,8 +136,10 @@ pub(crate) struct Session {
 struct Capture {
     fill: Fill,
     /// The answer depends on time alone.
-    bound: Option<Bound>,
+    bound: Option<AgeBound>,
     reply: Vec<u8>,
+    /// There is a row in it.
+    has_rows: bool,
     /// Longer replies are not collected, in bytes.
     reply_max: usize,
 }

@@ -41,6 +41,8 @@ pub(crate) struct Pins {
     bits: u32,
     /// Temporary objects other than tables exist: to read one may run any code.
     has_temp_code: bool,
+    /// The cursors WITH HOLD.
+    held: Vec<Box<str>>,
     taint: Option<&'static str>,
 }
 
@@ -70,6 +72,22 @@ impl Pins {
         }
     }
 
+    /// A cursor WITH HOLD is open, or may be.
+    pub(crate) fn hold(&mut self, cursor: &str) {
+        self.add(Pin::HoldCursor);
+        if !self.held.iter().any(|held| **held == *cursor) {
+            self.held.push(cursor.into());
+        }
+    }
+
+    /// A cursor is closed: with the last one WITH HOLD what it tied is free.
+    pub(crate) fn close(&mut self, cursor: &str) {
+        self.held.retain(|held| **held != *cursor);
+        if self.held.is_empty() {
+            self.remove(Pin::HoldCursor);
+        }
+    }
+
     /// Notes a statement of a session that has temporary objects, or makes one now: a temporary view, a trigger on a
     /// temporary table.
     pub(crate) fn note_temp(&mut self, tag: &str) {
@@ -85,8 +103,10 @@ impl Pins {
     /// `DISCARD TEMP` and the like can't show that nothing of the kind is left where the state is unknown.
     pub(crate) fn remove(&mut self, pin: Pin) {
         self.bits &= !(pin as u32);
-        if pin == Pin::Temp {
-            self.has_temp_code = false;
+        match pin {
+            Pin::HoldCursor => self.held.clear(),
+            Pin::Temp => self.has_temp_code = false,
+            _ => {}
         }
         if ![Pin::Temp, Pin::Unknown, Pin::Unresolved]
             .into_iter()
@@ -99,6 +119,7 @@ impl Pins {
     /// `DISCARD ALL`: everything goes but the pool's mode.
     pub(crate) fn discard_all(&mut self) {
         self.bits &= Pin::SessionMode as u32;
+        self.held.clear();
         self.has_temp_code = false;
         self.taint = None;
     }
@@ -138,6 +159,18 @@ mod tests {
         pins.discard_all();
         assert!(!pins.any());
         assert!(pins.taint().is_none());
+    }
+
+    #[test]
+    fn the_last_cursor_to_be_closed_unties() {
+        let mut pins = Pins::default();
+        for cursor in ["a", "b", "a"] {
+            pins.hold(cursor);
+        }
+        for (cursor, tied) in [("a", true), ("other", true), ("b", false)] {
+            pins.close(cursor);
+            assert_eq!(pins.has(Pin::HoldCursor), tied, "{cursor}");
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub(crate) struct Prepared {
     pub(crate) types: Box<[u8]>,
     /// The settings that it is parsed under: constants and names get their meaning then.
     pub(crate) scope: HashedStr,
+    /// Of the catalog when the first client prepared it; 0 if there was none. Where the types are left open, the server
+    /// chose them no later than under that one, or when a connection prepared it since.
+    pub(crate) epoch: u64,
     /// What the text meant to the session that asked last.
     pub(crate) class: ArcSwapOption<KnownClass>,
     /// Which server connections have it. Shared with these, which may outlive the last client that uses it.
@@ -97,7 +100,7 @@ impl Interner {
         if map.len() >= SWEEP_AT && map.len() == map.capacity() {
             map.retain(|_, statement| statement.strong_count() > 0);
         }
-        let fresh = self.unnamed(key.text.clone(), types, scope);
+        let fresh = self.unnamed(key.text.clone(), types, scope, epoch);
         map.insert(key, Arc::downgrade(&fresh));
         fresh
     }
@@ -126,6 +129,7 @@ impl Interner {
         text: HashedStr,
         types: &[u8],
         scope: &HashedStr,
+        epoch: u64,
     ) -> Arc<Prepared> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         Arc::new(Prepared {
@@ -133,6 +137,7 @@ impl Interner {
             text,
             types: types.into(),
             scope: scope.clone(),
+            epoch,
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
         })

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Buf as _;
-use heliosdb_cache::{Flight, Follower, KeyRef, SlotId};
+use heliosdb_cache::{Flight, Follower, KeyRef};
 use heliosdb_network::connection_pool::ConnectionHint;
 use heliosdb_network::error::HeliosError;
 use heliosdb_pooling::StatementHandle;
-use smallvec::SmallVec;
 
 use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
-use crate::sql::{Class, Effect, Read, is_pure_parameter_type, mentions_now};
+use crate::sql::{Class, Effect, Read, mentions_now};
 use crate::upstream::ServerLease;
-use crate::upstream::database::LoadedCatalog;
+use crate::upstream::database::{LoadedCatalog, SlotsRead};
 
 use super::io::Step;
 use super::link::Link;
@@ -34,6 +33,8 @@ pub(super) enum Decided {
     No,
     /// It goes to the server; its answer is collected if `capture` is set.
     Ask,
+    /// There is an answer in memory, for which it has to be known first what everybody has committed.
+    Fence,
     /// Another client asked the same.
     Follow(Follower),
 }
@@ -86,6 +87,31 @@ impl Session {
                         Some(Step::Request(decided)) => decided,
                         Some(Step::Done(len)) => return Ok(len),
                         Some(Step::Hold | Step::Incomplete | Step::Goodbye) | None => Decided::Ask,
+                    }
+                }
+                Decided::Fence => {
+                    let info = Arc::clone(self.info());
+                    let database = Arc::clone(&self.pool.database);
+                    info.set_activity(Activity::Waiting);
+                    let passed = info
+                        .or_cancelled(database.follower.fence(FENCE_TIMEOUT))
+                        .await;
+                    info.set_activity(Activity::Idle);
+                    match passed {
+                        None => return self.refuse(cancelled(), input, first_unit(input)),
+                        Some(false) => {
+                            self.gateway.stats.count_bypass("fence");
+                            Decided::Ask
+                        }
+                        Some(true) => {
+                            self.is_fenced = true;
+                            let step = self.try_cache(input, Some(database.catalog_now()));
+                            self.is_fenced = false;
+                            match step? {
+                                Some(Step::Done(len)) => return Ok(len),
+                                _ => Decided::Ask,
+                            }
+                        }
                     }
                 }
                 Decided::Follow(follower) => {
@@ -178,30 +204,37 @@ impl Session {
                 capture: None,
             }
         };
+        let database = &self.pool.database;
+        let gate = &database.follower.gate;
+        if !gate.is_open() {
+            self.gateway.upstream.follow(database);
+            return bypass(gate.refusal(), None);
+        }
         let Some(catalog) = catalog else {
             return bypass("catalog", None);
         };
-        let database = &self.pool.database;
-        let mut slots: SmallVec<[SlotId; 8]> =
-            SmallVec::from_slice(&[database.everything, database.schema]);
-        let mut class = None;
-        // What a statement means, without running it, is in the catalogs alone.
+        let mut read = SlotsRead::default();
+        let known = match &unit.text {
+            Text::Inline(text) => {
+                self.gateway
+                    .classify(text.as_bytes(), Some(catalog), &self.names, scratch)
+            }
+            Text::Prepared(statement) => {
+                self.gateway
+                    .classify_prepared(statement, catalog, &self.names, scratch)
+            }
+        };
+        // What a statement means, without running it, is in the catalogs alone, unless it names what its session has.
+        if unit.is_prepare() && means_what_the_session_has(&known) {
+            return bypass("session_object", Some(known));
+        }
         if !unit.is_prepare() {
-            let known = match &unit.text {
-                Text::Inline(text) => {
-                    self.gateway
-                        .classify(text.as_bytes(), Some(catalog), &self.names, scratch)
-                }
-                Text::Prepared(statement) => {
-                    self.gateway
-                        .classify_prepared(statement, catalog, &self.names, scratch)
-                }
-            };
             let Some(relations) = known.cacheable() else {
                 return bypass(refusal_label(&known), Some(known));
             };
             // A type whose text form depends on the time of day, or on things that no key holds.
-            if !unit.parameter_types().all(is_pure_parameter_type) {
+            let is_pure = |oid| catalog.catalog.is_pure_parameter_type(oid);
+            if !unit.parameter_types().all(is_pure) {
                 return bypass("parameter_type", Some(known));
             }
             // What a text parameter means is decided by the server: if it could be `now`, the answer grows old by
@@ -209,10 +242,21 @@ impl Session {
             if mentions_now(unit.bind()) {
                 return bypass("now", Some(known));
             }
-            slots.extend(relations.iter().map(|relation| database.slot(relation.key)));
-            class = Some(known);
+            if gate.is_replication()
+                && let Some(why) = relations
+                    .iter()
+                    .find_map(|relation| catalog.uncovered(relation))
+            {
+                return bypass(why, Some(known));
+            }
+            let values = unit.values(catalog.catalog.epoch());
+            read = database.slots_read(relations, &values);
         }
-        match self.gateway.cache.join(key, &slots) {
+        // Of a Parse alone the class is not asked for again.
+        let class = (!unit.is_prepare()).then_some(known);
+        read.slots.extend([database.everything, database.schema]);
+        let cache = &self.gateway.cache;
+        match cache.join_provisionally(key, &read.slots, read.unless_found) {
             Flight::Leader(fill) => {
                 // The versions that the fill goes by were read just now. If the catalog still stands, no DDL came
                 // between the reading of the catalog and that, and the dependencies are the right ones.
@@ -226,6 +270,7 @@ impl Session {
                         fill,
                         bound: None,
                         reply: Vec::new(),
+                        has_rows: false,
                         reply_max: self.gateway.max_entry(),
                     }),
                 }
@@ -481,6 +526,15 @@ pub(super) fn refusal_label(class: &Class) -> &'static str {
     }
 }
 
+/// True for EXECUTE and FETCH, whose rows have the form of another statement, and for what could be one of these.
+fn means_what_the_session_has(class: &Class) -> bool {
+    let names_another = |tag: &str| matches!(tag, "EXECUTE" | "FETCH" | "UNKNOWN");
+    class
+        .statements
+        .iter()
+        .any(|statement| names_another(statement.tag))
+}
+
 /// A Parse under a name that is in use: the server has to refuse it.
 pub(super) fn is_taken(unit: &ReadUnit<'_>, statements: &Named) -> bool {
     unit.parse()
@@ -499,6 +553,8 @@ fn cancelled() -> ClientError {
     )
 }
 
+/// A server that does not say in time how far it is is asked the question itself.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(2);
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

@@ -58,6 +58,9 @@ impl Session {
                 let part = len.min(bytes.len() - at);
                 if tag == b'D' {
                     capture(&mut self.capture, &bytes[at..at + part]);
+                    if let Some(collecting) = &mut self.capture {
+                        collecting.has_rows = true;
+                    }
                 } else {
                     self.capture = None;
                 }
@@ -154,6 +157,7 @@ impl Session {
             let mut reply = capture.reply;
             let fill = match capture.bound {
                 Some(bound) => capture.fill.with_lifetime(bound.lifetime(took)),
+                None if capture.has_rows => capture.fill.without_provisional(),
                 None => capture.fill,
             };
             fill.complete_with(&reply, took);

@@ -13,7 +13,7 @@ use rapidhash::fast::RapidHasher;
 use std::hash::{Hash, Hasher};
 
 use crate::level;
-use crate::sql::{quote_literal, quote_setting_name, split_identifiers};
+use crate::sql::{quote_literal, quote_setting_name, split_identifiers, value_items};
 
 /// Name (lower case) to right-hand side, ready for `SET name TO value`.
 pub(crate) type SettingMap = BTreeMap<Box<str>, Box<str>>;
@@ -68,7 +68,7 @@ impl Effective {
             sql.push_str("RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;");
         }
         // Identity first back to the login role, so that the rest is set with its rights; last to the wanted one.
-        let identity = |name: &str| name == "role" || name == "session_authorization";
+        let identity = |name: &str| name == "role" || name == SESSION_AUTHORIZATION;
         let identity_differs = ["session_authorization", "role"]
             .iter()
             .any(|name| self.map.get(*name) != target.map.get(*name));
@@ -88,6 +88,10 @@ impl Effective {
         }
         for (name, value) in &target.map {
             if !identity(name) && self.map.get(name) != Some(value) {
+                if &**name == DATE_STYLE && self.map.contains_key(name) {
+                    // A value may leave one half open: it is then the server's default.
+                    sql.push_str("RESET datestyle;");
+                }
                 let _ = write!(sql, "SET {} TO {value};", quote_setting_name(name));
             }
         }
@@ -202,17 +206,42 @@ impl Settings {
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) {
-        self.changes.local.remove(name);
-        self.changes.session.insert(name.into(), changed_to(value));
+        let value = self.changed_to(name, value);
+        self.change(name, value, false);
     }
 
     pub(crate) fn set_local(&mut self, name: &str, value: &str) {
-        self.changes.local.insert(name.into(), changed_to(value));
+        let value = self.changed_to(name, value);
+        self.change(name, value, true);
     }
 
     pub(crate) fn reset(&mut self, name: &str) {
-        self.changes.local.remove(name);
-        self.changes.session.insert(name.into(), None);
+        self.change(name, None, false);
+    }
+
+    fn change(&mut self, name: &str, value: Option<Box<str>>, local: bool) {
+        if name == SESSION_AUTHORIZATION {
+            // PostgreSQL sets the role to none with it, and for as long.
+            let role = value.is_some().then(|| "'none'".into());
+            self.change("role", role, local);
+        }
+        if local {
+            self.changes.local.insert(name.into(), value);
+        } else {
+            self.changes.local.remove(name);
+            self.changes.session.insert(name.into(), value);
+        }
+    }
+
+    /// What a SET makes of a setting; `None` is a RESET.
+    fn changed_to(&self, name: &str, value: &str) -> Option<Box<str>> {
+        if value.eq_ignore_ascii_case("default") {
+            return None;
+        }
+        if name != DATE_STYLE {
+            return Some(value.into());
+        }
+        Some(DateStyle::read(value).or(self.get(DATE_STYLE)).into())
     }
 
     pub(crate) fn savepoint(&mut self, name: &str) {
@@ -349,10 +378,56 @@ impl Settings {
     }
 }
 
-fn changed_to(value: &str) -> Option<Box<str>> {
-    (!value.eq_ignore_ascii_case("default")).then(|| value.into())
+/// The one setting whose value may say half of it and leave the other half as it is: `DMY` is not the same behind `SQL`
+/// as behind `ISO`.
+#[derive(Default)]
+struct DateStyle {
+    style: Option<String>,
+    order: Option<String>,
+    /// It says both halves, or something that we do not understand.
+    whole: Option<String>,
 }
 
+impl DateStyle {
+    /// `value` as it stands behind `SET datestyle TO`.
+    fn read(value: &str) -> Self {
+        let mut read = Self::default();
+        let items = value_items(value).unwrap_or_default();
+        for word in items.iter().flat_map(|item| item.split(',')) {
+            let word = word.trim().to_ascii_uppercase();
+            let starts = |with: &str| word.starts_with(with);
+            if matches!(&*word, "ISO" | "SQL" | "GERMAN") || starts("POSTGRES") {
+                if word == "GERMAN" {
+                    read.order.get_or_insert_with(|| "DMY".to_owned());
+                }
+                read.style = Some(word);
+            } else if matches!(&*word, "YMD" | "DMY" | "MDY" | "US")
+                || starts("EURO")
+                || starts("NONEURO")
+            {
+                read.order = Some(word);
+            } else if !word.is_empty() {
+                // DEFAULT stands for what the server begins with, whatever was in force.
+                read.whole = Some(value.to_owned());
+            }
+        }
+        read
+    }
+
+    /// The value with what it leaves open taken from the one before it.
+    fn or(self, before: Option<&str>) -> String {
+        if let Some(whole) = self.whole {
+            return whole;
+        }
+        let before = before.map(Self::read).unwrap_or_default();
+        let halves = [self.style.or(before.style), self.order.or(before.order)];
+        let known: Vec<&str> = halves.iter().flatten().map(String::as_str).collect();
+        quote_literal(&known.join(", "))
+    }
+}
+
+const DATE_STYLE: &str = "datestyle";
+const SESSION_AUTHORIZATION: &str = "session_authorization";
 const SAVEPOINTS_MAX: usize = 256;
 
 /// Settings which cannot change the bytes of a cacheable answer: who the client says it is, when it gives up, and
@@ -377,7 +452,7 @@ fn is_harmless(name: &str) -> bool {
             | "synchronous_commit"
             | "commit_delay"
             | "commit_siblings"
-    ) || name.starts_with("log_")
+    ) || (name.starts_with("log_") && !name.contains('.'))
 }
 
 /// A startup packet's value as it stands behind `SET name TO`. A list setting's value is split as the server does,
@@ -435,6 +510,56 @@ mod tests {
         session.reset("timezone");
         session.commit();
         assert_eq!(session.get("timezone"), Some("'UTC'"));
+    }
+
+    #[test]
+    fn half_a_date_style_keeps_the_other_half() {
+        let after = |values: &[&str]| {
+            let mut session = settings(&[]);
+            for value in values {
+                session.set("datestyle", value);
+                session.commit();
+            }
+            session.get("datestyle").map(str::to_owned)
+        };
+        for (values, expected) in [
+            (&["'SQL'", "'dmy'"][..], "'SQL, DMY'"),
+            (&["'dmy'"], "'DMY'"),
+            (&["'German'"], "'GERMAN, DMY'"),
+            (&["'German'", "'ISO'"], "'ISO, DMY'"),
+            (&["'German', 'MDY'"], "'GERMAN, MDY'"),
+            (&["'sql, european'", "'postgres'"], "'POSTGRES, EUROPEAN'"),
+            (&["'SQL'", "'default'"], "'default'"),
+            (&["'SQL'", "DEFAULT", "'YMD'"], "'YMD'"),
+        ] {
+            assert_eq!(after(values).as_deref(), Some(expected), "{values:?}");
+        }
+        let style = |value: &str| settings(&[("DateStyle", value)]).effective().clone();
+        // What a value leaves open is the server's default, whatever was in force.
+        assert_eq!(
+            style("SQL").transition(&style("DMY")),
+            "RESET datestyle;SET \"datestyle\" TO 'DMY';"
+        );
+    }
+
+    #[test]
+    fn session_authorization_takes_the_role_with_it() {
+        let mut session = settings(&[]);
+        session.set("role", "'app'");
+        session.commit();
+        session.set("session_authorization", "'other'");
+        assert_eq!(session.get("role"), Some("'none'"));
+        session.roll_back();
+        assert_eq!(session.get("role"), Some("'app'"));
+        session.reset("session_authorization");
+        session.commit();
+        assert_eq!(session.get("role"), None);
+    }
+
+    #[test]
+    fn only_settings_of_the_server_are_harmless_by_their_prefix() {
+        assert!(is_harmless("log_statement"));
+        assert!(!is_harmless("log_of.app"));
     }
 
     #[test]

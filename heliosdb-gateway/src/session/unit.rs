@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use heliosdb_cache::{HashedStr, KeyRef};
 
 use super::prepared::{Named, Prepared};
+use crate::sql::{Parameters, Values};
 
 /// What stands at the front of the client's bytes.
 #[derive(Debug)]
@@ -167,6 +168,25 @@ impl ReadUnit<'_> {
     pub(super) fn parameter_types(&self) -> impl Iterator<Item = u32> {
         let oids = self.types().get(2..).unwrap_or_default().as_chunks::<4>().0;
         oids.iter().map(|oid| u32::from_be_bytes(*oid))
+    }
+
+    /// Where the statement's values are, for a class that was found under the catalog of that epoch.
+    pub(super) fn values(&self, epoch: u64) -> Values<'_> {
+        let parsed_under_catalog = match &self.text {
+            // With this request.
+            Text::Inline(_) => true,
+            Text::Prepared(statement) => {
+                statement.epoch == epoch || matches!(self.parse(), Some((b"", _)))
+            }
+        };
+        let text = self.text.as_str();
+        match &self.protocol {
+            Protocol::Extended { bind, .. } => Values::bound(
+                text,
+                Parameters::new(self.types(), bind, parsed_under_catalog),
+            ),
+            Protocol::Simple | Protocol::Prepare { .. } => Values::of_text(text),
+        }
     }
 
     /// The raw Bind suffix, empty where nothing is bound.

@@ -24,6 +24,7 @@ impl<'a> Walk<'a> {
             funcformat: _,
             location: _,
         } = call;
+        self.calls += 1;
         self.list(args);
         self.list(agg_order);
         self.option(agg_filter.as_deref());
@@ -132,6 +133,7 @@ impl<'a> Walk<'a> {
         };
         for facts in catalog.functions_named(name) {
             if facts.row_argument && self.scope.may_mean(None, &facts.schema) {
+                self.calls += 1;
                 self.called(facts, name, 1);
             }
         }

@@ -6,10 +6,12 @@ use std::sync::OnceLock;
 use smallvec::SmallVec;
 use thiserror::Error;
 
-use super::Relation;
+use super::by_key;
 use super::functions::extension_is_harmless;
 use super::reason::FunctionRefusal;
+use super::rows::{Kind, Rows};
 use super::walk::Findings;
+use super::{Relation, is_pure_parameter_type};
 
 /// What classification needs to know about one database: relations, views, functions and what runs
 /// when a table is written. Pure data.
@@ -21,6 +23,7 @@ pub struct Catalog {
     epoch: u64,
     utf8: bool,
     event_triggers: bool,
+    user_equality: bool,
     hidden_code: bool,
     implicit_cast_refused: bool,
     functions_set_settings: bool,
@@ -32,6 +35,8 @@ pub struct Catalog {
     operators: HashMap<Box<str>, OperatorFacts>,
     types: HashMap<Box<str>, Vec<TypeFacts>>,
     refused_cast_targets: HashSet<u32>,
+    /// Types of extensions and enums: what a value's text means is in the type itself.
+    pure_types: HashSet<u32>,
 }
 
 /// Why the rows of a load can't be used.
@@ -90,6 +95,8 @@ pub(super) struct RelationFacts {
     pub(super) time_of_day: bool,
     /// A policy, default or check runs volatile user code.
     pub(super) code: bool,
+    /// Empty if it has none whose values can be compared here.
+    primary_key: Box<[KeyColumn]>,
     unlogged: bool,
     trigger: bool,
     trigger_ddl: bool,
@@ -112,6 +119,10 @@ impl RelationFacts {
         self.time_columns.get(name).copied()
     }
 
+    pub(super) fn primary_key(&self) -> &[KeyColumn] {
+        &self.primary_key
+    }
+
     pub(super) fn definition(&self) -> Option<&str> {
         self.definition.as_deref()
     }
@@ -121,10 +132,22 @@ impl RelationFacts {
     }
 }
 
+/// A column of a primary key.
+#[derive(Debug)]
+pub(super) struct KeyColumn {
+    pub(super) name: Box<str>,
+    pub(super) type_: u32,
+    pub(super) kind: Kind,
+    /// The `n` of `varchar(n)`.
+    pub(super) chars_max: Option<u32>,
+    /// Among the columns that an INSERT without a list of them gives values to, from 0.
+    pub(super) place: usize,
+}
+
 /// What all members of an inheritance tree have in common, or what any member has.
 #[derive(Debug)]
 pub(super) struct TreeFacts {
-    key: u32,
+    pub(super) key: u32,
     decoded: bool,
     pub(super) foreign: bool,
     pub(super) trigger: bool,
@@ -136,6 +159,10 @@ pub(super) struct TreeFacts {
     pub(super) several: bool,
     /// The foreign keys that reference this tree.
     pub(super) cascades: Vec<Cascade>,
+    /// The columns whose change some of these pass on.
+    pub(super) passed_on: Vec<Box<str>>,
+    /// One of them changes without being named.
+    pub(super) passes_on_any: bool,
 }
 
 /// A foreign key, seen from the referenced tree.
@@ -203,7 +230,7 @@ impl TypeFacts {
 const FIRST_USER_OID: u32 = 16384;
 
 /// Result sets in [`Catalog::LOAD`].
-const RESULTS: usize = 13;
+const RESULTS: usize = 15;
 
 type Results = [Vec<Vec<Option<String>>>];
 
@@ -244,6 +271,7 @@ impl Catalog {
             epoch,
             utf8: database.text(0)? == "UTF8",
             event_triggers: database.text(1)? != "0",
+            user_equality: database.flag(2)?,
             hidden_code: false,
             implicit_cast_refused: false,
             functions_set_settings: false,
@@ -255,11 +283,13 @@ impl Catalog {
             operators: HashMap::new(),
             types: HashMap::new(),
             refused_cast_targets: HashSet::new(),
+            pure_types: HashSet::new(),
         };
         let others = catalog.read_functions(&results)?;
         catalog.read_relations(&results)?;
         catalog.read_code(&results, &others)?;
         catalog.read_trees(&results)?;
+        catalog.read_keys(&results)?;
         catalog.read_types(&results)?;
         Ok(catalog)
     }
@@ -283,6 +313,28 @@ impl Catalog {
         self.relations_by_oid
             .get(&oid)
             .map_or(oid, |&id| self.tree(self.relation(id).tree).key)
+    }
+
+    /// The columns of the primary key by which rows of this relation are told apart, in the key's order; empty if they
+    /// are not: then a change of a row is one of any row ([`Rows::All`]).
+    pub fn key_columns(&self, oid: u32) -> impl Iterator<Item = &str> {
+        let id = self.relations_by_oid.get(&oid).copied();
+        id.filter(|&id| by_key::is_keyed(self, id))
+            .into_iter()
+            .flat_map(|id| self.relation(id).primary_key())
+            .map(|column| &*column.name)
+    }
+
+    /// Whether `=` between values that keys have is the server's own.
+    pub(super) fn has_plain_equality(&self) -> bool {
+        !self.user_equality
+    }
+
+    /// As [`key_of`](Self::key_of), `None` for a relation that is not known.
+    #[must_use]
+    pub fn tree_key(&self, oid: u32) -> Option<u32> {
+        let id = self.relations_by_oid.get(&oid)?;
+        Some(self.tree(self.relation(*id).tree).key)
     }
 
     pub(super) fn is_utf8(&self) -> bool {
@@ -336,6 +388,17 @@ impl Catalog {
         self.types.get(name).map_or(&[], |facts| facts)
     }
 
+    /// Whether the meaning of a parameter value of this type follows from the value and the settings. The input of a
+    /// domain runs its checks, and what other types of users hold is not looked into.
+    #[must_use]
+    pub fn is_pure_parameter_type(&self, oid: u32) -> bool {
+        if oid < FIRST_USER_OID {
+            is_pure_parameter_type(oid)
+        } else {
+            self.pure_types.contains(&oid)
+        }
+    }
+
     /// Whether an explicit cast to this type may run a function whose reads are not known.
     pub(super) fn refuses_cast_to(&self, type_oid: u32) -> bool {
         self.refused_cast_targets.contains(&type_oid)
@@ -354,6 +417,7 @@ impl Catalog {
                     key: tree.key,
                     name: facts.full_name(),
                     decoded: tree.decoded,
+                    rows: Rows::All,
                 }
             })
             .collect();
@@ -390,6 +454,7 @@ impl Catalog {
             self.functions_set_settings |= row.flag(8)?;
             others.insert(row.oid(0)?, other);
         }
+        spread_code(&mut others);
         // An aggregate is declared IMMUTABLE and "internal" whatever it is made of.
         for row in rows(results, 6) {
             let Some(part) = others
@@ -461,6 +526,7 @@ impl Catalog {
                 time_of_day: row.flag(10)?,
                 code: false,
                 time_columns: HashMap::new(),
+                primary_key: Box::default(),
                 definition: None,
                 findings: OnceLock::new(),
             });
@@ -580,19 +646,64 @@ impl Catalog {
         Ok(())
     }
 
+    /// Results 13 and 14.
+    fn read_keys(&mut self, results: &Results) -> Result<(), CatalogError> {
+        /// What the server adds to a length in `atttypmod`.
+        const LENGTH_HEADER: u32 = 4;
+        let mut keys: HashMap<RelationId, Option<Vec<KeyColumn>>> = HashMap::new();
+        for row in rows(results, 13) {
+            let type_ = row.oid(2)?;
+            let kind = Kind::of(type_).filter(|kind| *kind != Kind::Text || self.utf8);
+            let place = row.oid(4)? as usize;
+            let modifier: i64 = row.text(3)?.parse().map_err(|_| row.error(3))?;
+            let is_comparable = row.flag(5)?;
+            let Some(&id) = self.relations_by_oid.get(&row.oid(0)?) else {
+                continue;
+            };
+            let key = keys.entry(id).or_insert_with(|| Some(Vec::new()));
+            match (kind.filter(|_| is_comparable), key.as_mut()) {
+                (Some(kind), Some(columns)) => columns.push(KeyColumn {
+                    name: row.text(1)?.into(),
+                    type_,
+                    kind,
+                    chars_max: u32::try_from(modifier)
+                        .ok()
+                        .map(|length| length.saturating_sub(LENGTH_HEADER)),
+                    place,
+                }),
+                _ => *key = None,
+            }
+        }
+        for (id, columns) in keys {
+            self.relations[id.0].primary_key = columns.unwrap_or_default().into();
+        }
+        for row in rows(results, 14) {
+            if let Some(&id) = self.relations_by_oid.get(&row.oid(0)?) {
+                let tree = &mut self.trees[self.relations[id.0].tree.0];
+                tree.passed_on.push(row.text(1)?.into());
+                tree.passes_on_any |= row.flag(2)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Result 9.
     fn read_types(&mut self, results: &Results) -> Result<(), CatalogError> {
         for row in rows(results, 9) {
+            let facts = TypeFacts {
+                oid: row.oid(0)?,
+                schema: row.text(1)?.into(),
+                kind: row.letter(3)?,
+                category: row.letter(4)?,
+                extension: row.flag(5)?,
+            };
+            if facts.kind == 'e' || (facts.kind == 'b' && facts.extension) {
+                self.pure_types.insert(facts.oid);
+            }
             self.types
                 .entry(row.text(2)?.into())
                 .or_default()
-                .push(TypeFacts {
-                    oid: row.oid(0)?,
-                    schema: row.text(1)?.into(),
-                    kind: row.letter(3)?,
-                    category: row.letter(4)?,
-                    extension: row.flag(5)?,
-                });
+                .push(facts);
         }
         Ok(())
     }
@@ -610,6 +721,8 @@ impl Default for TreeFacts {
             code: false,
             several: false,
             cascades: Vec::new(),
+            passed_on: Vec::new(),
+            passes_on_any: false,
         }
     }
 }
@@ -624,6 +737,8 @@ struct Other {
     ddl: bool,
     row_argument: bool,
     text_result: bool,
+    /// The names of functions in its source.
+    calls: Vec<Box<str>>,
 }
 
 impl Other {
@@ -643,15 +758,45 @@ impl Other {
         Ok(Self {
             schema: row.text(1)?.into(),
             refused,
-            // STABLE and IMMUTABLE are their author's promise to change nothing, on which the
-            // server itself relies: it runs such a function as often as it likes.
-            code: volatile
-                && !extension.is_some_and(|extension| extension_is_harmless(extension, &name)),
+            // The server keeps a STABLE or IMMUTABLE function from writing, but not from changing the
+            // session, nor from calling one that writes.
+            code: row.flag(8)?
+                || (volatile
+                    && !extension.is_some_and(|extension| extension_is_harmless(extension, &name))),
+            calls: row
+                .optional(10)?
+                .unwrap_or_default()
+                .split_ascii_whitespace()
+                .map(Into::into)
+                .collect(),
             row_argument: row.flag(6)?,
             text_result: row.flag(7)?,
             ddl: row.flag(9)?,
             name,
         })
+    }
+}
+
+/// Who calls a function that may change anything may change anything.
+fn spread_code(functions: &mut HashMap<u32, Other>) {
+    let mut known = 0;
+    loop {
+        let (code, ddl): (HashSet<Box<str>>, HashSet<Box<str>>) = {
+            let coded = || functions.values().filter(|function| function.code);
+            let name = |function: &Other| function.name.clone();
+            (
+                coded().map(name).collect(),
+                coded().filter(|function| function.ddl).map(name).collect(),
+            )
+        };
+        if code.len() + ddl.len() == known {
+            return;
+        }
+        known = code.len() + ddl.len();
+        for function in functions.values_mut() {
+            function.code |= function.calls.iter().any(|name| code.contains(name));
+            function.ddl |= function.calls.iter().any(|name| ddl.contains(name));
+        }
     }
 }
 

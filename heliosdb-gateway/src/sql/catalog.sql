@@ -11,27 +11,45 @@ SET LOCAL statement_timeout = 0;
 SET LOCAL client_encoding = 'UTF8';
 -- 0: the database
 SELECT pg_catalog.getdatabaseencoding(),
-       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_event_trigger);
--- 1: relations
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_event_trigger),
+       -- An "=" of the users, or an implicit cast, that could take part in comparing a key.
+       EXISTS (SELECT FROM pg_catalog.pg_operator
+                WHERE oid >= 16384 AND oprname = '='
+                  AND oprleft IN (20, 21, 23, 25, 1043, 2950) AND oprright IN (20, 21, 23, 25, 1043, 2950))
+       OR EXISTS (SELECT FROM pg_catalog.pg_cast
+                   WHERE oid >= 16384 AND castcontext = 'i' AND castsource IN (20, 21, 23, 25, 1043, 2950));
+-- 1: relations. A type holds what its base type, elements, fields or bounds hold. (Before PostgreSQL 14 there are no
+-- multiranges, and no column of pg_range to name.)
+WITH RECURSIVE parts AS MATERIALIZED (
+  SELECT typelem AS part, oid AS holder FROM pg_catalog.pg_type WHERE typelem <> 0
+  UNION ALL
+  SELECT typbasetype, oid FROM pg_catalog.pg_type WHERE typbasetype <> 0
+  UNION ALL
+  SELECT rngsubtype, rngtypid FROM pg_catalog.pg_range
+  UNION ALL
+  SELECT rngtypid, (pg_catalog.to_jsonb(r) ->> 'rngmultitypid')::pg_catalog.oid FROM pg_catalog.pg_range r
+  UNION ALL
+  SELECT a.atttypid, c.reltype FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+   WHERE a.attnum > 0 AND NOT a.attisdropped AND c.oid >= 16384 AND c.reltype <> 0),
+held AS (
+  SELECT oid AS holder, typname = 'time' AS is_time FROM pg_catalog.pg_type
+   WHERE typnamespace = 11 AND (typname ~ '^reg' OR typname IN ('aclitem', 'time', 'timetz'))
+  UNION
+  SELECT parts.holder, held.is_time FROM held JOIN parts ON parts.part = held.holder),
+columns AS (
+  SELECT a.attrelid, pg_catalog.bool_or(NOT held.is_time) AS are_unstable, pg_catalog.bool_or(held.is_time) AS have_time
+    FROM pg_catalog.pg_attribute a JOIN held ON held.holder = a.atttypid
+   WHERE a.attnum > 0 AND NOT a.attisdropped GROUP BY a.attrelid)
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity,
        EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
        EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type <> '1'),
-       EXISTS (SELECT FROM pg_catalog.pg_attribute a
-                 JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-                 LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
-                 LEFT JOIN pg_catalog.pg_type b ON b.oid = t.typbasetype
-                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                  AND EXISTS (SELECT FROM (VALUES (t.typname, t.typnamespace), (e.typname, e.typnamespace),
-                                                  (b.typname, b.typnamespace)) u (name, space)
-                               WHERE u.space = 11
-                                 AND (u.name ~ '^reg' OR u.name IN ('aclitem', 'timetz')))),
+       columns.are_unstable,
        EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
                 WHERE t.tgrelid = c.oid AND NOT t.tgisinternal
                   AND p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)'),
-       EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                  AND 1083 IN (t.oid, t.typbasetype))
+       columns.have_time
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN columns ON columns.attrelid = c.oid
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND n.nspname !~ '^pg_(toast|temp)';
 -- 2: inheritance and partitions
 SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits;
@@ -49,15 +67,22 @@ SELECT p.proname,
   LEFT JOIN pg_catalog.pg_type a ON a.oid = p.proargtypes[0]
  WHERE p.oid < 16384 AND p.pronamespace = 11
  GROUP BY p.proname;
--- 5: other functions
+-- 5: other functions. The words of one that is not VOLATILE that are names of functions: it may call one that is.
 SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname IN ('c', 'internal'), x.extname,
        p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1
          AND COALESCE(a.typtype IN ('c', 'p') OR b.typtype = 'c', false),
        r.typcategory IN ('S', 'X', 'P', 'A'),
        l.lanname NOT IN ('c', 'internal')
-         AND p.prosrc ~* '\mset_config\M|(^|[;''"]|\m(begin|then|else|loop))\s*(set|reset|discard)\s',
-       p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)'
+         AND s.source ~* '\mset_config\M|\mpg_(try_)?advisory_lock|\mpg_temp\M|\m(create(\s+(local|global))?|into)\s+temp|\mwith\s+hold\M|(^|[;''"]|\m(begin|then|else|loop))\s*(set|reset|discard|listen|unlisten|load|prepare)\s',
+       p.prosrc ~* '\m(alter|drop|grant|revoke)\M|\mcreate\M(?!\s+((local|global)\s+)?temp)',
+       CASE WHEN p.provolatile <> 'v' AND l.lanname NOT IN ('c', 'internal') THEN
+         (SELECT pg_catalog.string_agg(DISTINCT word, ' ')
+            FROM pg_catalog.regexp_split_to_table(s.source || ' ' || pg_catalog.lower(s.source), '[^[:alnum:]_]+') word
+           WHERE word IN (SELECT proname::pg_catalog.text FROM pg_catalog.pg_proc WHERE oid >= 16384))
+       END
   FROM pg_catalog.pg_proc p
+  CROSS JOIN LATERAL (SELECT CASE WHEN p.prosrc = '' AND p.prokind IN ('f', 'p') THEN pg_catalog.pg_get_functiondef(p.oid)
+                                  ELSE p.prosrc END AS source) s
   JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
   JOIN pg_catalog.pg_language l ON l.oid = p.prolang
   JOIN pg_catalog.pg_type r ON r.oid = p.prorettype
@@ -75,13 +100,28 @@ SELECT aggfnoid::pg_catalog.oid, f.oid
                        (aggdeserialfn::pg_catalog.oid), (aggmtransfn::pg_catalog.oid),
                        (aggminvtransfn::pg_catalog.oid), (aggmfinalfn::pg_catalog.oid)) f (oid)
  WHERE aggfnoid >= 16384 AND f.oid >= 16384;
--- 7: operators that are not built in
+-- 7: operators that are not built in; and what sorts, groups and compares without naming an operator, which a class may
+-- call by any name
 SELECT o.oprname, o.oprcode::pg_catalog.oid, r.typcategory IN ('S', 'X', 'P', 'A')
   FROM pg_catalog.pg_operator o LEFT JOIN pg_catalog.pg_type r ON r.oid = o.oprresult
- WHERE o.oid >= 16384;
--- 8: casts that are not built in
-SELECT casttarget, castfunc, castcontext FROM pg_catalog.pg_cast
- WHERE oid >= 16384 AND castmethod = 'f';
+ WHERE o.oid >= 16384
+UNION ALL
+SELECT n.name, f.function, false
+  FROM (SELECT p.amproc::pg_catalog.oid AS function, o.opfmethod AS method
+          FROM pg_catalog.pg_amproc p JOIN pg_catalog.pg_opfamily o ON o.oid = p.amprocfamily
+        UNION ALL
+        SELECT o.oprcode::pg_catalog.oid, a.amopmethod
+          FROM pg_catalog.pg_amop a JOIN pg_catalog.pg_operator o ON o.oid = a.amopopr) f
+  JOIN pg_catalog.pg_am m ON m.oid = f.method,
+       (VALUES ('<'), ('='), ('>')) n (name)
+ WHERE m.amname IN ('btree', 'hash') AND f.function >= 16384;
+-- 8: casts that are not built in, by function or by the text of a value where the target's input depends on more
+SELECT c.casttarget, c.castfunc, c.castcontext
+  FROM pg_catalog.pg_cast c JOIN pg_catalog.pg_type t ON t.oid = c.casttarget
+ WHERE c.oid >= 16384
+   AND (c.castmethod = 'f'
+        OR c.castmethod = 'i' AND (t.typcategory = 'D' OR t.typtype NOT IN ('b', 'e')
+                                   OR t.typname ~ '^reg' OR t.typname = 'aclitem'));
 -- 9: types
 SELECT t.oid, n.nspname, t.typname, t.typtype, t.typcategory,
        EXISTS (SELECT FROM pg_catalog.pg_depend d
@@ -132,4 +172,24 @@ SELECT a.attrelid, a.attname, t.typcategory IN ('D', 'T')
 SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid)
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('v', 'm') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_';
+-- 13: columns of primary keys, in their order: place among the table's columns, and whether equal values are
+-- the same bytes and stay what they are as long as no statement names the column
+SELECT i.indrelid, a.attname, a.atttypid, a.atttypmod,
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute b
+         WHERE b.attrelid = i.indrelid AND b.attnum > 0 AND b.attnum < a.attnum AND NOT b.attisdropped),
+       a.attgenerated = '' AND COALESCE(o.collisdeterministic, true)
+  FROM pg_catalog.pg_index i
+  JOIN pg_catalog.pg_class c ON c.oid = i.indrelid AND c.relkind = 'r'
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts - 1) k (at)
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.at]
+  LEFT JOIN pg_catalog.pg_collation o ON o.oid = a.attcollation
+ WHERE i.indisprimary AND i.indisvalid AND i.indimmediate
+   AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+ ORDER BY i.indrelid, k.at;
+-- 14: columns whose change a foreign key passes on, and whether they change with others
+SELECT DISTINCT c.confrelid, a.attname, a.attgenerated <> ''
+  FROM pg_catalog.pg_constraint c
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey)
+ WHERE c.contype = 'f' AND c.confupdtype IN ('c', 'n', 'd');
 COMMIT;

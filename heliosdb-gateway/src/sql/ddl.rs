@@ -1,15 +1,16 @@
 //! The statements that are known to be DDL and nothing else.
 
 use pg_query::NodeEnum;
+use pg_query::protobuf::ObjectType;
 
 /// The name of a statement that changes the schema, privileges or configuration; `None` for any other,
 /// and for one that this classifier has never heard of.
 pub(super) fn ddl_tag(statement: &NodeEnum) -> Option<&'static str> {
+    if let Some(tag) = cluster_tag(statement) {
+        return Some(tag);
+    }
     let tag = match statement {
         NodeEnum::AlterCollationStmt(_)
-        | NodeEnum::AlterDatabaseRefreshCollStmt(_)
-        | NodeEnum::AlterDatabaseSetStmt(_)
-        | NodeEnum::AlterDatabaseStmt(_)
         | NodeEnum::AlterDefaultPrivilegesStmt(_)
         | NodeEnum::AlterDomainStmt(_)
         | NodeEnum::AlterEnumStmt(_)
@@ -26,12 +27,9 @@ pub(super) fn ddl_tag(statement: &NodeEnum) -> Option<&'static str> {
         | NodeEnum::AlterOwnerStmt(_)
         | NodeEnum::AlterPolicyStmt(_)
         | NodeEnum::AlterPublicationStmt(_)
-        | NodeEnum::AlterRoleSetStmt(_)
-        | NodeEnum::AlterRoleStmt(_)
         | NodeEnum::AlterSeqStmt(_)
         | NodeEnum::AlterStatsStmt(_)
         | NodeEnum::AlterSubscriptionStmt(_)
-        | NodeEnum::AlterSystemStmt(_)
         | NodeEnum::AlterTableMoveAllStmt(_)
         | NodeEnum::AlterTableSpaceOptionsStmt(_)
         | NodeEnum::AlterTsconfigurationStmt(_)
@@ -53,7 +51,6 @@ pub(super) fn ddl_tag(statement: &NodeEnum) -> Option<&'static str> {
         | NodeEnum::CreatePlangStmt(_)
         | NodeEnum::CreatePolicyStmt(_)
         | NodeEnum::CreatePublicationStmt(_)
-        | NodeEnum::CreateRoleStmt(_)
         | NodeEnum::CreateSchemaStmt(_)
         | NodeEnum::CreateStatsStmt(_)
         | NodeEnum::CreateSubscriptionStmt(_)
@@ -61,22 +58,56 @@ pub(super) fn ddl_tag(statement: &NodeEnum) -> Option<&'static str> {
         | NodeEnum::CreateTransformStmt(_)
         | NodeEnum::CreateTrigStmt(_)
         | NodeEnum::CreateUserMappingStmt(_)
-        | NodeEnum::CreatedbStmt(_)
         | NodeEnum::RuleStmt(_) => "CREATE",
         NodeEnum::CreateExtensionStmt(_) => "CREATE EXTENSION",
-        NodeEnum::DropOwnedStmt(_)
-        | NodeEnum::DropRoleStmt(_)
-        | NodeEnum::DropStmt(_)
+        NodeEnum::DropStmt(_)
         | NodeEnum::DropSubscriptionStmt(_)
         | NodeEnum::DropTableSpaceStmt(_)
-        | NodeEnum::DropUserMappingStmt(_)
-        | NodeEnum::DropdbStmt(_) => "DROP",
-        NodeEnum::GrantRoleStmt(_) | NodeEnum::GrantStmt(_) => "GRANT",
+        | NodeEnum::DropUserMappingStmt(_) => "DROP",
+        NodeEnum::GrantStmt(_) => "GRANT",
         NodeEnum::ImportForeignSchemaStmt(_) => "IMPORT FOREIGN SCHEMA",
         NodeEnum::IndexStmt(_) => "CREATE INDEX",
-        NodeEnum::ReassignOwnedStmt(_) => "REASSIGN OWNED",
         NodeEnum::SecLabelStmt(_) => "SECURITY LABEL",
         _ => return None,
     };
     Some(tag)
+}
+
+/// The name of a statement that changes what all databases of the server have in common: roles, who is a member of which,
+/// what their sessions begin with, and which database a name stands for.
+fn cluster_tag(statement: &NodeEnum) -> Option<&'static str> {
+    let tag = match statement {
+        NodeEnum::AlterDatabaseRefreshCollStmt(_)
+        | NodeEnum::AlterDatabaseSetStmt(_)
+        | NodeEnum::AlterDatabaseStmt(_) => "ALTER DATABASE",
+        NodeEnum::AlterRoleSetStmt(_) | NodeEnum::AlterRoleStmt(_) => "ALTER ROLE",
+        NodeEnum::AlterSystemStmt(_) => "ALTER SYSTEM",
+        NodeEnum::CreateRoleStmt(_) => "CREATE ROLE",
+        NodeEnum::CreatedbStmt(_) => "CREATE DATABASE",
+        NodeEnum::DropOwnedStmt(_) => "DROP OWNED",
+        NodeEnum::DropRoleStmt(_) => "DROP ROLE",
+        NodeEnum::DropdbStmt(_) => "DROP DATABASE",
+        NodeEnum::GrantRoleStmt(_) => "GRANT ROLE",
+        NodeEnum::ReassignOwnedStmt(_) => "REASSIGN OWNED",
+        NodeEnum::RenameStmt(rename) => match rename.rename_type() {
+            ObjectType::ObjectDatabase => "ALTER DATABASE",
+            ObjectType::ObjectRole => "ALTER ROLE",
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(tag)
+}
+
+/// Whether a statement that may change the schema may change that of other databases too, by its tag. A function with words
+/// of DDL in it may do anything; a procedure is taken for one that does not, or each CALL would empty the cache for all.
+pub(crate) fn concerns_all_databases(tag: &str) -> bool {
+    let ends = |end: &str| tag.ends_with(end);
+    ends(" DATABASE")
+        || ends(" OWNED")
+        || ends(" ROLE")
+        || matches!(
+            tag,
+            "ALTER SYSTEM" | "COMMIT PREPARED" | "DO" | "SELECT" | "UNKNOWN"
+        )
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write as _};
 
-use super::{Class, Effect, NameScope, Read, Relation, Statement, Write};
+use super::{Class, Effect, NameScope, Read, Relation, Rows, Statement, Write};
 
 /// Explains `class`, the class of `sql` as seen by `scope`.
 #[must_use]
@@ -55,13 +55,13 @@ fn statement(f: &mut fmt::Formatter<'_>, statement: &Statement) -> fmt::Result {
         }
         Read::Cacheable(on) => {
             writeln!(f, "cacheable:    yes")?;
-            writeln!(f, "depends on:   {}", names(on))?;
+            writeln!(f, "depends on:   {}", parts(on))?;
         }
         Read::Refused(why) => writeln!(f, "cacheable:    no: {why} [{}]", why.label())?,
     }
     match &statement.write {
         Write::None => writeln!(f, "writes:       nothing that is cached")?,
-        Write::Relations(to) => writeln!(f, "writes:       {}", names(to))?,
+        Write::Relations(to) => writeln!(f, "writes:       {}", parts(to))?,
         Write::Everything(why) => {
             writeln!(f, "writes:       perhaps anything: {why} [{}]", why.label())?;
         }
@@ -72,9 +72,19 @@ fn statement(f: &mut fmt::Formatter<'_>, statement: &Statement) -> fmt::Result {
         .try_for_each(|effect| writeln!(f, "effect:       {}", describe(effect)))
 }
 
-fn names(relations: &[Relation]) -> String {
-    let names: Vec<&str> = relations.iter().map(|relation| &*relation.name).collect();
-    names.join(", ")
+/// The relations, or what is touched of them.
+fn parts(relations: &[Relation]) -> String {
+    let parts: Vec<String> = relations
+        .iter()
+        .map(|Relation { name, rows, .. }| match rows {
+            Rows::All => name.to_string(),
+            Rows::Found(_) => format!("row of {name} by primary key"),
+            Rows::Keys(keys) if keys.len() == 1 => format!("row of {name} by primary key"),
+            Rows::Keys(keys) => format!("{} rows of {name} by primary key", keys.len()),
+            Rows::New(_) => format!("new rows of {name}"),
+        })
+        .collect();
+    parts.join(", ")
 }
 
 fn describe(effect: &Effect) -> String {
@@ -82,6 +92,7 @@ fn describe(effect: &Effect) -> String {
         Effect::AdvisoryLock => "takes a session-level advisory lock".to_owned(),
         Effect::AdvisoryUnlockAll => "releases all session-level advisory locks".to_owned(),
         Effect::Begin(_) => "begins a transaction".to_owned(),
+        Effect::Close(name) => format!("closes cursor {name}"),
         Effect::CloseAll => "closes all cursors".to_owned(),
         Effect::Commit { .. } => "ends the transaction".to_owned(),
         Effect::Ddl => "may change the schema: what was learnt is dropped".to_owned(),
@@ -91,7 +102,7 @@ fn describe(effect: &Effect) -> String {
         Effect::DiscardPlans => "drops plans".to_owned(),
         Effect::DiscardTemp => "drops temporary tables".to_owned(),
         Effect::Execute(name) => format!("runs prepared statement {name}"),
-        Effect::HoldCursor => "leaves a cursor open beyond its transaction".to_owned(),
+        Effect::HoldCursor(name) => format!("leaves cursor {name} open beyond its transaction"),
         Effect::Listen => "subscribes to notifications".to_owned(),
         Effect::Load => "loads a library into the server process".to_owned(),
         Effect::Prepare(name) => format!("prepares statement {name}"),

@@ -64,6 +64,31 @@ public.orders items n a
 public.items notes a c
 ";
 
+/// Columns of primary keys, in their order: relation, column, type, modifier, place in the table, comparable.
+const KEYS: &str = "
+users id 23 -1 0 t
+orders id 20 -1 1 t
+items order_id 23 -1 2 t
+items line 21 -1 0 t
+parts id 23 -1 0 t
+parent id 23 -1 0 t
+child id 23 -1 0 t
+logged id 23 -1 0 t
+events id 25 -1 0 t
+app.notes id 2950 -1 0 t
+app.users id 23 -1 0 t
+Orders code 1043 7 1 t
+scratch id 1700 -1 0 t
+shifts id 25 -1 0 f
+coded id 23 -1 0 t
+secret id 23 -1 0 t
+";
+
+/// Column whose change a foreign key passes on, and whether it changes unnamed.
+const PASSED_ON: &str = "
+items sku f
+";
+
 const IMMUTABLE: &str = "abs avg btrim count generate_subscripts greatest jsonb_array_elements_text
 jsonb_each_text lag like_escape lower max md5 min now_like pg_partition_root rank round row_number
 string_agg sum unnest upper to_tsvector";
@@ -81,21 +106,24 @@ set_config setval pg_try_advisory_lock";
 const TEXT_RESULT: &str = "btrim concat current_setting lower max min string_agg to_char upper lag
 jsonb_array_elements_text version";
 
-/// Schema, name, volatility, compiled, extension, row argument, text result, sets settings, DDL.
+/// Schema, name, volatility, compiled, extension, row argument, text result, sets settings, DDL, a function it calls.
 /// The n-th function has the identifier 20001 + n.
 const FUNCTIONS: &str = "
-public user_immutable i f - f f f f
-public user_stable s f - f f f f
-public user_volatile v f - f f f f
-public user_aggregate i t - f f f f
-public makes_tables v f - f f f t
-public full_name i f - t t f f
-public similarity i t pg_trgm f f f f
-public similarity_sql i f pg_trgm f f f f
-public uuid_generate_v4 v t uuid-ossp f f f f
-public dblink v t dblink f f f f
-app lower v f - f t f f
-public vector_distance i t vector f f f f
+public user_immutable i f - f f f f -
+public user_stable s f - f f f f -
+public user_volatile v f - f f f f -
+public user_aggregate i t - f f f f -
+public makes_tables v f - f f f t -
+public full_name i f - t t f f -
+public similarity i t pg_trgm f f f f -
+public similarity_sql i f pg_trgm f f f f -
+public uuid_generate_v4 v t uuid-ossp f f f f -
+public dblink v t dblink f f f f -
+app lower v f - f t f f -
+public vector_distance i t vector f f f f -
+public wraps_writer s f - f f f f user_volatile
+public wraps_wrapper i f - f f f f wraps_writer
+public sets_quietly s f - f f t f -
 ";
 
 /// Schema, name, kind, category, extension. The n-th has the identifier 3001 + n, or 30001 + n
@@ -122,6 +150,9 @@ public email d S f
 public users c C f
 public upper d S f
 public money_bag b U f
+pg_catalog int8 b N f
+pg_catalog numeric b N f
+pg_catalog uuid b U f
 ";
 
 /// Relation, column, whether it is a date or time there.
@@ -231,7 +262,7 @@ pub(super) fn results() -> Vec<Rows> {
         })
         .collect();
     vec![
-        vec![row(&["UTF8", "0"])],
+        vec![row(&["UTF8", "0", "f"])],
         relations,
         lines(INHERITS)
             .map(|cells| row(&[&oid(cells[0]), &oid(cells[1])]))
@@ -263,6 +294,17 @@ pub(super) fn results() -> Vec<Rows> {
         VIEWS
             .iter()
             .map(|(name, text)| row(&[&oid(name), text]))
+            .collect(),
+        lines(KEYS)
+            .map(|cells| {
+                let mut all = cells;
+                let oid = oid(all[0]);
+                all[0] = &oid;
+                row(&all)
+            })
+            .collect(),
+        lines(PASSED_ON)
+            .map(|cells| row(&[&oid(cells[0]), cells[1], cells[2]]))
             .collect(),
     ]
 }

@@ -11,8 +11,10 @@
 //! * an unqualified name stands for *every* relation of that name along the search path, because the
 //!   server skips schemas that the role may not use, and we do not model privileges;
 //! * a table stands for its whole inheritance or partition tree;
-//! * a function name stands for all its overloads, because argument types are not inferred.
+//! * a function name stands for all its overloads, because argument types are not inferred;
+//! * a table that is read by its whole primary key stands for that row ([`Rows`]); however else it occurs, for all.
 
+mod by_key;
 mod calls;
 mod catalog;
 mod datetime;
@@ -20,6 +22,7 @@ mod ddl;
 mod functions;
 mod names;
 mod reason;
+mod rows;
 mod settings;
 mod sql_json;
 mod statement;
@@ -30,6 +33,8 @@ mod write;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod row_tests;
+#[cfg(test)]
 mod tests;
 
 pub mod explain;
@@ -38,8 +43,10 @@ pub mod skeleton;
 
 pub use catalog::{Catalog, CatalogError};
 pub use datetime::mentions_now;
+pub(crate) use ddl::concerns_all_databases;
 pub use names::{NameScope, split_identifiers};
 pub use reason::{FunctionRefusal, Refusal, Unbounded};
+pub use rows::{EncodedKey, Parameters, RowKey, Rows, Values};
 pub use settings::{quote_literal, quote_setting_name, value_items};
 
 use smallvec::SmallVec;
@@ -170,6 +177,8 @@ pub struct Relation {
     /// Whether logical decoding shows every change to it. It does not for materialised views, and
     /// for trees with an unlogged member.
     pub decoded: bool,
+    /// Which of its rows.
+    pub rows: Rows,
 }
 
 /// Isolation level of a transaction.
@@ -213,6 +222,8 @@ pub enum Effect {
     AdvisoryUnlockAll,
     /// `BEGIN` or `START TRANSACTION`.
     Begin(TransactionModes),
+    /// `CLOSE name`.
+    Close(String),
     /// `CLOSE ALL`.
     CloseAll,
     /// `COMMIT` or `END`; with `chain` a new transaction begins at once.
@@ -233,8 +244,8 @@ pub enum Effect {
     DiscardTemp,
     /// `EXECUTE name`.
     Execute(String),
-    /// `DECLARE .. WITH HOLD`.
-    HoldCursor,
+    /// `DECLARE name CURSOR WITH HOLD`.
+    HoldCursor(String),
     /// `LISTEN`.
     Listen,
     /// `LOAD`: a library stays in the server process for good.

@@ -40,6 +40,8 @@ pub enum Refusal {
     Several,
     /// A system catalog or a view over one.
     SystemCatalog(Box<str>),
+    /// A system column that changes without a write: where a row lies, who locks it.
+    SystemColumn(&'static str),
     /// TABLESAMPLE.
     TableSample,
     /// A relation of `pg_temp`.
@@ -104,6 +106,7 @@ impl Refusal {
             Self::Sequence(_) => "sequence",
             Self::Several => "several_statements",
             Self::SystemCatalog(_) => "system_catalog",
+            Self::SystemColumn(_) => "system_column",
             Self::TableSample => "tablesample",
             Self::Temporary(_) => "temporary",
             Self::TextToTime => "text_to_time",
@@ -177,6 +180,7 @@ impl fmt::Display for Refusal {
             Self::Sequence(name) => write!(f, "{name} is a sequence"),
             Self::Several => f.write_str("several statements in one text"),
             Self::SystemCatalog(name) => write!(f, "{name} is a system catalog"),
+            Self::SystemColumn(name) => write!(f, "{name} changes without a write"),
             Self::TableSample => f.write_str("TABLESAMPLE"),
             Self::Temporary(name) => write!(f, "{name} is temporary"),
             Self::TextToTime => f.write_str(

@@ -5,6 +5,8 @@
 //! texts with equal skeletons have equal classes (there is a property test for that), and the hot
 //! path parses each *shape* once. Answers are never shared this way: their key is the exact text.
 
+use std::ops::Range;
+
 use super::datetime::mentions_now;
 
 /// Stands for an integer that fits the grammar's integer constants.
@@ -28,6 +30,17 @@ const STARTS: [&[u8]; 7] = [
 /// The skeleton is the same whatever `standard_conforming_strings` says, since strings with a
 /// backslash have none.
 pub fn skeleton(sql: &str, out: &mut Vec<u8>) -> bool {
+    scan(sql, out, |_| {})
+}
+
+/// Where the literals of `sql` stand, in the order of the text. `None` if it has no skeleton.
+pub(super) fn literals(sql: &str) -> Option<Vec<Range<usize>>> {
+    let mut found = Vec::new();
+    scan(sql, &mut Vec::new(), |place| found.push(place)).then_some(found)
+}
+
+/// Writes the skeleton, and tells of each literal that it leaves out.
+fn scan(sql: &str, out: &mut Vec<u8>, mut literal: impl FnMut(Range<usize>)) -> bool {
     out.clear();
     out.reserve(sql.len());
     let bytes = sql.as_bytes();
@@ -61,6 +74,7 @@ pub fn skeleton(sql: &str, out: &mut Vec<u8>) -> bool {
             b'0'..=b'9' => match number(rest) {
                 Some((length, kind)) => {
                     out.push(kind);
+                    literal(at..at + length);
                     at += length;
                     after_string = false;
                     continue;
@@ -71,6 +85,7 @@ pub fn skeleton(sql: &str, out: &mut Vec<u8>) -> bool {
                 // In `t.1` the dot would belong to the name: no such thing is valid SQL.
                 Some((length, kind)) if at == 0 || !is_word(bytes[at - 1]) => {
                     out.push(kind);
+                    literal(at..at + length);
                     at += length;
                     after_string = false;
                     continue;
@@ -80,6 +95,7 @@ pub fn skeleton(sql: &str, out: &mut Vec<u8>) -> bool {
             b'\'' => match string(rest) {
                 Some(length) if !after_string => {
                     out.push(STRING);
+                    literal(at..at + length);
                     at += length;
                     after_string = true;
                     continue;
@@ -298,6 +314,23 @@ mod tests {
         ] {
             assert_eq!(of(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn literals_are_found_where_they_stand() {
+        let of = |sql: &'static str| -> Option<Vec<&'static str>> {
+            Some(
+                literals(sql)?
+                    .into_iter()
+                    .map(|place| &sql[place])
+                    .collect(),
+            )
+        };
+        assert_eq!(
+            of("SELECT a1, 'it''s' FROM t WHERE b=-12 AND c = .5 OR d = 12345678901 ;"),
+            Some(vec!["'it''s'", "12", ".5", "12345678901"])
+        );
+        assert_eq!(of("SELECT $1, 'a\\b'"), None);
     }
 
     #[test]

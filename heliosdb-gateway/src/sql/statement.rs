@@ -8,13 +8,14 @@ use pg_query::protobuf::{
 use pg_query::{NodeEnum, ParserOptions};
 use smallvec::{SmallVec, smallvec};
 
+use super::by_key::Literals;
 use super::catalog::{Catalog, RelationKind};
 use super::ddl::ddl_tag;
 use super::names::{NameScope, is_temporary};
 use super::reason::{Refusal, Unbounded};
 use super::settings;
 use super::walk::Walk;
-use super::write::Events;
+use super::write::{Events, Written};
 use super::{Class, Effect, Read, Statement, Write};
 
 /// See [`super::classify`].
@@ -33,12 +34,13 @@ pub(super) fn classify(sql: &str, catalog: Option<&Catalog>, scope: &NameScope) 
     // A server with a one-byte encoding folds the case of letters that we leave alone.
     let mut catalog = catalog.filter(|catalog| catalog.is_utf8() || sql.is_ascii());
     let several = parsed.protobuf.stmts.len() > 1;
+    let literals = Literals::new(sql);
     let mut statements = SmallVec::new();
     for raw in &parsed.protobuf.stmts {
         let Some(node) = raw.stmt.as_deref() else {
             return unreadable(Refusal::Unparsed, Unbounded::Unparsed);
         };
-        let mut statement = Statement::new(node, catalog, scope);
+        let mut statement = Statement::new(node, catalog, scope, &literals);
         if statement.effects.iter().any(changes_meaning) {
             catalog = None;
         }
@@ -73,10 +75,11 @@ fn changes_meaning(effect: &Effect) -> bool {
         Effect::AdvisoryLock
             | Effect::AdvisoryUnlockAll
             | Effect::Begin(_)
+            | Effect::Close(_)
             | Effect::CloseAll
             | Effect::Deallocate(_)
             | Effect::DiscardPlans
-            | Effect::HoldCursor
+            | Effect::HoldCursor(_)
             | Effect::Listen
             | Effect::Prepare(_)
             | Effect::Release(_)
@@ -87,8 +90,17 @@ fn changes_meaning(effect: &Effect) -> bool {
 }
 
 impl Statement {
-    fn new(node: &Node, catalog: Option<&Catalog>, scope: &NameScope) -> Self {
-        let builder = Builder { catalog, scope };
+    fn new(
+        node: &Node,
+        catalog: Option<&Catalog>,
+        scope: &NameScope,
+        literals: &Literals<'_>,
+    ) -> Self {
+        let builder = Builder {
+            catalog,
+            scope,
+            literals,
+        };
         match &node.node {
             Some(node_enum) => builder.statement(node, node_enum),
             None => builder.unknown(),
@@ -119,7 +131,9 @@ impl Statement {
         let relations = |relations: &[super::Relation]| {
             relations
                 .iter()
-                .map(|relation| size_of_val(relation) + relation.name.len())
+                .map(|relation| {
+                    size_of_val(relation) + relation.name.len() + relation.rows.weight()
+                })
                 .sum::<usize>()
         };
         let read = match &self.read {
@@ -137,8 +151,10 @@ impl Statement {
 
 fn effect_weight(effect: &Effect) -> usize {
     let heap = match effect {
-        Effect::Deallocate(Some(text))
+        Effect::Close(text)
+        | Effect::Deallocate(Some(text))
         | Effect::Execute(text)
+        | Effect::HoldCursor(text)
         | Effect::Prepare(text)
         | Effect::PrepareTransaction(text)
         | Effect::Release(text)
@@ -157,11 +173,14 @@ fn effect_weight(effect: &Effect) -> usize {
 struct Builder<'a> {
     catalog: Option<&'a Catalog>,
     scope: &'a NameScope,
+    literals: &'a Literals<'a>,
 }
 
 impl<'a> Builder<'a> {
     fn walk(&self) -> Walk<'a> {
-        Walk::new(self.catalog, self.scope)
+        let mut walk = Walk::new(self.catalog, self.scope);
+        walk.literals = Some(self.literals);
+        walk
     }
 
     fn statement(&self, node: &Node, statement: &NodeEnum) -> Statement {
@@ -216,16 +235,16 @@ impl<'a> Builder<'a> {
 
     /// Turns what a walk has found into a statement.
     fn finish(&self, tag: &'static str, walk: Walk<'_>) -> Statement {
-        let (found, targets) = walk.finish();
+        let (mut found, targets) = walk.finish();
         let (mut write, reached) = match self.catalog {
             Some(catalog) => targets.reach(catalog),
             None => (Write::None, SmallVec::new()),
         };
-        if let Some(reason) = found.unbounded {
+        if let Some(reason) = found.unbounded.take() {
             write = Write::Everything(reason);
         }
-        let mut effects = found.effects;
-        effects.extend(found.settings_unknown.map(Effect::SettingsUnknown));
+        let mut effects = std::mem::take(&mut found.effects);
+        effects.extend(found.settings_unknown.take().map(Effect::SettingsUnknown));
         effects.extend(reached);
         // A SELECT may call the same function many times over.
         let mut distinct = SmallVec::new();
@@ -235,13 +254,13 @@ impl<'a> Builder<'a> {
             }
         }
         let effects: SmallVec<[Effect; 1]> = distinct;
-        let read = match (found.refusal, self.catalog) {
+        let read = match (found.refusal.take(), self.catalog) {
             (Some(reason), _) => Read::Refused(reason),
             (None, None) => Read::Refused(Refusal::NoCatalog),
             (None, Some(_)) if write != Write::None || !effects.is_empty() => {
                 Read::Refused(Refusal::Unsupported("a statement that may write"))
             }
-            (None, Some(catalog)) => Read::Cacheable(catalog.publish(found.relations)),
+            (None, Some(catalog)) => Read::Cacheable(found.publish(catalog)),
         };
         Statement {
             tag,
@@ -300,7 +319,7 @@ impl<'a> Builder<'a> {
         let mut walk = self.walk();
         walk.option(copy.where_clause.as_deref());
         if copy.is_from {
-            walk.target(copy.relation.as_ref(), Events::INSERT);
+            walk.target(copy.relation.as_ref(), Events::INSERT, Written::Copied);
         } else if let Some(relation) = &copy.relation {
             walk.read(relation);
         }
@@ -326,7 +345,9 @@ impl<'a> Builder<'a> {
         };
         for relation in &truncate.relations {
             match &relation.node {
-                Some(NodeEnum::RangeVar(relation)) => walk.target(Some(relation), events),
+                Some(NodeEnum::RangeVar(relation)) => {
+                    walk.target(Some(relation), events, Written::Any);
+                }
                 _ => walk.unsupported("this form of TRUNCATE"),
             }
         }
@@ -337,7 +358,7 @@ impl<'a> Builder<'a> {
         let Some(query) = explain.query.as_deref().filter(|_| analyzes(explain)) else {
             return Statement::inert("EXPLAIN", []);
         };
-        let mut inner = Statement::new(query, self.catalog, self.scope);
+        let mut inner = Statement::new(query, self.catalog, self.scope, self.literals);
         inner.tag = "EXPLAIN";
         inner.read = Read::Refused(Refusal::NotSelect("EXPLAIN"));
         forget_constants(&mut inner.effects);
@@ -352,7 +373,9 @@ impl<'a> Builder<'a> {
             self.any_query(&mut walk, query);
         }
         if declare.options & HOLD != 0 {
-            walk.found.effects.push(Effect::HoldCursor);
+            walk.found
+                .effects
+                .push(Effect::HoldCursor(declare.portalname.clone()));
         }
         self.finish_refused("DECLARE CURSOR", walk)
     }
@@ -362,7 +385,8 @@ impl<'a> Builder<'a> {
             Some(query) => {
                 // What executing it may do to the session is charged to PREPARE already, so that
                 // EXECUTE can't do anything to it that is not known.
-                let mut effects = Statement::new(query, self.catalog, self.scope).effects;
+                let mut effects =
+                    Statement::new(query, self.catalog, self.scope, self.literals).effects;
                 forget_constants(&mut effects);
                 effects
             }
@@ -387,7 +411,7 @@ impl<'a> Builder<'a> {
         let mut effects = SmallVec::<[Effect; 1]>::new();
         match create.query.as_deref() {
             Some(query) if matches!(&query.node, Some(NodeEnum::ExecuteStmt(_))) => {
-                let inner = Statement::new(query, self.catalog, self.scope);
+                let inner = Statement::new(query, self.catalog, self.scope, self.literals);
                 effects.extend(inner.effects);
                 walk.writes_anything(Unbounded::Execute("in CREATE TABLE AS".into()));
             }
@@ -591,8 +615,11 @@ fn session(statement: &NodeEnum) -> Option<Statement> {
         NodeEnum::NotifyStmt(_) => Statement::inert("NOTIFY", []),
         NodeEnum::LoadStmt(_) => Statement::inert("LOAD", [Effect::Load]),
         NodeEnum::ClosePortalStmt(close) => {
-            let all = close.portalname.is_empty().then_some(Effect::CloseAll);
-            Statement::inert("CLOSE", all)
+            let effect = match close.portalname.as_str() {
+                "" => Effect::CloseAll,
+                name => Effect::Close(name.to_owned()),
+            };
+            Statement::inert("CLOSE", [effect])
         }
         // What a cursor's query may write was charged to its DECLARE, in the same transaction.
         NodeEnum::FetchStmt(_) => Statement::inert("FETCH", []),

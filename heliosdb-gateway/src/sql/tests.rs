@@ -733,6 +733,9 @@ fn a_write_to_a_view_goes_to_its_tables_or_to_code() {
 fn a_select_that_calls_code_counts_as_a_write() {
     for (sql, label) in [
         ("SELECT user_volatile()", "*user_function"),
+        ("SELECT wraps_writer()", "*user_function"),
+        ("SELECT wraps_wrapper()", "*user_function"),
+        ("SELECT sets_quietly()", "*user_function"),
         ("SELECT * FROM user_volatile()", "*user_function"),
         ("SELECT user_aggregate(id) FROM users", "*user_function"),
         ("SELECT * FROM calls_writer", "*user_function"),
@@ -1135,9 +1138,10 @@ fn session_state_is_recognised() {
         ("EXECUTE q", Effect::Execute("q".to_owned())),
         ("LOAD 'x'", Effect::Load),
         ("CLOSE ALL", Effect::CloseAll),
+        ("CLOSE c", Effect::Close("c".to_owned())),
         (
             "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
-            Effect::HoldCursor,
+            Effect::HoldCursor("c".to_owned()),
         ),
         ("CREATE TEMP TABLE t (a int)", Effect::Temp),
         ("CREATE TEMPORARY VIEW v AS SELECT 1", Effect::Temp),
@@ -1157,7 +1161,6 @@ fn session_state_is_recognised() {
     for sql in [
         "SELECT pg_advisory_xact_lock(1)",
         "DISCARD SEQUENCES",
-        "CLOSE c",
         "NOTIFY a",
         "SHOW a",
         "FETCH c",
@@ -1183,11 +1186,11 @@ fn a_malformed_load_is_an_error_and_not_a_panic() {
     assert_eq!(
         Catalog::from_results(1, Vec::new()).err(),
         Some(CatalogError::Results {
-            expected: 13,
+            expected: 15,
             found: 0
         })
     );
-    for result in 0..13 {
+    for result in 0..15 {
         let mut short = results();
         if let Some(row) = short[result].first_mut() {
             row.truncate(1);

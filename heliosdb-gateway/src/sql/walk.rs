@@ -5,6 +5,8 @@
 //! matter are taken apart in full, so that a field which a later grammar adds is a compile error
 //! here and not an oversight.
 
+use std::collections::HashMap;
+
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
     CommonTableExpr, JoinExpr, Node, RangeFunction, RangeVar, SelectStmt, WindowDef, WithClause,
@@ -13,10 +15,12 @@ use pg_query::protobuf::{
 use smallvec::SmallVec;
 
 use super::Effect;
+use super::by_key::Literals;
 use super::catalog::{Catalog, RelationId, RelationKind};
 use super::datetime::time_word;
 use super::names::{NameScope, is_temporary};
 use super::reason::{FunctionRefusal, Refusal, Unbounded};
+use super::rows::RowKey;
 use super::time_casts::TimeCasts;
 use super::write::Targets;
 
@@ -27,6 +31,12 @@ pub(super) struct Findings {
     pub(super) refusal: Option<Refusal>,
     /// Tables and materialised views read, also if they are a reason to refuse.
     pub(super) relations: Vec<RelationId>,
+    /// Those of them that are read other than by key.
+    pub(super) sets: Vec<RelationId>,
+    /// Rows that are read by key.
+    pub(super) rows: Vec<(RelationId, RowKey)>,
+    /// An answer without rows says that a row was not found, and one with rows that it was.
+    pub(super) finds: bool,
     /// Views expanded on the way, at any depth.
     pub(super) views: Vec<RelationId>,
     /// The first reason why the statement may change anything.
@@ -48,9 +58,22 @@ pub(super) struct Walk<'a> {
     /// Relations named in the text itself, as opposed to in the query of a view.
     named: Vec<RelationId>,
     pub(super) times: TimeCasts<'a>,
+    /// The literals of the text; `None` in the query of a view, where nothing is read by key.
+    pub(super) literals: Option<&'a Literals<'a>>,
+    /// Tables in FROM that are read by key, until the walk comes to them.
+    pub(super) keys: Vec<(&'a RangeVar, RowKey)>,
+    /// How often each parameter occurs.
+    parameters: HashMap<i32, usize>,
+    /// SELECTs in the statement, and calls of functions, some of which may be aggregates.
+    selects: usize,
+    pub(super) calls: usize,
     /// Views being expanded, outermost first.
     open_views: Vec<RelationId>,
 }
+
+/// Where a row lies changes when its table is rewritten, who has locked it with every lock. (`xmin` changes with writes
+/// only, and `tableoid` never.)
+const SYSTEM_COLUMNS: [&str; 4] = ["cmax", "cmin", "ctid", "xmax"];
 
 /// Views may be nested this deep; the server's own stack would bear more.
 const VIEW_DEPTH_MAX: usize = 32;
@@ -65,6 +88,11 @@ impl<'a> Walk<'a> {
             ctes: Vec::new(),
             named: Vec::new(),
             times: TimeCasts::default(),
+            literals: None,
+            keys: Vec::new(),
+            parameters: HashMap::new(),
+            selects: 0,
+            calls: 0,
             open_views: Vec::new(),
         };
         match catalog {
@@ -122,6 +150,12 @@ impl<'a> Walk<'a> {
                 why: FunctionRefusal::Stable,
             });
         }
+        let is_lone = |number| self.parameters.get(&number) == Some(&1);
+        for (_, key) in &mut self.found.rows {
+            key.settle_parameters(is_lone);
+        }
+        self.targets.settle_parameters(is_lone);
+        self.found.finds &= self.selects == 1 && self.calls == 0;
         (self.found, self.targets)
     }
 
@@ -149,7 +183,17 @@ impl<'a> Walk<'a> {
             larg,
             rarg,
         } = statement;
+        self.selects += 1;
+        self.found.finds = matches!(
+            from_clause.as_slice(),
+            [Node {
+                node: Some(NodeEnum::RangeVar(_))
+            }]
+        ) && group_clause.is_empty()
+            && having_clause.is_none()
+            && window_clause.is_empty();
         let scope = self.with(with_clause.as_ref());
+        self.note_keys(None, from_clause, where_clause.as_deref());
         if into_clause.is_some() {
             self.refuse(Refusal::SelectInto);
         }
@@ -267,6 +311,11 @@ impl<'a> Walk<'a> {
                 }
             }
             NodeEnum::ColumnRef(column) => {
+                if let Some(name) = column.fields.last().and_then(string)
+                    && let Some(column) = SYSTEM_COLUMNS.into_iter().find(|known| *known == name)
+                {
+                    self.refuse(Refusal::SystemColumn(column));
+                }
                 // `t.f` is `f(t)` if there is no such column.
                 if let [_, .., last] = column.fields.as_slice()
                     && let Some(name) = string(last)
@@ -338,9 +387,11 @@ impl<'a> Walk<'a> {
             | NodeEnum::Float(_)
             | NodeEnum::Integer(_)
             | NodeEnum::MergeSupportFunc(_)
-            | NodeEnum::ParamRef(_)
             | NodeEnum::SetToDefault(_)
             | NodeEnum::String(_) => {}
+            NodeEnum::ParamRef(parameter) => {
+                *self.parameters.entry(parameter.number).or_default() += 1;
+            }
             NodeEnum::AArrayExpr(array) => self.list(&array.elements),
             NodeEnum::BoolExpr(expression) => self.list(&expression.args),
             NodeEnum::BooleanTest(test) => self.option(test.arg.as_deref()),
@@ -490,8 +541,8 @@ impl<'a> Walk<'a> {
         if let Some(alias) = &relation.alias {
             alias.colnames.iter().for_each(|name| self.names_text(name));
         }
-        let name = relation.relname.as_str();
-        if relation.schemaname.is_empty() && self.ctes.contains(&name) {
+        let key = self.key_of(relation);
+        if self.is_with_query(relation) {
             return;
         }
         let Some(catalog) = self.catalog else {
@@ -513,7 +564,16 @@ impl<'a> Walk<'a> {
             self.named.push(id);
             self.times.time_of_day |= catalog.relation(id).time_of_day;
             self.read_relation(catalog, id);
+            match &key {
+                Some(key) => self.found.rows.push((id, key.clone())),
+                None => self.found.sets.push(id),
+            }
         }
+    }
+
+    /// Whether a name in FROM is that of a WITH query in sight.
+    pub(super) fn is_with_query(&self, relation: &RangeVar) -> bool {
+        relation.schemaname.is_empty() && self.ctes.contains(&relation.relname.as_str())
     }
 
     /// All relations that a name may stand for.
@@ -589,6 +649,7 @@ impl<'a> Walk<'a> {
             if !self.found.relations.contains(&relation) {
                 self.found.relations.push(relation);
             }
+            self.found.sets.push(relation);
         }
         self.found.views.push(id);
         self.found.views.extend(findings.views);

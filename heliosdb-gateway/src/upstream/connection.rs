@@ -98,13 +98,19 @@ impl ServerConnector {
     }
 }
 
-/// Everything that a client may set, except what [`settings`](crate::session::settings) holds harmless.
+/// Everything that a client may set, except what [`settings`](crate::session::settings) holds harmless, and what
+/// `ALTER ROLE` and `ALTER DATABASE` set: a setting of a library that is not loaded yet is not shown by the server.
 const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
      pg_catalog.current_setting('default_transaction_isolation'), \
-     pg_catalog.md5(pg_catalog.string_agg(name || '=' || coalesce(setting, ''), ',' ORDER BY name)), \
+     pg_catalog.md5(pg_catalog.string_agg(name || '=' || coalesce(setting, ''), ',' ORDER BY name, setting)), \
      (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) \
-     FROM pg_catalog.pg_settings WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
-     AND name NOT IN ('application_name', 'client_min_messages')";
+     FROM (SELECT name, setting FROM pg_catalog.pg_settings \
+     WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
+     AND name NOT IN ('application_name', 'client_min_messages') UNION ALL \
+     SELECT pg_catalog.format('%s in %s', setrole, setdatabase), pg_catalog.array_to_string(setconfig, ',') \
+     FROM pg_catalog.pg_db_role_setting WHERE setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles \
+     WHERE rolname = session_user)) AND setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database \
+     WHERE datname = pg_catalog.current_database()))) settings";
 
 impl Connector for ServerConnector {
     // Boxed: it changes hands twice in each transaction.

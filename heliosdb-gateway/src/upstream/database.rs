@@ -10,14 +10,25 @@ use heliosdb_cache::{Dependencies, SlotId, VersionSlots};
 use heliosdb_network::postgres::PgConnection;
 use parking_lot::Mutex;
 use rapidhash::fast::RapidHasher;
+use smallvec::SmallVec;
 
-use crate::sql::Catalog;
+use crate::invalidate::replication::Follower;
+use crate::invalidate::replication::server::Uncovered;
+use crate::sql::{Catalog, EncodedKey, Relation, RowKey, Rows, Values};
 
 /// A catalog, and the schema version it was read under: it may be believed while that version stands.
 #[derive(Debug)]
 pub(crate) struct LoadedCatalog {
     pub(crate) catalog: Catalog,
     read_under: Dependencies,
+    uncovered: Uncovered,
+}
+
+impl LoadedCatalog {
+    /// Why changes of it don't show in the replication stream, as a metric label. `None` if they do.
+    pub(crate) fn uncovered(&self, relation: &Relation) -> Option<&'static str> {
+        self.uncovered.why(relation)
+    }
 }
 
 /// A database of the upstream server.
@@ -28,11 +39,37 @@ pub(crate) struct Database {
     pub(crate) everything: SlotId,
     /// Written to by DDL.
     pub(crate) schema: SlotId,
+    /// Whether rows have slots of their own.
+    row_level: bool,
+    /// How the writes of others become known.
+    pub(crate) follower: Follower,
+    /// What they would be published by.
+    publication: Option<String>,
     versions: Arc<VersionSlots>,
     catalog: ArcSwapOption<LoadedCatalog>,
     /// One load at a time; the others wait for its result.
     loading: tokio::sync::Mutex<()>,
     last_failure: Mutex<Option<Instant>>,
+}
+
+/// What an answer depends on.
+#[derive(Debug, Default)]
+pub(crate) struct SlotsRead {
+    pub(crate) slots: SmallVec<[SlotId; 8]>,
+    /// One more, unless the answer has a row: then the row that was asked for was there, and no row that is new changes
+    /// that.
+    pub(crate) unless_found: Option<SlotId>,
+}
+
+/// What happens to rows of a relation, as far as those who read rows by key are concerned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change<'a> {
+    /// Any of them may have changed, be gone, or be new.
+    AnyRow,
+    /// Rows came that were not there before. It is not known which.
+    NewRows,
+    /// The row with that key changed, is gone, or is new.
+    Row(&'a EncodedKey),
 }
 
 /// No two catalogs of the process have the same epoch, whatever database they are of.
@@ -42,11 +79,21 @@ static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
 const RETRY_LOAD_AFTER: Duration = Duration::from_secs(1);
 
 impl Database {
-    pub(crate) fn new(name: &str, versions: &Arc<VersionSlots>) -> Self {
+    /// `publication` is what the follower follows, if it is one that may.
+    pub(crate) fn new(
+        name: &str,
+        versions: &Arc<VersionSlots>,
+        follower: Follower,
+        publication: Option<String>,
+        row_level: bool,
+    ) -> Self {
         Self {
             name: name.to_owned(),
-            everything: versions.slot(slot_hash(name, "everything", 0)),
-            schema: versions.slot(slot_hash(name, "schema", 0)),
+            follower,
+            publication,
+            everything: versions.slot(slot_hash(name, "everything", 0, b"")),
+            schema: versions.slot(slot_hash(name, "schema", 0, b"")),
+            row_level,
             versions: Arc::clone(versions),
             catalog: ArcSwapOption::empty(),
             loading: tokio::sync::Mutex::new(()),
@@ -54,10 +101,104 @@ impl Database {
         }
     }
 
-    /// The slot of a relation, by its catalog key.
-    pub(crate) fn slot(&self, relation: u32) -> SlotId {
+    pub(crate) fn versions(&self) -> &Arc<VersionSlots> {
+        &self.versions
+    }
+
+    /// The slots that an answer depends on which was read from these relations.
+    pub(crate) fn slots_read(&self, relations: &[Relation], values: &Values<'_>) -> SlotsRead {
+        let mut read = SlotsRead::default();
+        for relation in relations {
+            let key = relation.key;
+            let keys = match &relation.rows {
+                Rows::Found(row) => std::slice::from_ref(row),
+                Rows::Keys(rows) => rows,
+                Rows::All | Rows::New(_) => &[],
+            };
+            let rows: Option<SmallVec<[EncodedKey; 1]>> =
+                keys.iter().map(|row| row.encode(values)).collect();
+            let rows = rows.filter(|rows| self.row_level && !rows.is_empty());
+            let Some(rows) = rows else {
+                read.slots.push(self.slot("relation", key, b""));
+                continue;
+            };
+            read.slots.push(self.slot("any row", key, b""));
+            read.slots
+                .extend(rows.iter().map(|row| self.slot("row", key, row.as_bytes())));
+            let new = self.slot("new row", key, b"");
+            if matches!(relation.rows, Rows::Found(_)) {
+                read.unless_found = Some(new);
+            } else {
+                read.slots.push(new);
+            }
+        }
+        read
+    }
+
+    /// The slots that a write to these relations changes. No more than about `rows_max` of them are of single rows.
+    pub(crate) fn slots_written(
+        &self,
+        relations: &[Relation],
+        values: &Values<'_>,
+        rows_max: usize,
+        slots: &mut SmallVec<[SlotId; 4]>,
+    ) {
+        for relation in relations {
+            let mut put = |change: Change<'_>| {
+                slots.extend(self.slots_changed(relation.key, change));
+            };
+            let keys: &[RowKey] = match &relation.rows {
+                Rows::All => {
+                    put(Change::AnyRow);
+                    continue;
+                }
+                Rows::Found(row) => std::slice::from_ref(row),
+                Rows::Keys(rows) => rows,
+                Rows::New(rows) => {
+                    put(Change::NewRows);
+                    rows
+                }
+            };
+            for row in keys {
+                let key = row.encode(values).filter(|_| keys.len() <= rows_max);
+                put(match &key {
+                    Some(key) => Change::Row(key),
+                    None if row.inserts => Change::NewRows,
+                    None => Change::AnyRow,
+                });
+            }
+        }
+    }
+
+    /// The slots that a change of a relation's tree raises: that of the relation, for those who read it as a set, and one
+    /// more for those who read rows of it by primary key.
+    ///
+    /// Who follows the server's log tells, for each change of a table that has [`Catalog::key_columns`],
+    /// * of an INSERT, [`Change::Row`] with the new row's key;
+    /// * of a DELETE, [`Change::Row`] with the old one's;
+    /// * of an UPDATE, both (they are the same, and the old one is not sent, where the key was not changed);
+    /// * of a TRUNCATE, and wherever a key is not known in full, [`Change::AnyRow`].
+    ///
+    /// The keys are made of the values in text format, in the order of the key's columns. Of other tables
+    /// [`Change::AnyRow`] is told: nobody reads their rows by key.
+    pub(crate) fn slots_changed(
+        &self,
+        relation: u32,
+        change: Change<'_>,
+    ) -> impl IntoIterator<Item = SlotId> + use<> {
+        let set = self.slot("relation", relation, b"");
+        let rows = match change {
+            Change::AnyRow => self.slot("any row", relation, b""),
+            Change::NewRows => self.slot("new row", relation, b""),
+            Change::Row(key) => self.slot("row", relation, key.as_bytes()),
+        };
+        // Without row slots nobody depends on the second.
+        std::iter::once(set).chain(self.row_level.then_some(rows))
+    }
+
+    fn slot(&self, kind: &str, relation: u32, key: &[u8]) -> SlotId {
         self.versions
-            .slot(slot_hash(&self.name, "relation", relation))
+            .slot(slot_hash(&self.name, kind, relation, key))
     }
 
     /// The catalog, if one is loaded and no DDL came since (or is under way).
@@ -98,7 +239,10 @@ impl Database {
                     .into_iter()
                     .filter(|result| !result.columns.is_empty())
                     .map(|result| result.rows);
-                Catalog::from_results(epoch, rows.collect()).map_err(|error| error.to_string())
+                match Catalog::from_results(epoch, rows.collect()) {
+                    Ok(catalog) => self.load_uncovered(catalog, connection).await,
+                    Err(error) => Err(error.to_string()),
+                }
             }
             Err(error) => {
                 // The transaction that the load began must not be the next client's.
@@ -109,11 +253,12 @@ impl Database {
             }
         };
         match loaded {
-            Ok(catalog) => {
+            Ok((catalog, uncovered)) => {
                 tracing::debug!(database = self.name, elapsed = ?started.elapsed(), "catalog loaded");
                 let loaded = Arc::new(LoadedCatalog {
                     catalog,
                     read_under,
+                    uncovered,
                 });
                 self.catalog.store(Some(Arc::clone(&loaded)));
                 *self.last_failure.lock() = None;
@@ -128,11 +273,29 @@ impl Database {
     }
 }
 
-fn slot_hash(database: &str, kind: &str, relation: u32) -> u64 {
+impl Database {
+    /// Adds which tables' changes don't show in the replication stream.
+    async fn load_uncovered(
+        &self,
+        catalog: Catalog,
+        connection: &mut PgConnection,
+    ) -> Result<(Catalog, Uncovered), String> {
+        let uncovered = match &self.publication {
+            Some(publication) => Uncovered::ask(connection, publication, &catalog)
+                .await
+                .map_err(|error| error.to_string())?,
+            None => Uncovered::default(),
+        };
+        Ok((catalog, uncovered))
+    }
+}
+
+fn slot_hash(database: &str, kind: &str, relation: u32, key: &[u8]) -> u64 {
     let mut hasher = RapidHasher::default_const();
     hasher.write(database.as_bytes());
     hasher.write_u8(0);
     hasher.write(kind.as_bytes());
     hasher.write_u32(relation);
+    hasher.write(key);
     hasher.finish()
 }

@@ -17,10 +17,13 @@ use heliosdb_network::connection_pool::{
 };
 use heliosdb_network::postgres::PgTarget;
 use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::advice::PoolAdvisor;
-use crate::config::{Config, PoolAdvice};
+use crate::config::{Config, Invalidation, PoolAdvice, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
+use crate::invalidate::replication::{self, Follower, Plan};
 use crate::session::settings::Effective;
 
 use connection::{Baseline, ServerConnection, ServerConnector};
@@ -41,10 +44,17 @@ pub(crate) struct Upstream {
     /// As it was at the start: bounds what is advised.
     advice: PoolAdvice,
     versions: Arc<VersionSlots>,
+    /// Whether rows have slots of their own.
+    row_level: bool,
     /// Why a lock: a look-up per client login. Pools are made under it, but making one does no I/O.
     pools: Mutex<BTreeMap<(String, String), Arc<ServerPool>>>,
     databases: Mutex<BTreeMap<String, Arc<Database>>>,
     pub(crate) servers: Arc<ServerRegistry>,
+    invalidation: Invalidation,
+    replication: ReplicationConfig,
+    /// Why a lock: a task is added when a database is first used.
+    followers: Mutex<JoinSet<()>>,
+    stop: watch::Sender<bool>,
 }
 
 /// The connections of one user to one database.
@@ -87,10 +97,51 @@ impl Upstream {
             pool_config: pool_config(config, embedded),
             advice: config.pool.advice,
             versions: Arc::clone(versions),
+            row_level: config.cache.row_level,
             pools: Mutex::default(),
             databases: Mutex::default(),
             servers: Arc::default(),
+            invalidation: config.invalidation,
+            replication: config.replication.clone(),
+            followers: Mutex::default(),
+            stop: watch::Sender::new(false),
         }
+    }
+
+    /// Sees to it that the writes of others to the database become known, if they can.
+    pub(crate) fn follow(&self, database: &Arc<Database>) {
+        if !database.follower.claim() {
+            return;
+        }
+        let mut target = self.target.clone();
+        database.name.clone_into(&mut target.database);
+        let plan = Plan {
+            target,
+            mode: self.invalidation,
+            config: self.replication.clone(),
+        };
+        let task = replication::run(Arc::clone(database), plan, self.stop.subscribe());
+        let mut followers = self.followers.lock();
+        while followers.try_join_next().is_some() {}
+        followers.spawn(task);
+    }
+
+    /// As [`follow`](Self::follow), and waits until it is known whether they can.
+    pub(crate) async fn follow_decided(&self, database: &Arc<Database>) {
+        self.follow(database);
+        database.follower.decided(self.target.connect_timeout).await;
+    }
+
+    fn new_database(&self, name: &str) -> Database {
+        let (follower, publication) = if self.embedded {
+            let why = "the embedded PostgreSQL takes one connection, and has no writer but this";
+            (Follower::wire(why), None)
+        } else if self.invalidation == Invalidation::Wire {
+            (Follower::wire("so configured"), None)
+        } else {
+            (Follower::new(), Some(self.replication.publication.clone()))
+        };
+        Database::new(name, &self.versions, follower, publication, self.row_level)
     }
 
     /// The user and database that the URL names.
@@ -183,12 +234,16 @@ impl Upstream {
         Arc::clone(
             databases
                 .entry(name.to_owned())
-                .or_insert_with(|| Arc::new(Database::new(name, &self.versions))),
+                .or_insert_with(|| Arc::new(self.new_database(name))),
         )
     }
 
     /// Waits for the clients' last statements, at most until the deadline, and closes all connections.
     pub(crate) async fn drain(&self, deadline: Duration) {
+        self.stop.send_replace(true);
+        let mut followers = std::mem::take(&mut *self.followers.lock());
+        let ended = async { while followers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(deadline, ended).await;
         let pools = self.pools();
         let drains = pools.iter().map(|pool| pool.connections.drain(deadline));
         futures_util::future::join_all(drains).await;

@@ -80,12 +80,34 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 impl Wire {
     pub(crate) fn connect(port: u16, database: &str, startup: &[(&str, &str)]) -> Self {
+        let mut wire = Self::greet(port, "postgres", database, startup);
+        wire.replies(1);
+        wire
+    }
+
+    /// The connection of a client that was let in, or what it was told instead.
+    pub(crate) fn login(
+        port: u16,
+        user: &str,
+        database: &str,
+        startup: &[(&str, &str)],
+    ) -> Result<Self, String> {
+        let mut wire = Self::greet(port, user, database, startup);
+        let told = wire.rest_or("Z I");
+        if told.ends_with("Z I\n") {
+            Ok(wire)
+        } else {
+            Err(told)
+        }
+    }
+
+    fn greet(port: u16, user: &str, database: &str, startup: &[(&str, &str)]) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
         stream.set_nodelay(true).expect("set");
         let mut wire = Self(stream);
         let mut packet = vec![0, 3, 0, 0];
-        for (name, value) in [("user", "postgres"), ("database", database)]
+        for (name, value) in [("user", user), ("database", database)]
             .iter()
             .chain(startup)
         {
@@ -94,7 +116,6 @@ impl Wire {
         packet.push(0);
         let len = u32::try_from(packet.len() + 4).expect("small");
         wire.send(&[len.to_be_bytes().to_vec(), packet]);
-        wire.replies(1);
         wire
     }
 
@@ -145,6 +166,15 @@ impl Wire {
             self.read_until(b'Z', &mut shown);
         }
         shown
+    }
+
+    /// All messages up to and including the next ReadyForQuery, as they came.
+    pub(crate) fn messages(&mut self) -> Vec<Vec<u8>> {
+        let mut messages: Vec<Vec<u8>> = Vec::new();
+        while messages.last().is_none_or(|message| message[0] != b'Z') {
+            messages.push(self.try_message().expect("a message"));
+        }
+        messages
     }
 
     /// All messages up to the end of the connection. Panics where it does not end.
@@ -238,6 +268,54 @@ pub(crate) fn bind_with(portal: &str, statement: &str, values: &[&str]) -> Vec<u
     }
     body.extend([0, 0]);
     message(b'B', &body)
+}
+
+/// A parameter: its declared type (0: none), its format, its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Parameter(pub(crate) u32, pub(crate) u16, pub(crate) Vec<u8>);
+
+/// One statement run once by the extended protocol, through a portal of that name.
+pub(crate) fn extended(sql: &str, portal: &str, parameters: &[Parameter]) -> Vec<Vec<u8>> {
+    let types = declared_types(parameters);
+    vec![
+        message(b'P', &[b"\0", sql.as_bytes(), b"\0", &types].concat()),
+        message(
+            b'B',
+            &[portal.as_bytes(), b"\0\0", &bound_values(parameters)].concat(),
+        ),
+        execute(portal, 0),
+        sync(),
+    ]
+}
+
+/// The end of a Parse message.
+pub(crate) fn declared_types(parameters: &[Parameter]) -> Vec<u8> {
+    let mut bytes = count(parameters.len()).to_vec();
+    bytes.extend(
+        parameters
+            .iter()
+            .flat_map(|Parameter(type_, ..)| type_.to_be_bytes()),
+    );
+    bytes
+}
+
+/// The end of a Bind message.
+pub(crate) fn bound_values(parameters: &[Parameter]) -> Vec<u8> {
+    let mut bytes = count(parameters.len()).to_vec();
+    for Parameter(_, format, _) in parameters {
+        bytes.extend(format.to_be_bytes());
+    }
+    bytes.extend(count(parameters.len()));
+    for Parameter(_, _, value) in parameters {
+        bytes.extend(u32::try_from(value.len()).expect("short").to_be_bytes());
+        bytes.extend(value);
+    }
+    bytes.extend(count(0));
+    bytes
+}
+
+fn count(n: usize) -> [u8; 2] {
+    u16::try_from(n).expect("few").to_be_bytes()
 }
 
 /// Runs a portal; 0 rows at most are all of them.

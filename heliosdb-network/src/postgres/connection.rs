@@ -281,7 +281,43 @@ impl PgConnection {
         }
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Sends a command that a walsender answers with a stream in both directions, and waits until that begins.
+    pub(super) async fn start_copy_both(&mut self, command: &str) -> Result<()> {
+        self.owed = true;
+        self.is_used = true;
+        let mut out = BytesMut::new();
+        message::put_query(&mut out, command);
+        self.send(&out).await?;
+        loop {
+            let (tag, body) = self.receive(MESSAGE_MAX).await?;
+            match tag {
+                b'W' => return Ok(()),
+                b'E' => return Err(refused(body)),
+                b'N' | b'S' => {}
+                tag => return Err(unexpected(tag, "the start of a replication stream")),
+            }
+        }
+    }
+
+    /// The next CopyData's body. Cancel-safe, as [`receive`](Self::receive) is.
+    pub(super) async fn receive_copy_data(&mut self, len_max: usize) -> Result<Bytes> {
+        loop {
+            let (tag, body) = self.receive(len_max).await?;
+            match tag {
+                b'd' => return Ok(body),
+                b'E' => return Err(refused(body)),
+                b'N' | b'S' => {}
+                b'c' => {
+                    return Err(HeliosError::Network(
+                        "the server ended the replication stream".to_owned(),
+                    ));
+                }
+                tag => return Err(unexpected(tag, "a replication stream")),
+            }
+        }
+    }
+
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.stream
             .write_all(bytes)
             .await

@@ -342,6 +342,19 @@ pub fn put_flush(out: &mut BytesMut) {
     out.put_slice(FLUSH);
 }
 
+/// A standby's status, as CopyData: everything before `applied` is written, flushed and applied. The clock is left out,
+/// since the server only shows it.
+pub fn put_standby_status(out: &mut BytesMut, applied: u64, request_reply: bool) {
+    put_frame(out, b'd', |out| {
+        out.put_u8(b'r');
+        out.put_u64(applied);
+        out.put_u64(applied);
+        out.put_u64(applied);
+        out.put_i64(0);
+        out.put_u8(request_reply.into());
+    });
+}
+
 /// Terminate.
 pub fn put_terminate(out: &mut BytesMut) {
     out.put_slice(TERMINATE);

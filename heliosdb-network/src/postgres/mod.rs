@@ -1,7 +1,7 @@
 //! PostgreSQL's protocol, version 3: messages, the first packet of a client, and connections to a server.
 //!
 //! [`frame`], [`message`], [`parse`] and [`startup`] are pure: bytes in, bytes out. Only [`PgConnection`], with
-//! [`PgConnector`] that makes a pool of them, and [`cancel`] touch a socket. TLS to a server and channel binding are not available yet.
+//! [`PgConnector`] that makes a pool of them, [`replication`] and [`cancel`] touch a socket. TLS to a server and channel binding are not available yet.
 
 mod auth;
 mod connection;
@@ -10,6 +10,7 @@ mod error_fields;
 pub mod frame;
 pub mod message;
 pub mod parse;
+pub mod replication;
 pub mod startup;
 mod stream;
 mod target;

@@ -251,7 +251,7 @@ pub fn ready_for_query(body: &[u8]) -> Result<u8> {
 }
 
 /// Reads a body that has to be used up by it.
-fn whole<'a, T>(
+pub(super) fn whole<'a, T>(
     body: &'a [u8],
     message: &str,
     read: impl FnOnce(&mut Reader<'a>) -> Option<T>,
