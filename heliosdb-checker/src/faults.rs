@@ -21,6 +21,8 @@ pub enum Faults {
     All,
     /// Those that leave the server running.
     Light,
+    /// Those of the process that sends the log.
+    Log,
     /// None, but for clients that leave.
     None,
 }
@@ -97,7 +99,11 @@ pub(crate) async fn inject(
             continue;
         }
         round += 1;
-        let kind = random.u32(..100);
+        let kind = if faults == Faults::Log {
+            random.u32(88..100)
+        } else {
+            random.u32(..100)
+        };
         // One early, so that a short run has one too.
         if faults == Faults::All && (round == 8 || kind < 3) {
             killer = None;

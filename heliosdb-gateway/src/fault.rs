@@ -15,6 +15,8 @@ const PROTECTIONS: &[&str] = &[
     "doubt",
     // What can't be bounded counts as a write to everything.
     "everything",
+    // At level strict, what is served from memory waits for the log to come to where the server is.
+    "fence",
     // What was cached before the log was lost is not served after it.
     "flush-on-reconnect",
     // Without a proof that nothing is missing, nothing is served from memory.
