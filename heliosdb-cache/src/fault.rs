@@ -48,4 +48,4 @@ pub fn removed() -> Option<&'static str> {
 }
 
 #[cfg(feature = "fault-switches")]
-const PAUSE_MAX_US: u64 = 10_000;
+const PAUSE_MAX_US: u64 = 20_000;

@@ -62,12 +62,12 @@ const PROTECTIONS: &[(&str, Mode)] = &[
     ("atomic-bump", Mode::Wire),
     ("everything", Mode::Wire),
     ("row-any", Mode::Wire),
+    ("row-new", Mode::Wire),
     ("repeatable-read", Mode::Wire),
     ("max-age", Mode::Bounded),
     ("tx-write-bypass", Mode::Bounded),
     ("gate", Mode::Replication),
     ("flush-on-reconnect", Mode::Replication),
-    ("commit-apply", Mode::Replication),
     ("fence", Mode::Strict),
 ];
 
@@ -163,9 +163,12 @@ impl Args {
             let removed = (*name != "none").then(|| (*name).to_owned());
             let mut plan = self.plan(*mode)?;
             plan.violations = 1;
-            plan.time = Some(Duration::from_secs(self.seconds.unwrap_or(60)));
-            // Without faults where none is needed: what is found is then the protection's work alone.
+            let patience = if removed.is_some() { 180 } else { 20 };
+            plan.time = Some(Duration::from_secs(self.seconds.unwrap_or(patience)));
             plan.removed = removed.clone();
+            if *mode == Mode::Replication {
+                plan.faults = Faults::Log;
+            }
             eprintln!("without {name}, mode {}, seed {}", mode.name(), plan.seed);
             match plan.run().await {
                 Ok(report) => {

@@ -21,6 +21,8 @@ pub enum Faults {
     All,
     /// Those that leave the server running.
     Light,
+    /// Those of the process that sends the log.
+    Log,
     /// None, but for clients that leave.
     None,
 }
@@ -97,7 +99,11 @@ pub(crate) async fn inject(
             continue;
         }
         round += 1;
-        let kind = random.u32(..100);
+        let kind = if faults == Faults::Log {
+            random.u32(88..100)
+        } else {
+            random.u32(..100)
+        };
         // One early, so that a short run has one too.
         if faults == Faults::All && (round == 8 || kind < 3) {
             killer = None;
@@ -138,28 +144,52 @@ async fn hurt(
         45..62 => proxy.arm(Cut::Reply),
         62..74 => proxy.arm(Cut::Request),
         74..80 => proxy.arm(Cut::Stall),
-        80..92 => {
+        80..88 => {
             let rows = session.rows(Form::Simple, ANY_PROCESS, &[]).await.ok()?;
             stop(&rows, Duration::from_millis(random.u64(20..400)), counts).await;
         }
-        92..96 => {
-            let rows = session
-                .rows(Form::Simple, TERMINATE_WALSENDERS, &[])
-                .await
-                .ok()?;
-            counts.walsenders += rows.len() as u64;
-            if !rows.is_empty() && random.bool() {
-                // What was written before it ended is not written again soon.
-                proxy.calm_down(2 * max_lag);
-            }
-        }
         _ => {
-            // The log stands still for longer than helios may lag.
             let rows = session.rows(Form::Simple, WALSENDER, &[]).await.ok()?;
-            stop(&rows, 2 * max_lag, counts).await;
+            if !rows.is_empty() {
+                hurt_walsender(&mut session, &rows, proxy, kind, max_lag, counts).await?;
+            }
         }
     }
     Some(session)
+}
+
+/// Faults of the log. Those who write through helios pause, so that what is cached is as old as it can get; others write on.
+async fn hurt_walsender(
+    session: &mut Session,
+    rows: &[Vec<Value>],
+    proxy: &Proxy,
+    kind: u32,
+    max_lag: Duration,
+    counts: &mut FaultCounts,
+) -> Option<()> {
+    if kind < 94 {
+        proxy.calm_down(WARM_UP + MISSED, false);
+        tokio::time::sleep(WARM_UP).await;
+    }
+    if kind < 97 {
+        session
+            .rows(Form::Simple, TERMINATE_WALSENDERS, &[])
+            .await
+            .ok()?;
+        counts.walsenders += rows.len() as u64;
+        if kind < 94 {
+            // What is written now is not in the next stream, and is not written again soon.
+            tokio::time::sleep(MISSED).await;
+            proxy.calm_down(2 * max_lag, true);
+            tokio::time::sleep(2 * max_lag).await;
+        }
+    } else {
+        // The log stands still for longer than helios may lag.
+        proxy.calm_down(WARM_UP + 3 * max_lag, false);
+        tokio::time::sleep(WARM_UP).await;
+        stop(rows, 3 * max_lag, counts).await;
+    }
+    Some(())
 }
 
 /// Stops the process that is named, if one is, for that time.
@@ -189,5 +219,9 @@ const ANY_PROCESS: &str = "SELECT pid FROM pg_stat_activity \
     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1";
 const TERMINATE: &str = "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity \
     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1) one";
+/// In this time what is read is cached.
+const WARM_UP: Duration = Duration::from_millis(300);
+/// A new stream does not begin sooner.
+const MISSED: Duration = Duration::from_millis(150);
 const WALSENDER: &str = "SELECT pid FROM pg_stat_replication LIMIT 1";
 const TERMINATE_WALSENDERS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";

@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::history::Origin;
+
 /// How a connection is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
@@ -35,7 +37,16 @@ struct Shared {
     armed: Mutex<Option<Cut>>,
     done: AtomicU64,
     /// When the clients were asked to write nothing for a while.
-    calm: Mutex<Option<(Instant, Duration)>>,
+    calm: Mutex<Option<Calm>>,
+}
+
+/// A time without writes, and at one place. When a request is late, or the log stands still, what was cached before is to
+/// be asked for afterwards: a write would have it dropped.
+#[derive(Debug, Clone, Copy)]
+struct Calm {
+    since: Instant,
+    until: Instant,
+    is_for_all: bool,
 }
 
 impl Proxy {
@@ -70,16 +81,21 @@ impl Proxy {
         *self.shared.armed.lock() = Some(cut);
     }
 
-    /// For how long there has been calm; `None` if there is none. When a request is late, nobody should write until after it
-    /// was served: what was cached before would not be asked for again otherwise.
+    /// Since when there has been calm; `None` if there is none.
     pub(crate) fn calm(&self) -> Option<Duration> {
-        let (since, lasts) = (*self.shared.calm.lock())?;
-        Some(since.elapsed()).filter(|since| *since < lasts)
+        let calm = (*self.shared.calm.lock()).filter(|calm| Instant::now() < calm.until)?;
+        Some(calm.since.elapsed())
     }
 
-    /// From now on there is calm for so long.
-    pub(crate) fn calm_down(&self, lasts: Duration) {
-        *self.shared.calm.lock() = Some((Instant::now(), lasts));
+    /// Whether a client is to write nothing now.
+    pub(crate) fn is_calm_for(&self, origin: Origin) -> bool {
+        let calm = (*self.shared.calm.lock()).filter(|calm| Instant::now() < calm.until);
+        calm.is_some_and(|calm| calm.is_for_all || origin == Origin::Gateway)
+    }
+
+    /// From now on there is calm for so long: for all, or for those that write through helios.
+    pub(crate) fn calm_down(&self, lasts: Duration, is_for_all: bool) {
+        self.shared.calm_down(lasts, is_for_all);
     }
 
     /// How many were cut.
@@ -112,7 +128,7 @@ impl Shared {
                         Some(Cut::Late) => {
                             drop(gateway);
                             if fastrand::bool() {
-                                *self.calm.lock() = Some((Instant::now(), CALM));
+                                self.calm_down(CALM, true);
                             }
                             tokio::time::sleep(LATE).await;
                             server.write_all(request).await?;
@@ -136,6 +152,17 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn calm_down(&self, lasts: Duration, is_for_all: bool) {
+        let now = Instant::now();
+        let mut calm = self.calm.lock();
+        let before = calm.filter(|calm| now < calm.until);
+        *calm = Some(Calm {
+            since: before.map_or(now, |calm| calm.since),
+            until: now + lasts,
+            is_for_all,
+        });
     }
 
     fn cut_for(&self, request: &[u8], has_written: &mut bool) -> Option<Cut> {

@@ -93,7 +93,7 @@ pub(crate) struct Actor {
     pub(crate) world: Arc<World>,
     pub(crate) id: ClientId,
     pub(crate) random: fastrand::Rng,
-    origin: Origin,
+    pub(crate) origin: Origin,
     level: Level,
 }
 

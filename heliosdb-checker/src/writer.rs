@@ -54,7 +54,7 @@ impl Actor {
             while !self.world.recorder.is_over() {
                 // Without pauses a write would always be pending, and nothing would be cached.
                 tokio::time::sleep(desk.pause.mul_f64(2.0 * self.random.f64())).await;
-                if self.world.proxy.calm().is_some() {
+                if self.world.proxy.is_calm_for(self.origin) {
                     continue;
                 }
                 match self.write(&mut session, &mut desk).await {

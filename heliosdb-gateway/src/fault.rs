@@ -15,12 +15,22 @@ const PROTECTIONS: &[&str] = &[
     "doubt",
     // What can't be bounded counts as a write to everything.
     "everything",
+    // At level strict, what is served from memory waits for the log to come to where the server is.
+    "fence",
+    // What was cached before the log was lost is not served after it.
+    "flush-on-reconnect",
+    // Without a proof that nothing is missing, nothing is served from memory.
+    "gate",
     // An answer of a bounded age is not served beyond it.
     "max-age",
     // A write is marked before it is sent.
     "pending-marks",
     // Blocks at REPEATABLE READ get nothing from memory.
     "repeatable-read",
+    // A write that does not name the whole key changes all rows.
+    "row-any",
+    // A row whose key the server makes may be one that was not found.
+    "row-new",
     // Behind its first write a transaction gets nothing from memory.
     "tx-write-bypass",
     // A fill goes by the versions from before its query was sent.

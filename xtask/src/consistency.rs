@@ -46,10 +46,6 @@ pub(crate) fn check(options: &Options) -> anyhow::Result<()> {
     command.arg("--helios").arg(helios);
     if options.self_test {
         command.arg("--self-test");
-        if options.short {
-            // The one that passes takes all of it.
-            command.args(["--seconds", "15"]);
-        }
     } else if options.short {
         command.args(["--seconds", "12"]);
     }

@@ -378,7 +378,9 @@ impl Session {
         match self.level_of(unit.text.as_str()) {
             Level::Session => {}
             Level::Strict
-                if self.is_fenced || !self.pool.database.follower.gate.is_replication() => {}
+                if self.is_fenced
+                    || crate::fault::is_removed("fence")
+                    || !self.pool.database.follower.gate.is_replication() => {}
             // Who has a server connection keeps nobody waiting for it.
             Level::Strict if !self.is_at_rest() => return Ok(None),
             Level::Strict => is_strict = true,

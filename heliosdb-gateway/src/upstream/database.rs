@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rapidhash::fast::RapidHasher;
 use smallvec::SmallVec;
 
+use crate::fault::is_removed;
 use crate::invalidate::replication::Follower;
 use crate::invalidate::replication::server::Uncovered;
 use crate::sql::{Catalog, EncodedKey, Relation, RowKey, Rows, Values};
@@ -192,8 +193,13 @@ impl Database {
             Change::NewRows => self.slot("new row", relation, b""),
             Change::Row(key) => self.slot("row", relation, key.as_bytes()),
         };
+        let is_removed = match change {
+            Change::AnyRow => is_removed("row-any"),
+            Change::NewRows => is_removed("row-new"),
+            Change::Row(_) => false,
+        };
         // Without row slots nobody depends on the second.
-        std::iter::once(set).chain(self.row_level.then_some(rows))
+        std::iter::once(set).chain((self.row_level && !is_removed).then_some(rows))
     }
 
     fn slot(&self, kind: &str, relation: u32, key: &[u8]) -> SlotId {

@@ -58,6 +58,7 @@ use heliosdb_network::postgres::{PgConnection, PgTarget};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{Invalidation, ReplicationConfig};
+use crate::fault::is_removed;
 use crate::upstream::database::Database;
 
 use control::{Control, SharedWishes, Unused, Wishes};
@@ -204,7 +205,10 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
                 // It was followed since.
                 told.clear();
             }
-            closed.get_or_insert_with(|| database.versions().begin_write(&[database.everything]));
+            if !is_removed("gate") && !is_removed("flush-on-reconnect") {
+                closed
+                    .get_or_insert_with(|| database.versions().begin_write(&[database.everything]));
+            }
         }
         match end {
             // The gate is open for good.
@@ -323,9 +327,11 @@ async fn connect_and_follow(
     let early = Early::new(limit, &control.probe(Vec::new()).await?.snapshot);
     let mut stream = walsender.start(&slot, &[&config.publication]).await?;
     // The slot has everything from before this on.
-    database
-        .versions()
-        .invalidate(&[database.schema, database.everything]);
+    if !is_removed("flush-on-reconnect") {
+        database
+            .versions()
+            .invalidate(&[database.schema, database.everything]);
+    }
     {
         let _only_one = database.lock_loading().await;
         if database.catalog_now().is_none() {

@@ -12,6 +12,7 @@ use heliosdb_network::postgres::replication::{Lsn, ReplicationStream, StreamMess
 use tokio::sync::mpsc;
 
 use crate::config::ReplicationConfig;
+use crate::fault::is_removed;
 use crate::upstream::database::Database;
 
 use super::Follower;
@@ -256,7 +257,7 @@ impl<'a> Following<'a> {
         }
         self.unseen = still;
         if let Some(early) = &mut self.early {
-            if early.has_fewer(&probe.snapshot) {
+            if early.has_fewer(&probe.snapshot) && !is_removed("flush-on-reconnect") {
                 self.versions.invalidate(&[database.everything]);
             }
             if early.is_over() {
@@ -330,7 +331,10 @@ impl<'a> Following<'a> {
         if self.next_report <= now {
             self.report(stream, false).await?;
         }
-        if self.closed.is_none() && !self.follower.gate.is_open() {
+        if self.closed.is_none()
+            && !self.follower.gate.is_open()
+            && !is_removed("flush-on-reconnect")
+        {
             // Near caches have no clock of ours: they hear of it by the mark.
             *self.closed = Some(self.versions.begin_write(&[self.database.everything]));
             self.follower.gate.closings.fetch_add(1, Ordering::Relaxed);
