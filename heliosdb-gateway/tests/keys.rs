@@ -556,8 +556,8 @@ fn pairs_of_each_kind() -> Vec<(Dimension, Question, Question)> {
         }
     }
     let identities = [
-        ("role", "alice", Way::Set),
-        ("session_authorization", "bob", Way::Set),
+        ("role", "bob", Way::Set),
+        ("session_authorization", "alice", Way::Set),
     ];
     for text in [
         "SELECT v FROM secret",
