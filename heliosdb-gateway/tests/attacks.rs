@@ -63,8 +63,6 @@ CREATE INDEX ON t (indexed(v));
 CREATE FUNCTION writes() RETURNS int LANGUAGE sql AS 'UPDATE public.hidden SET n = n + 1 RETURNING n';
 CREATE FUNCTION quietly_writes() RETURNS int LANGUAGE sql STABLE AS 'SELECT public.writes()';
 CREATE FUNCTION calls_one_that_writes() RETURNS int STABLE BEGIN ATOMIC SELECT public.quietly_writes(); END;
-CREATE FUNCTION quietly_sets() RETURNS text LANGUAGE sql STABLE AS 'SELECT set_config(''search_path'', ''b'', false)';
-CREATE FUNCTION quietly_locks() RETURNS text LANGUAGE sql STABLE AS 'SELECT pg_advisory_lock(78)::text';
 CREATE FUNCTION uses_setting() RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT current_setting(''my.word'', true)';
 CREATE FUNCTION a.shadowed() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 1';
 CREATE FUNCTION b.shadowed() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 2';
@@ -81,12 +79,6 @@ CREATE VIEW over_secret AS SELECT v FROM secret;
 CREATE VIEW by_invoker WITH (security_invoker) AS SELECT v FROM a.same;
 CREATE VIEW upcoming AS SELECT id FROM t WHERE at < 'tomorrow'::timestamptz;
 CREATE MATERIALIZED VIEW counted AS SELECT count(*)::int AS n FROM t;
-CREATE FUNCTION makes_temp() RETURNS trigger LANGUAGE plpgsql AS
-    'BEGIN CREATE TEMP TABLE shadow AS SELECT ''temporary''::text AS v; RETURN NEW; END';
-CREATE TABLE shadow (v text); INSERT INTO shadow VALUES ('real');
-CREATE TABLE fires (n int); CREATE TRIGGER f AFTER INSERT ON fires FOR EACH ROW EXECUTE FUNCTION makes_temp();
-CREATE FUNCTION locks_it() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_lock(77); RETURN NEW; END';
-CREATE TABLE locking (n int); CREATE TRIGGER f AFTER INSERT ON locking FOR EACH ROW EXECUTE FUNCTION locks_it();
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO alice, bob;
 GRANT SELECT ON a.same TO alice; GRANT SELECT ON alice.own TO alice; GRANT SELECT ON bob.own TO bob;
 "#;
@@ -1049,35 +1041,77 @@ async fn code_that_statements_run_without_naming_it_is_seen() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// What is done to a session unseen must not be met by the next client of its connection.
+/// What is done to a session unseen must not be met by the next client of its connection. Each in a database of its own, for
+/// one function that changes settings makes all that a trigger could call suspect.
 #[test]
 fn what_code_does_to_its_session_stays_there() {
-    let stack = Stack::start_prepared("[pool]\nsize = 2\n", SCHEMA);
-    // The catalog is there before anything is asked.
-    stack.wire().run("SELECT v FROM shadow");
+    const TRIGGER: &str =
+        "CREATE TABLE fires (n int); CREATE TABLE shadow AS SELECT 'real'::text AS v;
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} RETURN NEW; END $$;
+        CREATE TRIGGER f AFTER INSERT ON fires FOR EACH ROW EXECUTE FUNCTION f()";
+    const FUNCTION: &str = "CREATE TABLE shadow AS SELECT 'real'::text AS v;
+        CREATE FUNCTION f() RETURNS text LANGUAGE sql STABLE AS $$ {} $$";
+    const FIRE: &str = "INSERT INTO fires VALUES (1)";
+    const SHADOW: &str = "SELECT v FROM shadow";
+    const FREE: &str = "SELECT pg_try_advisory_lock(77) AND pg_advisory_unlock(77)";
+    let stack = Stack::start_prepared("[pool]\nsize = 2\n", "SELECT 1");
     let mut wrong = Vec::new();
-    let free =
-        |lock: u32| format!("SELECT pg_try_advisory_lock({lock}) AND pg_advisory_unlock({lock})");
-    for (act, asked, expected) in [
+    let cases = [
         (
-            "INSERT INTO fires VALUES (1)",
-            "SELECT v FROM shadow".to_owned(),
+            TRIGGER,
+            "CREATE TEMP TABLE shadow AS SELECT 'temporary'::text AS v;",
+            FIRE,
+            SHADOW,
             "real",
         ),
-        ("INSERT INTO locking VALUES (1)", free(77), "f"),
         (
-            "SELECT quietly_sets()",
-            "SHOW search_path".to_owned(),
-            "\"$user\", public",
+            TRIGGER,
+            "EXECUTE 'CREATE LOCAL TEMPORARY TABLE shadow AS SELECT 1 AS v';",
+            FIRE,
+            SHADOW,
+            "real",
         ),
-        ("SELECT quietly_locks()", free(78), "f"),
-    ] {
-        let mut actor = stack.wire();
+        (TRIGGER, "PERFORM pg_advisory_lock(77);", FIRE, FREE, "f"),
+        (
+            TRIGGER,
+            "SET TimeZone = 'Asia/Tokyo';",
+            FIRE,
+            "SHOW TimeZone",
+            "Etc/UTC",
+        ),
+        (
+            FUNCTION,
+            "SELECT set_config('TimeZone', 'Asia/Tokyo', false)",
+            "SELECT f()",
+            "SHOW TimeZone",
+            "Etc/UTC",
+        ),
+        (
+            FUNCTION,
+            "SELECT pg_advisory_lock(77)::text",
+            "SELECT f()",
+            FREE,
+            "f",
+        ),
+    ];
+    for (number, (made, body, act, asked, expected)) in cases.into_iter().enumerate() {
+        let database = format!("acts_{number}");
+        let cluster = &stack.cluster;
+        cluster
+            .psql("postgres", &format!("CREATE DATABASE {database}"))
+            .expect("made");
+        cluster
+            .psql(&database, &made.replace("{}", body))
+            .expect("made");
+        let client = || Wire::connect(stack.helios.port, &database, &[]);
+        // The catalog is there before anything is done.
+        client().run(SHADOW);
+        let mut actor = client();
         actor.run(act);
         for _ in 0..3 {
-            let got = stack.wire().value(&asked);
+            let got = client().value(asked);
             if got != expected {
-                wrong.push(format!("{asked} behind {act}: {got}"));
+                wrong.push(format!("{asked} behind {body}: {got}"));
             }
         }
         drop(actor);
