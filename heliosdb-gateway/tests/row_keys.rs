@@ -5,9 +5,9 @@
 //! Values are written in many ways, as literals and as parameters, and compared with and inserted into key columns of
 //! all types that have rows of their own, and of some that must not.
 //!
-//! It has been seen to fail with each of these broken, in `sql/rows.rs`: white space is trimmed; the text of a `uuid` is
-//! taken as it is; the minus of a literal is dropped; a declared type is not looked at; `chars_max` is not looked at; and
-//! in `sql/by_key.rs`: casts are looked through whatever their type.
+//! It has been seen to fail with each of these broken, in `sql/rows.rs`: the text of a `uuid` is taken as it is; the minus
+//! of a literal is dropped; a declared type is not looked at; and in `sql/by_key.rs`: casts are looked through whatever
+//! their type.
 
 mod support;
 

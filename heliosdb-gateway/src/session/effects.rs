@@ -66,6 +66,7 @@ impl Session {
         if self.link.as_ref().is_none_or(Link::is_quiet) {
             // The end of the transaction closed them.
             self.portals.clear();
+            self.bound.forget();
         }
         if let Some(link) = &mut self.link {
             // A RESET took the server to its own default, not to what the startup packet asked for, if it was not rolled

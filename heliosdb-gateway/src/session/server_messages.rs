@@ -218,6 +218,7 @@ impl Session {
         self.input_waits |= std::mem::take(&mut self.input_held);
         // Some of them may not be bound to what the last Bind said: what they run is not known.
         self.portals.clear();
+        self.bound.forget();
     }
 
     /// The server broke the protocol: nothing more is believed of it.
