@@ -600,7 +600,8 @@ mod tests {
         let execute: &[u8] = b"\0\0\0\0\0";
         let first = [(b'P', parse), (b'B', bind), (b'E', execute)];
         let both = unit(&[&first[..], &first[..], &[(b'S', b"")]].concat());
-        let Front::First(read) = recognise(&both, &none(), &scope()) else {
+        let statements = none();
+        let Front::First(read) = recognise(&both, &statements, &scope()) else {
             panic!("not recognised")
         };
         assert_eq!(
