@@ -29,12 +29,6 @@ impl Options {
         self_test: false,
         args: Vec::new(),
     };
-    /// What belongs to the tests.
-    pub(crate) const SHORT_SELF_TEST: Self = Self {
-        short: true,
-        self_test: true,
-        args: Vec::new(),
-    };
 }
 
 pub(crate) fn check(options: &Options) -> anyhow::Result<()> {

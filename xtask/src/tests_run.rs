@@ -51,9 +51,6 @@ pub(crate) fn all() -> anyhow::Result<()> {
     steps.run("histories of many clients while things go wrong", || {
         consistency::check(&Options::SHORT)
     })?;
-    steps.run("the same without one protection after the other", || {
-        consistency::check(&Options::SHORT_SELF_TEST)
-    })?;
     for (file, test) in REPEATED {
         steps.run(&format!("{test}, {REPETITIONS} times"), || {
             repeat(file, test)
