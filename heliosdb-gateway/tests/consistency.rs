@@ -384,3 +384,49 @@ async fn text(client: &Client, sql: &str) -> String {
             .map_err(|error| error.code().cloned())
     )
 }
+
+/// After a crash of one process the server begins anew, and what was acknowledged may be gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_crash_takes_is_not_served_from_memory() {
+    let stack = Stack::start();
+    let direct = stack.direct().await;
+    let made = "CREATE UNLOGGED TABLE u (a int); INSERT INTO u SELECT generate_series(1, 10)";
+    direct.batch_execute(made).await.expect("made");
+    let read = "SELECT count(*) FROM u";
+    let client = stack.client().await;
+    let before = text(&client, read).await;
+    assert_eq!(text(&client, read).await, before);
+    let hits = stack.helios.cache_count("hits").await;
+    assert!(hits > 0);
+    let row = direct.query_one("SELECT pg_backend_pid()", &[]).await;
+    let pid: i32 = row.expect("answered").get(0);
+    let killed = std::process::Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status();
+    assert!(killed.expect("kill runs").success());
+    // A statement that needs the server finds the new one.
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the server does not come back"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let config = format!(
+            "host=127.0.0.1 port={} user=postgres dbname=postgres",
+            stack.helios.port
+        );
+        let Ok((client, connection)) =
+            tokio_postgres::connect(&config, tokio_postgres::NoTls).await
+        else {
+            continue;
+        };
+        tokio::spawn(connection);
+        if client.simple_query("SELECT pg_backend_pid()").await.is_ok() {
+            break;
+        }
+    }
+    let expected = text(&stack.direct().await, read).await;
+    assert_ne!(expected, before);
+    assert_eq!(text(&stack.client().await, read).await, expected);
+}

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use heliosdb_cache::VersionSlots;
 use heliosdb_network::connection_pool::{Connector, Disposition};
 use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
+use parking_lot::Mutex;
 
 use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
@@ -77,6 +79,10 @@ pub(crate) struct ServerConnector {
     registry: Arc<ServerRegistry>,
     next_id: AtomicU64,
     no_settings: Arc<Effective>,
+    versions: Arc<VersionSlots>,
+    /// Since when the server has been running without a crash, as of the last connection.
+    /// Why a lock: taken once a connection.
+    running_since: Mutex<Option<String>>,
 }
 
 impl ServerConnection {
@@ -88,12 +94,30 @@ impl ServerConnection {
 }
 
 impl ServerConnector {
-    pub(crate) fn new(target: PgTarget, registry: Arc<ServerRegistry>) -> Self {
+    pub(crate) fn new(
+        target: PgTarget,
+        registry: Arc<ServerRegistry>,
+        versions: Arc<VersionSlots>,
+    ) -> Self {
         Self {
+            versions,
+            running_since: Mutex::default(),
             target,
             registry,
             next_id: AtomicU64::new(1),
             no_settings: Effective::new(SettingMap::new()),
+        }
+    }
+}
+
+impl ServerConnector {
+    /// A crash takes from tables what was acknowledged: all of unlogged ones, and the last commits with
+    /// `synchronous_commit = off`. Then nothing in memory is true any more.
+    fn note_running_since(&self, since: String) {
+        let before = self.running_since.lock().replace(since.clone());
+        if before.is_some_and(|before| before != since) {
+            tracing::info!("the server was started anew: all cached answers are dropped");
+            self.versions.invalidate_all();
         }
     }
 }
@@ -103,7 +127,9 @@ impl ServerConnector {
 const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
      pg_catalog.current_setting('default_transaction_isolation'), \
      pg_catalog.md5(pg_catalog.string_agg(name || '=' || coalesce(setting, ''), ',' ORDER BY name, setting)), \
-     (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()) \
+     (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()), \
+     pg_catalog.concat(extract(epoch FROM pg_catalog.pg_postmaster_start_time()), ' ', \
+     (SELECT max(extract(epoch FROM backend_start)) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer')) \
      FROM (SELECT name, setting FROM pg_catalog.pg_settings \
      WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
      AND name NOT IN ('application_name', 'client_min_messages') UNION ALL \
@@ -131,12 +157,14 @@ impl Connector for ServerConnector {
             Some(Some(default_isolation)),
             Some(Some(fingerprint)),
             Some(started),
-        ) = (row.next(), row.next(), row.next(), row.next())
+            Some(Some(running_since)),
+        ) = (row.next(), row.next(), row.next(), row.next(), row.next())
         else {
             return Err(HeliosError::Protocol(
                 "the server did not report its settings".to_owned(),
             ));
         };
+        self.note_running_since(running_since);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
         let info = self.registry.register(ServerInfo::new(

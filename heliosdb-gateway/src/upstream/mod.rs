@@ -185,7 +185,11 @@ impl Upstream {
         }
         user.clone_into(&mut target.user);
         database.clone_into(&mut target.database);
-        let connector = ServerConnector::new(target, Arc::clone(&self.servers));
+        let connector = ServerConnector::new(
+            target,
+            Arc::clone(&self.servers),
+            Arc::clone(&self.versions),
+        );
         let connections =
             EnhancedConnectionPool::with_connector(connector, self.pool_config.clone()).map_err(
                 |error| ClientError::new(ErrorKind::Config, "F0000", error.to_string()).fatal(),
