@@ -19,7 +19,7 @@
 //! | 16 | a mode announced that is not in force | `the_mode_in_force_is_the_one_announced` |
 //! | 17 | maps that only grow | `memory_does_not_grow_with_what_was_asked` |
 //! | 18 | no protection against stampedes | `pooling.rs`: `a_thousand_clients_share_a_few_connections_and_one_computation` |
-//! | 19 | a scan under an exclusive lock for each hit | `heliosdb-cache`: a hit takes its shard's lock shared and scans nothing |
+//! | 19 | a scan under an exclusive lock for each hit | `a_hit_waits_for_no_other_hit_of_the_same_entry` in `heliosdb-cache/src/backend/memory.rs` |
 //! | 20 | cancel requests sent to the process of the login | `a_cancel_stops_no_other_client` |
 //! | 21 | DISCARD ALL behind each transaction | `statements_stay_prepared_and_are_shared` |
 //! | 22 | each client's statements prepared anew | the same |

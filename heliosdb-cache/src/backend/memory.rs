@@ -489,3 +489,34 @@ impl StorageBackend for InMemoryBackend {
         usage
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::CacheManager;
+
+    #[tokio::test]
+    async fn a_hit_waits_for_no_other_hit_of_the_same_entry() {
+        let backend = Arc::new(InMemoryBackend::new(1 << 20));
+        let cache = CacheManager::new(Arc::clone(&backend), CacheConfig::default());
+        let key = QueryKey::new("SELECT 1", &[], "");
+        let stored = cache.put(key.clone(), "one", Vec::new(), 1.0).await;
+        stored.expect("in memory");
+        // Asked in the middle of the first look-up, while it holds its lock.
+        let ask_beside = |_: DependenciesRef<'_>| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let (backend, key) = (Arc::clone(&backend), key.clone());
+            std::thread::spawn(move || {
+                let found = backend.lookup(&key.as_ref(), |_| true);
+                let _ = tell.send(matches!(found, Lookup::Hit(_)));
+            });
+            told.recv_timeout(Duration::from_secs(10)) == Ok(true)
+        };
+        assert!(matches!(
+            backend.lookup(&key.as_ref(), ask_beside),
+            Lookup::Hit(_)
+        ));
+    }
+}
