@@ -838,3 +838,47 @@ fn check(stack: &Stack, config: &str) -> String {
         .expect("helios runs");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_is_known_by_its_key_whatever_the_role_calls_its_letters() {
+    let schema = "CREATE TABLE names (name text PRIMARY KEY, v int NOT NULL); INSERT INTO names VALUES ('\u{e9}', 0), ('e', 0); \
+                  ALTER ROLE postgres SET client_encoding TO 'LATIN1'; CREATE PUBLICATION helios FOR TABLE names";
+    let stack = following(schema).await;
+    let (client, direct) = (stack.client().await, stack.direct().await);
+    let read = "SELECT v FROM names WHERE name = '\u{e9}'";
+    for value in 1..4 {
+        cached(&stack, &client, read).await;
+        let write = format!("UPDATE names SET v = {value} WHERE name = '\u{e9}'");
+        direct.batch_execute(&write).await.expect("written");
+        let written = Instant::now();
+        fresh_within_bound(&client, read, written, &value.to_string()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_by_key_outlives_what_others_do_to_other_rows() {
+    let stack = following(TABLE).await;
+    let (client, direct) = (stack.client().await, stack.direct().await);
+    let read = "SELECT v FROM t WHERE id = 7";
+    cached(&stack, &client, read).await;
+    let before = stack.helios.cache_count("hits").await;
+    for value in 1..=50 {
+        let write = format!("UPDATE t SET v = {value} WHERE id = 8");
+        direct.batch_execute(&write).await.expect("written");
+        assert_eq!(ask(&client, read).await, "0");
+    }
+    // All are known by now, and none was about that row.
+    cached(&stack, &client, "SELECT v FROM t WHERE id = 8").await;
+    let misses = 50 - (stack.helios.cache_count("hits").await - before).min(50);
+    assert!(misses < 10, "{misses} of 50 were asked of the server");
+    // Its own change, and its new key, end it.
+    for write in [
+        "UPDATE t SET v = 70 WHERE id = 7",
+        "UPDATE t SET id = 700 WHERE id = 7",
+    ] {
+        cached(&stack, &client, read).await;
+        direct.batch_execute(write).await.expect("written");
+        let expected = ask(&direct, read).await;
+        fresh_within_bound(&client, read, Instant::now(), &expected).await;
+    }
+}

@@ -66,9 +66,12 @@ impl ReplicationConnection {
     /// Dropping the future closes the socket.
     pub async fn connect(target: &PgTarget) -> Result<Self> {
         let mut target = target.clone();
-        target
-            .params
-            .push(("replication".to_owned(), "database".to_owned()));
+        // Whatever the role's own default is: values are compared with others by their bytes.
+        let ours = [("replication", "database"), ("client_encoding", "UTF8")];
+        let is_ours = |name: &str| ours.iter().any(|(own, _)| name.eq_ignore_ascii_case(own));
+        target.params.retain(|(name, _)| !is_ours(name));
+        let ours = ours.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        target.params.extend(ours);
         let pg = PgConnection::connect(&target).await?;
         Ok(Self { pg })
     }
