@@ -113,8 +113,8 @@ impl ServerConnector {
 impl ServerConnector {
     /// A crash takes from tables what was acknowledged: all of unlogged ones, and the last commits with
     /// `synchronous_commit = off`. Then nothing in memory is true any more.
-    fn note_running_since(&self, since: String) {
-        let before = self.running_since.lock().replace(since.clone());
+    fn note_running_since(&self, since: &str) {
+        let before = self.running_since.lock().replace(since.to_owned());
         if before.is_some_and(|before| before != since) {
             tracing::info!("the server was started anew: all cached answers are dropped");
             self.versions.invalidate_all();
@@ -164,7 +164,7 @@ impl Connector for ServerConnector {
                 "the server did not report its settings".to_owned(),
             ));
         };
-        self.note_running_since(running_since);
+        self.note_running_since(&running_since);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
         let info = self.registry.register(ServerInfo::new(
