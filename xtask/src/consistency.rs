@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, ensure};
 use clap::Args;
 
-use crate::steps::{cargo, run, target_dir, workspace_root};
+use crate::steps::{FEATURES, cargo, run, target_dir, workspace_root};
 
 /// What to check.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// About a minute, on programs that are not optimised
+    /// A minute, on the programs that the tests run
     #[arg(long)]
     short: bool,
     /// Check the checker: take one protection of helios away after the other
@@ -34,8 +34,12 @@ impl Options {
 pub(crate) fn check(options: &Options) -> anyhow::Result<()> {
     // Without its protections helios is not built in release mode. Slow as it is then, all races are there.
     let is_release = !options.short && !options.self_test;
-    let helios = build(is_release, "heliosdb-gateway", options.self_test)?;
-    let checker = build(is_release, "heliosdb-checker", false)?;
+    let (helios, checker) = if options.short && !options.self_test {
+        build_as_tested()?
+    } else {
+        let helios = build(is_release, "heliosdb-gateway", options.self_test)?;
+        (helios, build(is_release, "heliosdb-checker", false)?)
+    };
     let mut command = Command::new(checker);
     command.arg("--helios").arg(helios);
     if options.self_test {
@@ -44,6 +48,13 @@ pub(crate) fn check(options: &Options) -> anyhow::Result<()> {
         command.args(["--seconds", "12"]);
     }
     run(command.args(&options.args).current_dir(workspace_root()))
+}
+
+/// The programs that the tests run, which are there where these have been run.
+fn build_as_tested() -> anyhow::Result<(PathBuf, PathBuf)> {
+    run(cargo(&["build", "--workspace", "--tests"]).args(FEATURES))?;
+    let built = |name: &str| target_dir().join("debug").join(name);
+    Ok((built("helios"), built("heliosdb-checker")))
 }
 
 /// Builds a program and asks cargo where it put it.
