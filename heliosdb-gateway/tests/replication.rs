@@ -247,22 +247,18 @@ async fn a_long_transaction_is_seen_when_it_commits_and_does_not_close_the_gate(
 /// The server decodes a commit before others can see it. An answer that was computed in between must not outlive that.
 #[tokio::test]
 async fn a_commit_that_is_decoded_before_it_is_visible_leaves_no_old_answer() {
-    let stack = following(TABLE).await;
+    // With a standby that does not exist, a commit is on disk, and decoded, and waits.
+    let cluster = logical()
+        .setting("synchronous_standby_names", "nobody")
+        .setting("synchronous_commit", "local");
+    let stack = following_with(cluster, TABLE, CONFIG).await;
     let (reader, writer) = (stack.client().await, stack.direct().await);
     let sql = "SELECT v FROM t WHERE id = 3";
     cached(&stack, &reader, sql).await;
-    // With a standby that does not exist, a commit is on disk, and decoded, and waits.
-    stack
-        .cluster
-        .psql(
-            "postgres",
-            "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
-        )
+    writer
+        .batch_execute("SET synchronous_commit = on")
+        .await
         .expect("set");
-    stack
-        .cluster
-        .psql("postgres", "SELECT pg_reload_conf()")
-        .expect("reloaded");
     let transactions = shown(&stack, "transactions").await;
     let writing = tokio::spawn(async move {
         writer
@@ -280,14 +276,9 @@ async fn a_commit_that_is_decoded_before_it_is_visible_leaves_no_old_answer() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(!writing.is_finished());
-    stack
-        .cluster
-        .psql("postgres", "ALTER SYSTEM RESET synchronous_standby_names")
-        .expect("set");
-    stack
-        .cluster
-        .psql("postgres", "SELECT pg_reload_conf()")
-        .expect("reloaded");
+    let give_up =
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    assert_eq!(stack.cluster.psql("postgres", give_up).expect("asked"), "t");
     writing.await.expect("joined").expect("written");
     fresh_within_bound(&reader, sql, Instant::now(), "4").await;
 }
