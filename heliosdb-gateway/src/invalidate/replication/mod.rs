@@ -117,21 +117,6 @@ impl Follower {
         let _ = tokio::time::timeout(patience, decided.wait_for(|decided| *decided)).await;
     }
 
-    /// Waits until every transaction whose commit lies before `position` is known to the cache. False if that can't be
-    /// said in time, or at all.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for sessions that ask for strict reads")
-    )]
-    pub(crate) async fn wait_applied(&self, position: Lsn, patience: Duration) -> bool {
-        tokio::time::timeout(patience, self.applied_to(position))
-            .await
-            .unwrap_or(false)
-    }
-
     /// Waits until everything that anybody knew to be committed at the time of the call is known to the cache: an
     /// answer that is looked up afterwards lacks none of it. Those who call at the same time share one question to the
     /// server. False if that can't be said in time, or at all: in wire mode, and while nobody follows.
@@ -456,6 +441,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 mod tests {
     use super::*;
 
+    async fn wait_applied(follower: &Follower, position: Lsn, patience: Duration) -> bool {
+        tokio::time::timeout(patience, follower.applied_to(position))
+            .await
+            .unwrap_or(false)
+    }
+
     #[tokio::test]
     async fn a_fence_passes_when_the_stream_has_come_to_the_place_that_was_asked_for() {
         let follower = Arc::new(Follower::new());
@@ -477,12 +468,8 @@ mod tests {
         assert!(!waiting.is_finished());
         follower.set_applied(Lsn(6));
         assert!(waiting.await.expect("ended"));
-        assert!(follower.wait_applied(Lsn(6), PAUSE_MAX).await);
-        assert!(
-            !follower
-                .wait_applied(Lsn(7), Duration::from_millis(5))
-                .await
-        );
+        assert!(wait_applied(&follower, Lsn(6), PAUSE_MAX).await);
+        assert!(!wait_applied(&follower, Lsn(7), Duration::from_millis(5)).await);
     }
 
     #[tokio::test]
@@ -494,7 +481,7 @@ mod tests {
             tokio::spawn(async move {
                 match what {
                     "fence" => follower.fence(Duration::from_secs(60)).await,
-                    _ => follower.wait_applied(Lsn(9), Duration::from_secs(60)).await,
+                    _ => wait_applied(&follower, Lsn(9), Duration::from_secs(60)).await,
                 }
             })
         });
@@ -506,10 +493,6 @@ mod tests {
             assert!(!waiting.await.expect("ended"));
         }
         // Not by a position from before.
-        assert!(
-            !follower
-                .wait_applied(Lsn(1), Duration::from_millis(5))
-                .await
-        );
+        assert!(!wait_applied(&follower, Lsn(1), Duration::from_millis(5)).await);
     }
 }
