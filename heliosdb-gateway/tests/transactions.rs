@@ -492,17 +492,33 @@ fn a_transaction_that_gets_no_connection_fails_and_can_be_ended() {
 
 #[test]
 fn a_client_that_cancels_its_wait_has_failed() {
-    let (stack, _holder) = with_a_holder();
-    let mut client = stack.wire();
-    client.run("BEGIN");
-    client.send(&[query("UPDATE t SET v = 99 WHERE id = 1")]);
-    // The pool gives up after a second: that is the latest.
-    let shown = client.replies(1);
-    assert!(
-        shown.contains("E ERROR") && shown.ends_with("Z E\n"),
-        "{shown}"
-    );
-    assert_eq!(client.query("ROLLBACK"), "C ROLLBACK\nZ I\n");
+    let stack = Stack::start_prepared("[pool]\nsize = 1\nacquire_timeout = \"1min\"\n", TABLES);
+    block_on(async {
+        // Its settings are looked at by the server, when it comes.
+        let client = stack.client().await;
+        client.batch_execute(READ).await.expect("kept");
+        let mut holder = stack.wire();
+        holder.run("BEGIN");
+        holder.run("UPDATE u SET v = v + 1");
+        let cancel = client.cancel_token();
+        client.batch_execute("BEGIN").await.expect("begun");
+        let write = client.batch_execute("UPDATE t SET v = 99 WHERE id = 1");
+        let give_up = async {
+            // It waits for the one connection until then.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            cancel
+                .cancel_query(tokio_postgres::NoTls)
+                .await
+                .expect("sent");
+        };
+        let code = |error: tokio_postgres::Error| error.code().map(|code| code.code().to_owned());
+        let (written, ()) = tokio::join!(write, give_up);
+        assert_eq!(written.map_err(code), Err(Some("57014".to_owned())));
+        let read = client.batch_execute(READ).await;
+        assert_eq!(read.map_err(code), Err(Some("25P02".to_owned())));
+        client.batch_execute("ROLLBACK").await.expect("ended");
+        client.batch_execute(READ).await.expect("from memory");
+    });
 }
 
 async fn hits(helios: &Helios) -> u64 {
