@@ -29,6 +29,7 @@ use crate::sql::{self, Catalog, NameScope};
 #[cfg(feature = "embedded")]
 use crate::upstream;
 use crate::upstream::Upstream;
+use crate::upstream::routes::Routes;
 
 /// Runs the program and returns its exit code: 0 done, 1 it failed, 2 it was asked for something impossible.
 #[must_use]
@@ -90,9 +91,10 @@ fn start_logging(level: &str) {
         .try_init();
 }
 
-/// The server to stand in front of. Holds the embedded one, which ends with it.
+/// The servers to stand in front of. Holds the embedded one, which ends with it.
 struct Backend {
-    target: PgTarget,
+    /// That of `upstream.url`, or the embedded one.
+    target: Option<PgTarget>,
     #[cfg(feature = "embedded")]
     embedded: Option<upstream::embedded::EmbeddedServer>,
 }
@@ -103,7 +105,14 @@ impl Backend {
             let mut target = PgTarget::from_url(url).context("`upstream.url`")?;
             target.connect_timeout = config.upstream.connect_timeout;
             return Ok(Self {
-                target,
+                target: Some(target),
+                #[cfg(feature = "embedded")]
+                embedded: None,
+            });
+        }
+        if !config.databases.is_empty() {
+            return Ok(Self {
+                target: None,
                 #[cfg(feature = "embedded")]
                 embedded: None,
             });
@@ -118,7 +127,7 @@ impl Backend {
             .context("the embedded PostgreSQL failed to start")??;
             let target = server.target(config.upstream.connect_timeout);
             Ok(Self {
-                target,
+                target: Some(target),
                 embedded: Some(server),
             })
         }
@@ -127,6 +136,17 @@ impl Backend {
             "this helios was built without the embedded PostgreSQL: name a server with --upstream \
              postgres://user@host/database"
         )
+    }
+
+    /// The server to look at: where there are several, that of the first database.
+    fn main_target(&self, config: &Config) -> anyhow::Result<PgTarget> {
+        let routes = Routes::new(self.target.as_ref(), self.is_embedded(), config)?;
+        let listed = routes.listed();
+        let first = self
+            .target
+            .as_ref()
+            .or(listed.first().map(|(_, target)| *target));
+        first.cloned().context("there is no server")
     }
 
     fn is_embedded(&self) -> bool {
@@ -154,7 +174,7 @@ async fn serve(source: cli::Source) -> anyhow::Result<()> {
         backend.is_embedded(),
         &config,
         cache.versions(),
-    );
+    )?;
     let gateway = Gateway::new(config.clone(), cache, upstream);
     let version = server_version(&gateway).await;
     announce(
@@ -216,7 +236,14 @@ fn reload(gateway: &Arc<Gateway>, source: &cli::Source) {
             if gateway.config().cache.enabled && !config.cache.enabled {
                 gateway.cache.clear();
             }
-            gateway.replace_config(gateway.config().reloaded(&config));
+            let merged = gateway.config().reloaded(&config);
+            if let Err(error) = gateway.upstream.reload(&merged) {
+                tracing::error!(
+                    "configuration not reloaded, the one before stays in force: {error}"
+                );
+                return;
+            }
+            gateway.replace_config(merged);
         }
         Err(error) => {
             tracing::error!("configuration not reloaded, the one before stays in force: {error}")
@@ -251,7 +278,7 @@ fn cache(config: &Config) -> anyhow::Result<CacheManager> {
 /// What the server says it is. `None` where it can't be reached yet: the gateway starts all the same, and clients get
 /// the reason.
 async fn server_version(gateway: &Gateway) -> Option<String> {
-    let target = gateway.upstream.target();
+    let target = gateway.upstream.main_target()?;
     let pool = match gateway.upstream.pool(&target.user, &target.database) {
         Ok(pool) => pool,
         Err(error) => {
@@ -281,7 +308,7 @@ fn announce(
     addresses: &[SocketAddr],
     hidb_addresses: &[SocketAddr],
 ) -> std::io::Result<()> {
-    let target = gateway.upstream.target();
+    let routes = gateway.upstream.routes();
     let version = version.map_or_else(
         || "not reachable yet".to_owned(),
         |version| format!("PostgreSQL {version}"),
@@ -299,10 +326,11 @@ fn announce(
             "               one connection, shared by all clients; every user and database name leads to it"
         )?;
     } else {
-        writeln!(out, "  server       {target}, {version}")?;
+        announce_servers(&routes, &version, &mut out)?;
     }
     let mode = match config.pool.mode {
         PoolMode::Session => "session",
+        PoolMode::Statement => "statement",
         PoolMode::Transaction => "transaction",
     };
     let size = if gateway.upstream.is_embedded() {
@@ -339,14 +367,38 @@ fn announce(
     if let Some(address) = addresses.first() {
         let (host, port) = (address.ip(), address.port());
         writeln!(out)?;
-        writeln!(
-            out,
-            "  psql -h {host} -p {port} -U {} {}",
-            target.user, target.database
-        )?;
+        if let Some((name, target)) = routes.listed().first() {
+            let database = if *name == "*" {
+                &target.database
+            } else {
+                *name
+            };
+            writeln!(
+                out,
+                "  psql -h {host} -p {port} -U {} {database}",
+                target.user
+            )?;
+        }
         writeln!(out, "  psql -h {host} -p {port} helios -c 'SHOW CACHE'")?;
     }
     out.flush()
+}
+
+/// Where each database's name leads.
+fn announce_servers(
+    routes: &Routes,
+    version: &str,
+    out: &mut impl std::io::Write,
+) -> std::io::Result<()> {
+    let listed = routes.listed();
+    if let [(_, target)] = listed.as_slice() {
+        return writeln!(out, "  server       {target}, {version}");
+    }
+    for (at, (name, target)) in listed.into_iter().enumerate() {
+        let head = if at == 0 { "databases" } else { "" };
+        writeln!(out, "  {head:<12} {name} -> {target}")?;
+    }
+    Ok(())
 }
 
 /// How the writes of others reach the cache of the database that the URL names.
@@ -355,9 +407,11 @@ fn announce_invalidation(
     config: &Config,
     out: &mut impl std::io::Write,
 ) -> std::io::Result<()> {
-    let name = &gateway.upstream.target().database;
+    let name = gateway.upstream.main_target().map(|target| target.database);
     let databases = gateway.upstream.databases();
-    let database = databases.iter().find(|database| database.name == *name);
+    let database = databases
+        .iter()
+        .find(|database| Some(&database.name) == name.as_ref());
     match database.map(|database| database.follower.gate.view().mode) {
         Some(Mode::Wire(why)) => {
             writeln!(
@@ -401,19 +455,16 @@ async fn check(config: Config) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "configuration: ok")?;
     let backend = Backend::open(&config).await?;
-    let mut connection = PgConnection::connect(&backend.target)
+    let target = backend.main_target(&config)?;
+    let mut connection = PgConnection::connect(&target)
         .await
-        .with_context(|| format!("cannot log in to {}", backend.target))?;
+        .with_context(|| format!("cannot log in to {target}"))?;
     let version = parameter(&connection, "server_version");
-    writeln!(
-        out,
-        "server:        {}, PostgreSQL {version}",
-        backend.target
-    )?;
+    writeln!(out, "server:        {target}, PostgreSQL {version}")?;
     let catalog = load_catalog(&mut connection).await?;
     writeln!(out, "catalog:       {} relations", catalog.relation_count())?;
     if !backend.is_embedded() {
-        report::replication(&mut connection, &backend.target, &config, &mut out).await?;
+        report::replication(&mut connection, &target, &config, &mut out).await?;
     }
     connection.terminate().await;
     Ok(())
@@ -422,9 +473,10 @@ async fn check(config: Config) -> anyhow::Result<()> {
 /// `helios explain`: what would become of a statement.
 async fn explain(config: Config, statement: &str) -> anyhow::Result<()> {
     let backend = Backend::open(&config).await?;
-    let mut connection = PgConnection::connect(&backend.target)
+    let target = backend.main_target(&config)?;
+    let mut connection = PgConnection::connect(&target)
         .await
-        .with_context(|| format!("cannot log in to {}", backend.target))?;
+        .with_context(|| format!("cannot log in to {target}"))?;
     let catalog = load_catalog(&mut connection).await?;
     let results = connection.simple_query("SHOW search_path").await?;
     let search_path = results
@@ -434,7 +486,7 @@ async fn explain(config: Config, statement: &str) -> anyhow::Result<()> {
         bail!("the server's search_path cannot be read");
     };
     let names = NameScope {
-        user: backend.target.user.clone(),
+        user: target.user.clone(),
         search_path,
         standard_conforming_strings: parameter(&connection, "standard_conforming_strings") == "on",
         client_encoding_utf8: parameter(&connection, "client_encoding") == "UTF8",

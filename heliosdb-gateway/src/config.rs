@@ -4,6 +4,7 @@
 //! says what a reload changes. `helios.example.toml` explains every key to the user.
 
 mod check;
+mod databases;
 mod file;
 mod show;
 
@@ -15,6 +16,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+pub(crate) use databases::names_database;
+pub use databases::{Bound, DatabaseConfig, Databases, UserConfig, Users};
 pub use file::ConfigError;
 pub(crate) use file::parse_http;
 pub use show::{Diff, Row};
@@ -42,6 +45,10 @@ pub struct Config {
     pub replication: ReplicationConfig,
     /// The server behind the gateway.
     pub upstream: UpstreamConfig,
+    /// Databases by the names that clients use, where these are not the names of `upstream`'s.
+    pub databases: Databases,
+    /// Users by name, where something differs for them.
+    pub users: Users,
     /// Server connections.
     pub pool: PoolConfig,
     /// Cached answers.
@@ -142,6 +149,8 @@ pub struct UpstreamConfig {
 pub enum PoolMode {
     /// When the client leaves.
     Session,
+    /// When its statement ends. Transactions of several statements are refused.
+    Statement,
     /// When its transaction ends.
     Transaction,
 }
@@ -170,6 +179,17 @@ pub struct PoolConfig {
     pub size: usize,
     /// Idle ones kept ready. Default 0, at most `size`.
     pub min_idle: usize,
+    /// More server connections for each user and database, for clients that have waited `reserve_timeout`. Default 0.
+    pub reserve_size: usize,
+    /// How long a client waits before the reserve is used. Default 5 s, longer than zero.
+    #[serde(deserialize_with = "file::duration")]
+    pub reserve_timeout: Duration,
+    /// Server connections of all users of a database together. Default: no such bound.
+    #[serde(deserialize_with = "file::some_count")]
+    pub max_per_database: Option<usize>,
+    /// Server connections of a user to all databases together. Default: no such bound.
+    #[serde(deserialize_with = "file::some_count")]
+    pub max_per_user: Option<usize>,
     /// How long a client waits for one. Default 30 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub acquire_timeout: Duration,
@@ -243,6 +263,25 @@ pub struct CacheSection {
 pub struct ClientsConfig {
     /// Clients at the same time; the next one is refused. Default 10 000, at least 1.
     pub max: usize,
+    /// Clients of one database at the same time. Default: no such bound.
+    #[serde(deserialize_with = "file::some_count")]
+    pub max_per_database: Option<usize>,
+    /// Clients of one user at the same time. Default: no such bound.
+    #[serde(deserialize_with = "file::some_count")]
+    pub max_per_user: Option<usize>,
+    /// Bound on a statement, from when the server has it. The client's connection is ended and the statement cancelled.
+    /// Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub query_timeout: Bound,
+    /// Bound on a transaction. Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub transaction_timeout: Bound,
+    /// How long a transaction may be idle. Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub idle_transaction_timeout: Bound,
+    /// How long a client may be idle outside of transactions. Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub idle_timeout: Bound,
     /// Bound on a client's login. Default 10 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub login_timeout: Duration,
@@ -318,6 +357,8 @@ impl Default for Config {
             cache_in_transactions: CacheInTransactions::ReadCommitted,
             replication: ReplicationConfig::default(),
             upstream: UpstreamConfig::default(),
+            databases: Databases::new(),
+            users: Users::new(),
             pool: PoolConfig::default(),
             cache: CacheSection::default(),
             clients: ClientsConfig::default(),
@@ -355,6 +396,10 @@ impl Default for PoolConfig {
             mode: PoolMode::Transaction,
             size: 20,
             min_idle: 0,
+            reserve_size: 0,
+            reserve_timeout: Duration::from_secs(5),
+            max_per_database: None,
+            max_per_user: None,
             acquire_timeout: Duration::from_secs(30),
             max_lifetime: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(600),
@@ -385,6 +430,12 @@ impl Default for ClientsConfig {
     fn default() -> Self {
         Self {
             max: 10_000,
+            max_per_database: None,
+            max_per_user: None,
+            query_timeout: Bound::Off,
+            transaction_timeout: Bound::Off,
+            idle_transaction_timeout: Bound::Off,
+            idle_timeout: Bound::Off,
             login_timeout: Duration::from_secs(10),
             shutdown_timeout: Duration::from_secs(30),
             allow_remote_trust: false,

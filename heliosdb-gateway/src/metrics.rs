@@ -121,7 +121,7 @@ fn render(gateway: &Gateway) -> String {
         let metrics = pool.connections.metrics();
         let labels = format!(
             "database=\"{}\",user=\"{}\"",
-            escape(&pool.database.name),
+            escape(&pool.name),
             escape(&pool.user)
         );
         for (state, n) in [

@@ -19,8 +19,10 @@ use command::{Answer, run};
 
 pub(crate) use tables::{cache_counts, traffic_counts};
 
-/// The database name that leads here.
-pub(crate) const DATABASE: &str = "helios";
+/// True for the names of databases that lead here. The second one is what operators' scripts know.
+pub(crate) fn is_console(database: &str) -> bool {
+    matches!(database, "helios" | "pgbouncer")
+}
 
 /// A client of the console.
 #[derive(Debug)]

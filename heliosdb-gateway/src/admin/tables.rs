@@ -206,7 +206,7 @@ pub(super) fn advice(gateway: &Gateway) -> Table {
     let row = |pool: &Arc<ServerPool>| {
         let mut row = vec![
             pool.user.clone(),
-            pool.database.name.clone(),
+            pool.name.clone(),
             pool.connections.metrics().max.to_string(),
         ];
         let Some((seen, advised)) = pool.advisor.last() else {
@@ -305,7 +305,6 @@ fn state(activity: Activity) -> &'static str {
 }
 
 pub(super) fn pools(gateway: &Gateway) -> Table {
-    let mode = format!("{:?}", gateway.config().pool.mode).to_ascii_lowercase();
     let rows = gateway
         .upstream
         .pools()
@@ -313,7 +312,7 @@ pub(super) fn pools(gateway: &Gateway) -> Table {
         .map(|pool| {
             let metrics = pool.connections.metrics();
             vec![
-                pool.database.name.clone(),
+                pool.name.clone(),
                 pool.user.clone(),
                 metrics.active.to_string(),
                 metrics.idle.to_string(),
@@ -327,7 +326,7 @@ pub(super) fn pools(gateway: &Gateway) -> Table {
                 metrics.timeouts.to_string(),
                 metrics.hinted.to_string(),
                 metrics.affinity_hits.to_string(),
-                mode.clone(),
+                format!("{:?}", pool.limits.load().mode).to_ascii_lowercase(),
             ]
         })
         .collect();

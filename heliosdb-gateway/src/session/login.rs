@@ -184,7 +184,7 @@ async fn login(
         secret_len: if startup.minor >= 2 { 32 } else { 4 },
     };
     let admitted = admit(gateway, identity)?;
-    if database == admin::DATABASE {
+    if admin::is_console(&database) {
         message::put_authentication_ok(&mut out);
         admin::put_parameters(&mut out);
         finish(stream, out, &admitted).await?;
@@ -238,7 +238,7 @@ pub(crate) async fn enter(
     let pool = gateway.upstream.pool(&info.user, &info.database)?;
     match server_parameters(&pool, &settings).await {
         Ok((baseline, parameters)) => {
-            if gateway.cache_enabled() {
+            if gateway.cache_enabled() && pool.caches() {
                 gateway.upstream.follow_decided(&pool.database).await;
             }
             Ok(Entrance {
@@ -364,7 +364,7 @@ impl Entrance {
             ..
         } = self;
         let mut pins = Pins::default();
-        if gateway.config().pool.mode == PoolMode::Session {
+        if pool.limits.load().mode == PoolMode::Session {
             pins.add(Pin::SessionMode);
         }
         admitted.info.set_pins(pins.bits());
