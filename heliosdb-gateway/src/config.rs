@@ -29,6 +29,13 @@ pub use show::{Diff, Row};
 pub struct Config {
     /// Addresses for PostgreSQL clients. Default `127.0.0.1:6432`.
     pub listen: Vec<SocketAddr>,
+    /// Folder of a Unix-domain socket for PostgreSQL clients, named after the port of the first address. Default: none.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Its permissions. Default `"0777"`.
+    #[serde(deserialize_with = "file::mode")]
+    pub unix_socket_mode: u32,
+    /// File that holds the process id while the program runs. Default: none.
+    pub pid_file: Option<PathBuf>,
     /// Address for `/metrics` and `/health`; `"off"` in the file is `None`: there is none. Default `127.0.0.1:6480`.
     #[serde(deserialize_with = "file::http")]
     pub http: Option<SocketAddr>,
@@ -285,6 +292,9 @@ pub struct ClientsConfig {
     /// Bound on a client's login. Default 10 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub login_timeout: Duration,
+    /// How long clients may go on with a process that has handed over to its successor. Default 30 s.
+    #[serde(deserialize_with = "file::duration")]
+    pub handover_timeout: Duration,
     /// How long a stop waits for open transactions. Default 30 s; zero does not wait.
     #[serde(deserialize_with = "file::duration")]
     pub shutdown_timeout: Duration,
@@ -350,6 +360,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 6432))],
+            unix_socket_dir: None,
+            unix_socket_mode: 0o777,
+            pid_file: None,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 6480))),
             threads: 0,
             data: PathBuf::from("./helios-data"),
@@ -437,6 +450,7 @@ impl Default for ClientsConfig {
             idle_transaction_timeout: Bound::Off,
             idle_timeout: Bound::Off,
             login_timeout: Duration::from_secs(10),
+            handover_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(30),
             allow_remote_trust: false,
         }

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use heliosdb_network::postgres::message;
 use heliosdb_pooling::{QueryFingerprint, StatementStats};
 
-use crate::clients::{Activity, ClientInfo};
+use crate::clients::{Activity, ClientInfo, Peer};
 use crate::gateway::Gateway;
 use crate::invalidate::replication::Mode;
 use crate::session::pins::PinNames;
@@ -265,13 +265,16 @@ pub(super) fn errors(gateway: &Gateway) -> Table {
 
 pub(super) fn clients(gateway: &Gateway) -> Table {
     let row = |client: Arc<ClientInfo>| {
-        let (host, port) = (client.address.ip(), client.address.port());
+        let (host, port) = match client.peer {
+            Peer::Tcp(address) => (address.ip().to_string(), address.port()),
+            Peer::Unix(_) => ("unix".to_owned(), 0),
+        };
         vec![
             client.id.to_string(),
             client.user.clone(),
             client.database.clone(),
             state(client.activity()).to_owned(),
-            host.to_string(),
+            host,
             port.to_string(),
             client.application_name.clone(),
             client.counters.queries.load(Ordering::Relaxed).to_string(),

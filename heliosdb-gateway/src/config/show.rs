@@ -38,11 +38,12 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 25] = [
+const RELOADABLE: [&str; 26] = [
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
     "clients.allow_remote_trust",
+    "clients.handover_timeout",
     "clients.idle_timeout",
     "clients.idle_transaction_timeout",
     "clients.login_timeout",
@@ -137,6 +138,9 @@ impl Config {
     fn values(&self) -> Vec<(&'static str, String)> {
         let Self {
             listen,
+            unix_socket_dir,
+            unix_socket_mode,
+            pid_file,
             http,
             data,
             threads,
@@ -199,6 +203,7 @@ impl Config {
             idle_transaction_timeout,
             idle_timeout: client_idle_timeout,
             login_timeout,
+            handover_timeout,
             shutdown_timeout,
             allow_remote_trust,
         } = clients;
@@ -213,6 +218,9 @@ impl Config {
         let LogConfig { level } = log;
         vec![
             ("listen", addresses(listen)),
+            ("unix_socket_dir", path(unix_socket_dir.as_deref())),
+            ("unix_socket_mode", format!("{unix_socket_mode:04o}")),
+            ("pid_file", path(pid_file.as_deref())),
             ("threads", threads.to_string()),
             (
                 "http",
@@ -319,6 +327,7 @@ impl Config {
             ),
             ("clients.idle_timeout", client_idle_timeout.to_string()),
             ("clients.login_timeout", duration(*login_timeout)),
+            ("clients.handover_timeout", duration(*handover_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
             ("clients.allow_remote_trust", allow_remote_trust.to_string()),
             ("hidb.listen", addresses(hidb_listen)),
@@ -432,6 +441,9 @@ mod tests {
     /// A valid file in which no key has its default.
     const ALL_CHANGED: &str = r#"
 listen = ["127.0.0.1:1", "[::1]:2"]
+unix_socket_dir = "/run/helios"
+unix_socket_mode = "0700"
+pid_file = "/run/helios.pid"
 http = "off"
 data = "/elsewhere"
 threads = 3
@@ -479,6 +491,7 @@ transaction_timeout = "2m"
 idle_transaction_timeout = "3m"
 idle_timeout = "4m"
 login_timeout = "11s"
+handover_timeout = "32s"
 shutdown_timeout = "31s"
 allow_remote_trust = true
 [hidb]

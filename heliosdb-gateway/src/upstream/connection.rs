@@ -10,6 +10,7 @@ use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
 
+use crate::invalidate::wire::STRANGERS;
 use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::{Effective, SettingMap};
@@ -56,6 +57,8 @@ pub(crate) struct ServerConnection {
     pub(crate) baseline: Arc<Baseline>,
     /// The server is a standby, which shows commits later than its primary reports them.
     pub(crate) is_standby: bool,
+    /// Other sessions of the same user were running statements when it was opened.
+    pub(crate) has_strangers: bool,
     /// The settings in force on it beyond the baseline.
     pub(crate) applied: Arc<Effective>,
     pub(crate) statements: ServerStatements,
@@ -140,7 +143,8 @@ const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
      (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()), \
      pg_catalog.concat(extract(epoch FROM pg_catalog.pg_postmaster_start_time()), ' ', \
      (SELECT max(extract(epoch FROM backend_start)) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer')), \
-     pg_catalog.pg_is_in_recovery() \
+     pg_catalog.pg_is_in_recovery(), \
+     (SELECT count(*) > 0 STRANGERS) \
      FROM (SELECT name, setting FROM pg_catalog.pg_settings \
      WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
      AND name NOT IN ('application_name', 'client_min_messages') UNION ALL \
@@ -159,7 +163,9 @@ impl Connector for ServerConnector {
             pg.simple_query(sql).await?;
         }
         let parameters = pg.parameters().to_vec();
-        let results = pg.simple_query(BASELINE).await?;
+        let results = pg
+            .simple_query(&BASELINE.replace("STRANGERS", STRANGERS))
+            .await?;
         let mut row = results
             .into_iter()
             .flat_map(|result| result.rows)
@@ -173,7 +179,9 @@ impl Connector for ServerConnector {
             Some(started),
             Some(Some(running_since)),
             Some(Some(is_standby)),
+            Some(Some(has_strangers)),
         ) = (
+            row.next(),
             row.next(),
             row.next(),
             row.next(),
@@ -205,6 +213,7 @@ impl Connector for ServerConnector {
                 parameters,
             }),
             is_standby: is_standby == "t",
+            has_strangers: has_strangers == "t",
             applied: Arc::clone(&self.no_settings),
             statements: ServerStatements::default(),
             dirty: false,

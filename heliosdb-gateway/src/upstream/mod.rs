@@ -27,6 +27,7 @@ use crate::advice::PoolAdvisor;
 use crate::config::{Config, Invalidation, PoolAdvice, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
+use crate::invalidate::wire;
 use crate::session::settings::Effective;
 
 use connection::{Baseline, ServerConnection, ServerConnector};
@@ -313,6 +314,13 @@ impl Upstream {
         })
     }
 
+    /// A gateway before this one has ended, perhaps with statements under way.
+    pub(crate) fn doubt_strangers(&self) {
+        for pool in self.pools() {
+            pool.doubt_strangers();
+        }
+    }
+
     /// Forgets a pool that never had a connection (an unknown database, a wrong password).
     pub(crate) fn forget(&self, pool: &Arc<ServerPool>) {
         if pool.baseline.load().is_none() {
@@ -494,8 +502,21 @@ impl ServerPool {
                 self.baseline.store(Some(Arc::clone(baseline)));
                 self.connections.evict_all();
             }
-            None => self.baseline.store(Some(Arc::clone(baseline))),
+            None => {
+                self.baseline.store(Some(Arc::clone(baseline)));
+                if lease.has_strangers && !self.embedded {
+                    self.doubt_strangers();
+                }
+            }
         }
+    }
+
+    /// Statements are running that a gateway before this one may have begun: nothing is cached until they have ended.
+    fn doubt_strangers(&self) {
+        let database = &self.database;
+        let intent = database.versions().begin_write(&[database.everything]);
+        let connections = Arc::clone(&self.connections);
+        tokio::spawn(wire::settle_strangers(connections, intent));
     }
 
     /// The catalog as it is now; loads it where it is missing or out of date. `None`: nothing can be cached for now.
