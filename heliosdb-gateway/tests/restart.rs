@@ -105,6 +105,8 @@ async fn a_restart_refuses_nobody_and_no_answer_is_stale() {
         })
     };
 
+    // Clients that stay with the old process: one writes what those at the new one read, and reads what they write.
+    let stayed = helios.client("postgres", "postgres").await;
     old.batch_execute("BEGIN; CREATE TABLE u (a int)")
         .await
         .expect("begun");
@@ -119,12 +121,26 @@ async fn a_restart_refuses_nobody_and_no_answer_is_stale() {
         !pid.trim().is_empty() && pid.trim() != before.to_string()
     })
     .await;
-    // The open transaction goes on at the old process while others come and go at the new one.
     let reached = acknowledged.load(Ordering::SeqCst);
+    for round in 0..200 {
+        let known = acknowledged.load(Ordering::SeqCst);
+        let seen: u64 = text(&stayed, counted).await.parse().expect("a number");
+        assert!(
+            seen >= known,
+            "{seen} was read when {known} was acknowledged"
+        );
+        stayed
+            .batch_execute("UPDATE t SET a = a + 1")
+            .await
+            .expect("written");
+        acknowledged.fetch_add(1, Ordering::SeqCst);
+    }
     until("writes go on", || async {
-        acknowledged.load(Ordering::SeqCst) > reached + 20
+        acknowledged.load(Ordering::SeqCst) > reached + 90
     })
     .await;
+    drop(stayed);
+    // So does the open transaction.
     old.batch_execute("INSERT INTO u VALUES (1); COMMIT")
         .await
         .expect("committed");
