@@ -28,7 +28,7 @@ impl Drop for Successor {
 fn start(cluster: &PostgresCluster, folder: &Path, more: &str) -> (Helios, Successor) {
     let pid_file = folder.join("pid");
     let config = format!(
-        "pid_file = \"{}\"\n[upstream]\nurl = \"{}\"\n{more}",
+        "pid_file = \"{}\"\ninvalidation = \"wire\"\n[upstream]\nurl = \"{}\"\n{more}",
         pid_file.display(),
         cluster.url("postgres", "postgres")
     );
@@ -57,7 +57,7 @@ async fn a_restart_refuses_nobody_and_no_answer_is_stale() {
     let (mut helios, _successor) = start(&cluster, folder.path(), "");
     let port = helios.port;
     let old = helios.client("postgres", "postgres").await;
-    old.batch_execute("CREATE TABLE t (a int8); INSERT INTO t VALUES (0)")
+    old.batch_execute("CREATE TABLE t (a int8); INSERT INTO t VALUES (0); CREATE TABLE u (a int)")
         .await
         .expect("made");
     let counted = "SELECT a::text FROM t";
@@ -107,7 +107,7 @@ async fn a_restart_refuses_nobody_and_no_answer_is_stale() {
 
     // Clients that stay with the old process: one writes what those at the new one read, and reads what they write.
     let stayed = helios.client("postgres", "postgres").await;
-    old.batch_execute("BEGIN; CREATE TABLE u (a int)")
+    old.batch_execute("BEGIN; INSERT INTO u VALUES (0)")
         .await
         .expect("begun");
     let before = helios.pid();
@@ -154,7 +154,7 @@ async fn a_restart_refuses_nobody_and_no_answer_is_stale() {
     old.batch_execute("INSERT INTO u VALUES (1); COMMIT")
         .await
         .expect("committed");
-    assert_eq!(text(&old, "SELECT count(*)::text FROM u").await, "1");
+    assert_eq!(text(&old, "SELECT count(*)::text FROM u").await, "2");
     drop(old);
     assert!(
         helios.wait(Duration::from_secs(60)).is_some(),
