@@ -25,11 +25,14 @@ use super::prepared::Named;
 use super::resolve::Unresolved;
 use super::settings::Settings;
 use super::stream::ClientStream;
+use super::walsender::{self, Relay, Replication, Walsender};
 
 /// A client that has said who it is.
 pub(crate) enum Greeted {
     /// It wants the admin console.
     Console(admin::Console),
+    /// It wants the server's log.
+    Replication(Relay),
     /// It wants a database.
     Session(Box<Session>),
 }
@@ -57,6 +60,9 @@ pub(crate) async fn greet(
         Ok(LoggedIn::Console(admitted)) => Some(Greeted::Console(admin::Console::new(
             gateway, stream, admitted,
         ))),
+        Ok(LoggedIn::Replication(admitted, input, walsender)) => Some(Greeted::Replication(
+            Relay::new(admitted, stream, input, walsender),
+        )),
         Ok(LoggedIn::Session(parts)) => Some(Greeted::Session(Box::new(
             parts
                 .entrance
@@ -98,6 +104,7 @@ impl From<std::io::Error> for Refused {
 
 enum LoggedIn {
     Console(Admitted),
+    Replication(Admitted, BytesMut, Walsender),
     Session(Box<Parts>),
 }
 
@@ -158,16 +165,7 @@ async fn login(
         .filter(|name| !name.is_empty())
         .unwrap_or(&user)
         .to_owned();
-    if startup
-        .param("replication")
-        .is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0"))
-    {
-        return Err(no(
-            "0A000",
-            "replication connections are not supported: connect to the server itself",
-        )
-        .into());
-    }
+    let replication = Replication::asked(&startup)?;
     let identity = Identity {
         user,
         database: database.clone(),
@@ -184,6 +182,12 @@ async fn login(
         admin::put_parameters(&mut out);
         finish(stream, out, &admitted).await?;
         return Ok(LoggedIn::Console(admitted));
+    }
+    if replication != Replication::No {
+        let mut walsender = Walsender::open(gateway, &admitted, &startup, replication).await?;
+        walsender::put_greeting(&mut out, &walsender.parameters());
+        finish(stream, out, &admitted).await?;
+        return Ok(LoggedIn::Replication(admitted, input, walsender));
     }
     let entrance = enter(gateway, &admitted, startup_settings(&startup)?).await?;
     message::put_authentication_ok(&mut out);
