@@ -25,7 +25,7 @@ fn cluster() -> PostgresCluster {
 
 fn target(cluster: &PostgresCluster, user: &str, password: Option<&str>) -> PgTarget {
     let mut target = PgTarget::from_url(&cluster.url(user, "postgres")).expect("a URL");
-    target.password = password.map(str::to_owned);
+    target.credential = password.map(str::to_owned).into();
     target
 }
 

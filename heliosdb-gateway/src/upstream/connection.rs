@@ -167,6 +167,7 @@ impl Connector for ServerConnector {
         self.note_running_since(&running_since);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
+        let here = pg.target_here(&self.target);
         let info = self.registry.register(ServerInfo::new(
             id,
             &self.target.user,
@@ -188,7 +189,7 @@ impl Connector for ServerConnector {
             broken: false,
             lent: false,
             key: Arc::new(ServerKey {
-                target: self.target.clone(),
+                target: here,
                 pid,
                 secret,
             }),

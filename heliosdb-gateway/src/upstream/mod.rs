@@ -15,7 +15,7 @@ use heliosdb_cache::{HashedStr, VersionSlots};
 use heliosdb_network::connection_pool::{
     AcquireError, ConnectionHint, ConnectionPoolConfig, EnhancedConnectionPool, Lease,
 };
-use heliosdb_network::postgres::PgTarget;
+use heliosdb_network::postgres::{Credential, PgTarget};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -181,7 +181,7 @@ impl Upstream {
         let mut target = self.target.clone();
         if target.user != user {
             // Only the URL's user has a password here; another one must be let in without (trust, peer, cert).
-            target.password = None;
+            target.credential = Credential::None;
         }
         user.clone_into(&mut target.user);
         database.clone_into(&mut target.database);

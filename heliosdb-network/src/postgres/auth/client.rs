@@ -1,65 +1,76 @@
 //! The client's side of authentication.
 
 use bytes::BytesMut;
-use postgres_protocol::authentication::{md5_hash, sasl};
+use md5::{Digest as _, Md5};
+use postgres_protocol::authentication::md5_hash;
 
 use crate::error::{HeliosError, Result};
+use crate::scram::{SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramClient, ScramProof};
+use crate::tls::ChannelBindingMode;
 
-use super::frame::Reader;
-use super::message;
-use super::target::PgTarget;
+use super::super::frame::Reader;
+use super::super::message;
+use super::super::target::{Credential, PgTarget};
+use super::{CLEARTEXT_PASSWORD, MD5_PASSWORD, OK, SASL, SASL_CONTINUE, SASL_FINAL, hex};
 
 /// A login in progress: what was asked is answered by the method that the server chose.
-#[derive(Default)]
-pub(crate) enum Login {
-    /// No proof is owed by the server.
-    #[default]
-    Open,
-    /// SCRAM is under way: the server has yet to prove that it knows the password too.
-    Scram(Box<sasl::ScramSha256>),
+#[derive(Debug)]
+pub(crate) struct Login<'a> {
+    target: &'a PgTarget,
+    /// The digest of the server's certificate, where the connection is encrypted and it has one.
+    end_point: Option<&'a [u8]>,
+    scram: Option<Box<ScramClient>>,
+    /// By SCRAM with channel binding, to the end.
+    is_bound: bool,
 }
 
-impl Login {
+impl<'a> Login<'a> {
+    pub(crate) fn new(target: &'a PgTarget, end_point: Option<&'a [u8]>) -> Self {
+        Self {
+            target,
+            end_point,
+            scram: None,
+            is_bound: false,
+        }
+    }
+
     /// Works on the body of an Authentication message and appends the answer. True once the server is satisfied.
-    pub(crate) fn answer(
-        &mut self,
-        body: &[u8],
-        target: &PgTarget,
-        out: &mut BytesMut,
-    ) -> Result<bool> {
+    pub(crate) fn answer(&mut self, body: &[u8], out: &mut BytesMut) -> Result<bool> {
         let mut body = Reader::new(body);
         let method = body
             .u32()
             .ok_or_else(|| violation("truncated Authentication message"))?;
-        match (method, &mut *self) {
-            (OK, Self::Open) => return Ok(true),
+        if !matches!(method, SASL | SASL_CONTINUE | SASL_FINAL) {
+            self.check_binding()?;
+        }
+        match (method, &mut self.scram) {
+            (OK, None) => return Ok(true),
             // Whoever can't finish SCRAM does not know the password: it is not the server that we mean.
-            (OK, Self::Scram(_)) => {
+            (OK, Some(_)) => {
                 return Err(violation(
                     "the server broke off SCRAM authentication before its proof",
                 ));
             }
-            (CLEARTEXT_PASSWORD, _) => message::put_password_message(out, password(target)?),
+            (CLEARTEXT_PASSWORD, _) => match &self.target.credential {
+                Credential::Password(password) => message::put_password_message(out, password),
+                _ => return Err(self.no_proof("a password")),
+            },
             (MD5_PASSWORD, _) => {
                 let salt = body
                     .rest()
                     .try_into()
                     .map_err(|_| violation("AuthenticationMD5Password without a salt"))?;
-                let hash = md5_hash(target.user.as_bytes(), password(target)?.as_bytes(), salt);
-                message::put_password_message(out, &hash);
+                message::put_password_message(out, &self.md5(salt)?);
             }
-            (SASL, Self::Open) => *self = Self::begin_scram(body.rest(), target, out)?,
-            (SASL_CONTINUE, Self::Scram(scram)) => {
-                scram
-                    .update(body.rest())
-                    .map_err(|error| scram_failed(&error))?;
-                message::put_sasl_response(out, scram.message());
+            (SASL, None) => self.begin_scram(body.rest(), out)?,
+            (SASL_CONTINUE, Some(scram)) => {
+                let proof = scram.answer(body.rest())?;
+                message::put_sasl_response(out, proof.as_bytes());
             }
-            (SASL_FINAL, Self::Scram(scram)) => {
-                scram
-                    .finish(body.rest())
-                    .map_err(|error| scram_failed(&error))?;
-                *self = Self::Open;
+            (SASL_FINAL, Some(scram)) => {
+                scram.finish(body.rest())?;
+                self.is_bound = scram.mechanism() == SCRAM_SHA_256_PLUS;
+                self.scram = None;
             }
             (SASL | SASL_CONTINUE | SASL_FINAL, _) => {
                 return Err(violation("SASL authentication out of order"));
@@ -69,38 +80,78 @@ impl Login {
         Ok(false)
     }
 
-    fn begin_scram(mechanisms: &[u8], target: &PgTarget, out: &mut BytesMut) -> Result<Self> {
-        let mut offered = mechanisms.split(|byte| *byte == 0);
-        if !offered.any(|name| name == sasl::SCRAM_SHA_256.as_bytes()) {
-            return Err(HeliosError::Unsupported(format!(
-                "the server offers none of the SASL mechanisms supported ({})",
-                sasl::SCRAM_SHA_256
-            )));
+    /// Where channel binding is required, nothing else is a login.
+    fn check_binding(&self) -> Result<()> {
+        if self.target.channel_binding == ChannelBindingMode::Require && !self.is_bound {
+            return Err(HeliosError::Unsupported(
+                "channel_binding=require, and the server does not log us in by SCRAM-SHA-256-PLUS"
+                    .to_owned(),
+            ));
         }
-        let scram = sasl::ScramSha256::new(
-            password(target)?.as_bytes(),
-            sasl::ChannelBinding::unsupported(),
-        );
-        message::put_sasl_initial_response(out, sasl::SCRAM_SHA_256, scram.message());
-        Ok(Self::Scram(Box::new(scram)))
+        Ok(())
     }
-}
 
-// The methods, as the protocol numbers them.
-const OK: u32 = 0;
-const CLEARTEXT_PASSWORD: u32 = 3;
-const MD5_PASSWORD: u32 = 5;
-const SASL: u32 = 10;
-const SASL_CONTINUE: u32 = 11;
-const SASL_FINAL: u32 = 12;
+    fn md5(&self, salt: [u8; 4]) -> Result<String> {
+        match &self.target.credential {
+            Credential::Password(password) => Ok(md5_hash(
+                self.target.user.as_bytes(),
+                password.as_bytes(),
+                salt,
+            )),
+            Credential::Md5(hash) => {
+                let digits = hash.strip_prefix("md5").unwrap_or(hash);
+                let digest = Md5::new()
+                    .chain_update(digits)
+                    .chain_update(salt)
+                    .finalize();
+                Ok(format!("md5{}", hex(&digest)))
+            }
+            _ => Err(self.no_proof("a password by md5")),
+        }
+    }
 
-fn password(target: &PgTarget) -> Result<&str> {
-    target.password.as_deref().ok_or_else(|| {
+    fn begin_scram(&mut self, mechanisms: &[u8], out: &mut BytesMut) -> Result<()> {
+        let offers = |name: &str| {
+            let mut offered = mechanisms.split(|byte| *byte == 0);
+            offered.any(|offered| offered == name.as_bytes())
+        };
+        let mode = self.target.channel_binding;
+        let is_able = self.end_point.is_some() && mode != ChannelBindingMode::Disable;
+        let binds = is_able && offers(SCRAM_SHA_256_PLUS);
+        if !binds {
+            if mode == ChannelBindingMode::Require {
+                return self.check_binding();
+            }
+            if !offers(SCRAM_SHA_256) {
+                return Err(HeliosError::Unsupported(format!(
+                    "the server offers none of the SASL mechanisms supported ({SCRAM_SHA_256})"
+                )));
+            }
+        }
+        let proof = match &self.target.credential {
+            Credential::Password(password) => ScramProof::Password(password.clone()),
+            Credential::Scram(keys) => ScramProof::Keys(keys.clone()),
+            _ => return Err(self.no_proof("a password by SCRAM")),
+        };
+        let end_point = self.end_point.filter(|_| binds).map(<[u8]>::to_vec);
+        let scram = ScramClient::new(proof, end_point, is_able);
+        message::put_sasl_initial_response(out, scram.mechanism(), scram.first().as_bytes());
+        self.scram = Some(Box::new(scram));
+        Ok(())
+    }
+
+    fn no_proof(&self, asked: &str) -> HeliosError {
+        let has = match self.target.credential {
+            Credential::None => "none is configured",
+            Credential::Md5(_) => "an md5 hash is of no use for that",
+            Credential::Password(_) => "a password is of no use for that",
+            Credential::Scram(_) => "the keys of a SCRAM secret are of no use for that",
+        };
         HeliosError::Unsupported(format!(
-            "the server asks for a password for user {:?}, and none is configured",
-            target.user
+            "the server asks for {asked} for user {:?}, and {has}",
+            self.target.user
         ))
-    })
+    }
 }
 
 fn unsupported(method: u32) -> HeliosError {
@@ -116,10 +167,6 @@ fn unsupported(method: u32) -> HeliosError {
     ))
 }
 
-fn scram_failed(error: &std::io::Error) -> HeliosError {
-    HeliosError::Protocol(format!("SCRAM authentication failed: {error}"))
-}
-
 fn violation(what: &str) -> HeliosError {
     HeliosError::Protocol(what.to_owned())
 }
@@ -133,16 +180,17 @@ mod tests {
     }
 
     /// The answer to one Authentication message.
-    fn answer(login: &mut Login, method: u32, data: &[u8]) -> Result<(bool, BytesMut)> {
+    fn answer(login: &mut Login<'_>, method: u32, data: &[u8]) -> Result<(bool, BytesMut)> {
         let mut out = BytesMut::new();
         let body = [&method.to_be_bytes(), data].concat();
-        let done = login.answer(&body, &target(), &mut out)?;
+        let done = login.answer(&body, &mut out)?;
         Ok((done, out))
     }
 
     #[test]
     fn passwords_go_as_they_are_asked_for() {
-        let mut login = Login::default();
+        let target = target();
+        let mut login = Login::new(&target, None);
         let (done, clear) = answer(&mut login, CLEARTEXT_PASSWORD, b"").expect("answered");
         assert_eq!((done, &clear[..]), (false, &b"p\0\0\0\x06p\0"[..]));
         let (_, md5) = answer(&mut login, MD5_PASSWORD, b"salt").expect("answered");
@@ -156,7 +204,8 @@ mod tests {
 
     #[test]
     fn a_server_that_skips_its_proof_is_not_believed() {
-        let mut login = Login::default();
+        let target = target();
+        let mut login = Login::new(&target, None);
         let (_, first) = answer(&mut login, SASL, b"SCRAM-SHA-256\0\0").expect("answered");
         assert_eq!(&first[5..19], b"SCRAM-SHA-256\0");
         assert!(matches!(
@@ -181,7 +230,8 @@ mod tests {
             "",
             "\u{0}",
         ] {
-            let mut login = Login::default();
+            let target = target();
+            let mut login = Login::new(&target, None);
             answer(&mut login, SASL, b"SCRAM-SHA-256\0\0").expect("answered");
             let error = answer(&mut login, SASL_CONTINUE, challenge.as_bytes());
             assert!(
@@ -190,7 +240,8 @@ mod tests {
             );
         }
         // The client's nonce, with a count that would take minutes.
-        let mut login = Login::default();
+        let target = target();
+        let mut login = Login::new(&target, None);
         let (_, first) = answer(&mut login, SASL, b"SCRAM-SHA-256\0\0").expect("answered");
         let at = first.windows(3).position(|window| window == b",r=");
         let nonce = &first[at.expect("a nonce") + 3..];
@@ -203,8 +254,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_answered_is_named() {
+        let target = target();
         let error = |method, data: &[u8]| {
-            answer(&mut Login::default(), method, data)
+            answer(&mut Login::new(&target, None), method, data)
                 .expect_err("not supported")
                 .to_string()
         };
@@ -212,14 +264,63 @@ mod tests {
         assert!(error(9, b"").contains("SSPI"));
         assert!(error(77, b"").contains("77"));
         assert!(error(SASL, b"SCRAM-SHA-256-PLUS\0\0").contains("SCRAM-SHA-256"));
-        let (mut nameless, mut out) = (target(), BytesMut::new());
-        nameless.password = None;
-        let error = Login::default().answer(&CLEARTEXT_PASSWORD.to_be_bytes(), &nameless, &mut out);
-        assert!(
-            error
-                .expect_err("no password")
-                .to_string()
-                .contains("none is configured")
+        let mut nameless = target.clone();
+        nameless.credential = Credential::None;
+        let error = answer(&mut Login::new(&nameless, None), CLEARTEXT_PASSWORD, b"");
+        let error = error.expect_err("no password").to_string();
+        assert!(error.contains("none is configured"), "{error}");
+    }
+
+    #[test]
+    fn a_hash_is_as_good_as_the_password_for_md5_and_for_nothing_else() {
+        let mut target = target();
+        // Of the password "p" and the user "u".
+        let hash = postgres_protocol::password::md5(b"p", "u");
+        target.credential = Credential::Md5(hash);
+        let (_, md5) = answer(&mut Login::new(&target, None), MD5_PASSWORD, b"salt").expect("ok");
+        assert_eq!(
+            &md5[..],
+            b"p\0\0\0\x28md5c827f95590aef08f2d04ac5e8d94d9c3\0"
         );
+        for (method, data) in [(CLEARTEXT_PASSWORD, &b""[..]), (SASL, b"SCRAM-SHA-256\0\0")] {
+            let error = answer(&mut Login::new(&target, None), method, data);
+            assert!(matches!(error, Err(HeliosError::Unsupported(_))));
+        }
+    }
+
+    #[test]
+    fn the_header_says_whether_binding_was_possible() {
+        let mut target = target();
+        let both = b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
+        let plain = b"SCRAM-SHA-256\0\0";
+        let end_point = Some(&b"digest"[..]);
+        let mut begin = |mode, offered: &[u8], end_point| {
+            target.channel_binding = mode;
+            let (_, out) = answer(&mut Login::new(&target, end_point), SASL, offered)?;
+            // Behind the mechanism's name and the length.
+            let out = out[5..].to_vec();
+            let name_len = out.iter().position(|byte| *byte == 0).expect("a name");
+            Ok::<_, HeliosError>((name_len, out[name_len + 5]))
+        };
+        let (short, long) = (SCRAM_SHA_256.len(), SCRAM_SHA_256_PLUS.len());
+        use ChannelBindingMode::{Disable, Prefer, Require};
+        for (mode, offered, end_point, expected) in [
+            (Prefer, &both[..], end_point, (long, b'p')),
+            (Prefer, plain, end_point, (short, b'y')),
+            (Prefer, both, None, (short, b'n')),
+            (Disable, both, end_point, (short, b'n')),
+            (Require, both, end_point, (long, b'p')),
+        ] {
+            assert_eq!(begin(mode, offered, end_point).expect("begun"), expected);
+        }
+        assert!(begin(Require, plain, end_point).is_err());
+        assert!(begin(Require, both, None).is_err());
+        for method in [OK, CLEARTEXT_PASSWORD, MD5_PASSWORD] {
+            let asked = answer(&mut Login::new(&target, end_point), method, b"salt");
+            assert!(
+                matches!(asked, Err(HeliosError::Unsupported(_))),
+                "{method}"
+            );
+        }
     }
 }
