@@ -169,6 +169,12 @@ impl PostgresCluster {
         self.folder.path()
     }
 
+    /// The folder of its data.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     /// The URL for a user and a database.
     #[must_use]
     pub fn url(&self, user: &str, database: &str) -> String {

@@ -9,7 +9,9 @@
 use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
-use heliosdb_network::postgres::auth::{Challenge, Granted, PROOF_MESSAGE_MAX, Proof, Step, StoredSecret};
+use heliosdb_network::postgres::auth::{
+    Challenge, Granted, PROOF_MESSAGE_MAX, Proof, Step, StoredSecret,
+};
 use heliosdb_network::postgres::startup::{self, FirstPacket};
 use heliosdb_network::postgres::{frame, message};
 use heliosdb_network::tls::{CertificateIdentity, ServerTls, TLS_HANDSHAKE};
@@ -89,7 +91,16 @@ async fn client(
     facts.is_encrypted = true;
     facts.certificate = accepted.client;
     let end_point = accepted.end_point;
-    session(door, accepted.stream, BytesMut::new(), None, end_point, facts, seen).await
+    session(
+        door,
+        accepted.stream,
+        BytesMut::new(),
+        None,
+        end_point,
+        facts,
+        seen,
+    )
+    .await
 }
 
 async fn session<S: AsyncRead + AsyncWrite + Unpin>(
