@@ -108,12 +108,8 @@ pub(crate) fn look(gateway: &Gateway) {
             && advice == PoolAdvice::Auto
             && !pool.embedded
         {
-            follow(
-                &pool,
-                recommendation,
-                config.pool.min_idle,
-                config.pool.size,
-            );
+            let limits = pool.limits.load();
+            follow(&pool, recommendation, limits.min_idle, limits.size);
         }
     }
 }
@@ -127,7 +123,7 @@ fn follow(pool: &Arc<ServerPool>, to: Recommendation, min_idle: usize, size_max:
     match pool.connections.resize(size, min_idle) {
         Ok(()) => tracing::info!(
             user = pool.user,
-            database = pool.database.name,
+            database = pool.name,
             before,
             size,
             reason = %to.reason,

@@ -1,6 +1,7 @@
 //! The connected clients: what the admin console lists, and the way a cancel request finds its session.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -22,6 +23,23 @@ pub(crate) enum Signal {
     Drain = 2,
     /// End now.
     Kill = 4,
+}
+
+/// Where a client comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Tcp(SocketAddr),
+    /// Over a Unix-domain socket, as the system's user of this id.
+    Unix(Option<u32>),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(_) => f.write_str("unix"),
+        }
+    }
 }
 
 /// What a session is doing, for `SHOW CLIENTS`.
@@ -53,7 +71,7 @@ pub(crate) struct ClientInfo {
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) application_name: String,
-    pub(crate) address: SocketAddr,
+    pub(crate) peer: Peer,
     pub(crate) connected_at: SystemTime,
     /// The process id that the client was told.
     pub(crate) pid: i32,
@@ -326,7 +344,7 @@ pub(crate) struct Identity {
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) application_name: String,
-    pub(crate) address: SocketAddr,
+    pub(crate) peer: Peer,
     /// Length of the cancel key: 4 in protocol 3.0, 32 from 3.2.
     pub(crate) secret_len: usize,
 }
@@ -351,7 +369,7 @@ impl ClientRegistry {
             user: identity.user,
             database: identity.database,
             application_name: identity.application_name,
-            address: identity.address,
+            peer: identity.peer,
             connected_at: SystemTime::now(),
             pid,
             secret: secret.into(),
@@ -446,7 +464,7 @@ mod tests {
             user: "u".to_owned(),
             database: "d".to_owned(),
             application_name: String::new(),
-            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            peer: Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))),
             secret_len: 4,
         }
     }

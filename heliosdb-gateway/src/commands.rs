@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,22 +14,27 @@ use heliosdb_cache::{
     LfuPolicy, LruPolicy,
 };
 use heliosdb_network::postgres::{PgConnection, PgTarget};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::advice;
 use crate::cli::{self, Command};
 use crate::config::{Config, Eviction, PoolMode};
-use crate::gateway::Gateway;
+use crate::gateway::{Course, Gateway, HandoverRequest};
+use crate::handover::{self, Predecessor};
 use crate::hidb;
 use crate::invalidate::replication::{Mode, report};
+use crate::listen::{Inherited, Listener};
 use crate::metrics;
 use crate::query;
-use crate::server::{self, Listeners};
+use crate::server;
 use crate::sql::{self, Catalog, NameScope};
 #[cfg(feature = "embedded")]
 use crate::upstream;
 use crate::upstream::Upstream;
+use crate::upstream::routes::Routes;
 
 /// Runs the program and returns its exit code: 0 done, 1 it failed, 2 it was asked for something impossible.
 #[must_use]
@@ -37,6 +43,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(command) => command,
         Err(error) => return error.exit(),
     };
+    // Before there are other threads.
+    let inherited = Inherited::take();
     let config = command.config();
     start_logging(config.map_or("warn", |config| &config.log.level));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -51,7 +59,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = runtime.block_on(async {
         match command {
-            Command::Serve(source) => serve(source).await,
+            Command::Serve(source) => serve(source, inherited).await,
             Command::Check(source) => check(source.config).await,
             Command::Explain(source, statement) => explain(source.config, &statement).await,
             Command::Query(options) => query::run(options).await,
@@ -90,9 +98,10 @@ fn start_logging(level: &str) {
         .try_init();
 }
 
-/// The server to stand in front of. Holds the embedded one, which ends with it.
+/// The servers to stand in front of. Holds the embedded one, which ends with it.
 struct Backend {
-    target: PgTarget,
+    /// That of `upstream.url`, or the embedded one.
+    target: Option<PgTarget>,
     #[cfg(feature = "embedded")]
     embedded: Option<upstream::embedded::EmbeddedServer>,
 }
@@ -103,7 +112,14 @@ impl Backend {
             let mut target = PgTarget::from_url(url).context("`upstream.url`")?;
             target.connect_timeout = config.upstream.connect_timeout;
             return Ok(Self {
-                target,
+                target: Some(target),
+                #[cfg(feature = "embedded")]
+                embedded: None,
+            });
+        }
+        if !config.databases.is_empty() {
+            return Ok(Self {
+                target: None,
                 #[cfg(feature = "embedded")]
                 embedded: None,
             });
@@ -118,7 +134,7 @@ impl Backend {
             .context("the embedded PostgreSQL failed to start")??;
             let target = server.target(config.upstream.connect_timeout);
             Ok(Self {
-                target,
+                target: Some(target),
                 embedded: Some(server),
             })
         }
@@ -129,6 +145,17 @@ impl Backend {
         )
     }
 
+    /// The server to look at: where there are several, that of the first database.
+    fn main_target(&self, config: &Config) -> anyhow::Result<PgTarget> {
+        let routes = Routes::new(self.target.as_ref(), self.is_embedded(), config)?;
+        let listed = routes.listed();
+        let first = self
+            .target
+            .as_ref()
+            .or(listed.first().map(|(_, target)| *target));
+        first.cloned().context("there is no server")
+    }
+
     fn is_embedded(&self) -> bool {
         #[cfg(feature = "embedded")]
         return self.embedded.is_some();
@@ -137,16 +164,11 @@ impl Backend {
     }
 }
 
-async fn serve(source: cli::Source) -> anyhow::Result<()> {
+async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> {
     crate::fault::check()?;
     let config = source.config.clone();
-    let listeners = Listeners::bind(&config.listen)?;
     let hidb_door = hidb::door(&config.hidb)?;
-    let hidb_listeners = Listeners::bind(&config.hidb.listen)?;
-    let http = match config.http {
-        Some(address) => Some(metrics::bind(address).await?),
-        None => None,
-    };
+    let doors = Doors::open(&config, inherited)?;
     let backend = Backend::open(&config).await?;
     let cache = cache(&config)?;
     let upstream = Upstream::new(
@@ -154,58 +176,139 @@ async fn serve(source: cli::Source) -> anyhow::Result<()> {
         backend.is_embedded(),
         &config,
         cache.versions(),
-    );
-    let gateway = Gateway::new(config.clone(), cache, upstream);
-    let version = server_version(&gateway).await;
-    announce(
-        &gateway,
-        &config,
-        version.as_deref(),
-        &listeners.addresses(),
-        &hidb_listeners.addresses(),
     )?;
+    let (handovers, mut wishes) = mpsc::unbounded_channel();
+    let gateway = Gateway::new(config.clone(), cache, upstream, handovers);
+    let version = server_version(&gateway).await;
+    announce(&gateway, &config, version.as_deref(), &doors)?;
+    // For a successor.
+    let sockets = doors.duplicates()?;
+    if let Some(predecessor) = Predecessor::find() {
+        let taken = predecessor.take_over(&gateway).await;
+        taken.context("cannot take over from the predecessor")?;
+    }
+    let _pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
 
-    let (stop, stopping) = watch::channel(false);
-    let serving = tokio::spawn(server::serve(
-        Arc::clone(&gateway),
-        listeners,
-        stopping.clone(),
-    ));
-    tokio::spawn(hidb::serve(
-        Arc::clone(&gateway),
-        hidb_door,
-        hidb_listeners,
-        stopping.clone(),
-    ));
+    let Doors {
+        postgres,
+        hidb,
+        http,
+    } = doors;
+    let mut serving = tokio::spawn(server::serve(Arc::clone(&gateway), postgres));
+    tokio::spawn(hidb::serve(Arc::clone(&gateway), hidb_door, hidb));
     if let Some(listener) = http {
-        tokio::spawn(metrics::serve(Arc::clone(&gateway), listener, stopping));
+        tokio::spawn(metrics::serve(Arc::clone(&gateway), listener));
     }
     let advising = tokio::spawn(advice::run(Arc::downgrade(&gateway)));
-    wait_for_signals(&gateway, &source).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    steer(&gateway, &source, sockets, &mut wishes, &mut serving).await?;
     advising.abort();
-    let _ = stop.send(true);
     let mut impatient = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        served = serving => served.context("the server task failed")?,
-        _ = impatient.recv() => tracing::warn!("second interrupt: not waiting any longer"),
+    if !serving.is_finished() {
+        tokio::select! {
+            served = serving => served.context("the server task failed")?,
+            _ = impatient.recv() => tracing::warn!("second interrupt: not waiting any longer"),
+        }
     }
     drop(gateway);
     drop(backend);
     Ok(())
 }
 
-/// Returns when the program should stop; reloads the configuration on SIGHUP.
-async fn wait_for_signals(gateway: &Arc<Gateway>, source: &cli::Source) -> anyhow::Result<()> {
+/// The sockets that clients come in by.
+struct Doors {
+    postgres: Vec<Listener>,
+    hidb: Vec<TcpListener>,
+    http: Option<TcpListener>,
+}
+
+impl Doors {
+    /// Before the server is started, so that an address in use is found out at once.
+    fn open(config: &Config, mut inherited: Inherited) -> anyhow::Result<Self> {
+        let hidb = config.hidb.listen.iter();
+        let doors = Self {
+            postgres: inherited.postgres(config)?,
+            hidb: hidb
+                .map(|address| inherited.tcp(*address))
+                .collect::<anyhow::Result<_>>()?,
+            http: config
+                .http
+                .map(|address| inherited.tcp(address))
+                .transpose()?,
+        };
+        inherited.close_rest();
+        Ok(doors)
+    }
+
+    fn duplicates(&self) -> std::io::Result<Vec<OwnedFd>> {
+        let tcp = self.hidb.iter().chain(&self.http);
+        let postgres = self.postgres.iter().map(Listener::duplicate);
+        postgres
+            .chain(tcp.map(|listener| listener.as_fd().try_clone_to_owned()))
+            .collect()
+    }
+}
+
+/// The file with this process's id, for scripts.
+struct PidFile<'a>(&'a Path);
+
+impl<'a> PidFile<'a> {
+    fn write(path: &'a Path) -> anyhow::Result<Self> {
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PidFile<'_> {
+    fn drop(&mut self) {
+        // A successor's is left alone.
+        let text = std::fs::read_to_string(self.0).unwrap_or_default();
+        if text.trim() == std::process::id().to_string() {
+            let _ = std::fs::remove_file(self.0);
+        }
+    }
+}
+
+/// Returns when the program should stop and has begun to. Reloads the configuration on SIGHUP, and hands over when asked.
+async fn steer(
+    gateway: &Arc<Gateway>,
+    source: &cli::Source,
+    sockets: Vec<OwnedFd>,
+    wishes: &mut mpsc::UnboundedReceiver<HandoverRequest>,
+    serving: &mut JoinHandle<()>,
+) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut course = gateway.course.subscribe();
     loop {
         tokio::select! {
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
             _ = hangup.recv() => reload(gateway, source),
+            _ = course.wait_for(|course| *course == Course::Stop) => break,
+            _ = &mut *serving => break,
+            Some(told) = wishes.recv() => {
+                let duplicates = sockets.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+                let done = match *gateway.course.borrow() {
+                    Course::Serve => None,
+                    Course::HandOver | Course::Stop => Some("helios is stopping already".to_owned()),
+                };
+                let done = match done {
+                    Some(refused) => Err(refused),
+                    None => handover::hand_over(gateway, duplicates).await.map_err(|error| {
+                        tracing::error!("not handed over: {error:#}");
+                        format!("{error:#}")
+                    }),
+                };
+                let _ = told.send(done);
+            }
         }
     }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    gateway.course.send_replace(Course::Stop);
+    Ok(())
 }
 
 fn reload(gateway: &Arc<Gateway>, source: &cli::Source) {
@@ -216,7 +319,14 @@ fn reload(gateway: &Arc<Gateway>, source: &cli::Source) {
             if gateway.config().cache.enabled && !config.cache.enabled {
                 gateway.cache.clear();
             }
-            gateway.replace_config(gateway.config().reloaded(&config));
+            let merged = gateway.config().reloaded(&config);
+            if let Err(error) = gateway.upstream.reload(&merged) {
+                tracing::error!(
+                    "configuration not reloaded, the one before stays in force: {error}"
+                );
+                return;
+            }
+            gateway.replace_config(merged);
         }
         Err(error) => {
             tracing::error!("configuration not reloaded, the one before stays in force: {error}")
@@ -251,7 +361,7 @@ fn cache(config: &Config) -> anyhow::Result<CacheManager> {
 /// What the server says it is. `None` where it can't be reached yet: the gateway starts all the same, and clients get
 /// the reason.
 async fn server_version(gateway: &Gateway) -> Option<String> {
-    let target = gateway.upstream.target();
+    let target = gateway.upstream.main_target()?;
     let pool = match gateway.upstream.pool(&target.user, &target.database) {
         Ok(pool) => pool,
         Err(error) => {
@@ -278,10 +388,9 @@ fn announce(
     gateway: &Gateway,
     config: &Config,
     version: Option<&str>,
-    addresses: &[SocketAddr],
-    hidb_addresses: &[SocketAddr],
+    doors: &Doors,
 ) -> std::io::Result<()> {
-    let target = gateway.upstream.target();
+    let routes = gateway.upstream.routes();
     let version = version.map_or_else(
         || "not reachable yet".to_owned(),
         |version| format!("PostgreSQL {version}"),
@@ -299,10 +408,11 @@ fn announce(
             "               one connection, shared by all clients; every user and database name leads to it"
         )?;
     } else {
-        writeln!(out, "  server       {target}, {version}")?;
+        announce_servers(&routes, &version, &mut out)?;
     }
     let mode = match config.pool.mode {
         PoolMode::Session => "session",
+        PoolMode::Statement => "statement",
         PoolMode::Transaction => "transaction",
     };
     let size = if gateway.upstream.is_embedded() {
@@ -330,23 +440,55 @@ fn announce(
             "  metrics      http://{http}/metrics   health http://{http}/health"
         )?;
     }
-    for address in hidb_addresses {
-        writeln!(out, "  HIDB         hidb://{address}")?;
+    for listener in &doors.hidb {
+        writeln!(out, "  HIDB         hidb://{}", listener.local_addr()?)?;
     }
-    for address in addresses {
-        writeln!(out, "  listening on {address}")?;
+    let mut first = None;
+    for listener in &doors.postgres {
+        match listener {
+            Listener::Tcp(listener) => {
+                let address = listener.local_addr()?;
+                first.get_or_insert(address);
+                writeln!(out, "  listening on {address}")?;
+            }
+            Listener::Unix(_, path) => writeln!(out, "  listening on {}", path.display())?,
+        }
     }
-    if let Some(address) = addresses.first() {
+    if let Some(address) = first {
         let (host, port) = (address.ip(), address.port());
         writeln!(out)?;
-        writeln!(
-            out,
-            "  psql -h {host} -p {port} -U {} {}",
-            target.user, target.database
-        )?;
+        if let Some((name, target)) = routes.listed().first() {
+            let database = if *name == "*" {
+                &target.database
+            } else {
+                *name
+            };
+            writeln!(
+                out,
+                "  psql -h {host} -p {port} -U {} {database}",
+                target.user
+            )?;
+        }
         writeln!(out, "  psql -h {host} -p {port} helios -c 'SHOW CACHE'")?;
     }
     out.flush()
+}
+
+/// Where each database's name leads.
+fn announce_servers(
+    routes: &Routes,
+    version: &str,
+    out: &mut impl std::io::Write,
+) -> std::io::Result<()> {
+    let listed = routes.listed();
+    if let [(_, target)] = listed.as_slice() {
+        return writeln!(out, "  server       {target}, {version}");
+    }
+    for (at, (name, target)) in listed.into_iter().enumerate() {
+        let head = if at == 0 { "databases" } else { "" };
+        writeln!(out, "  {head:<12} {name} -> {target}")?;
+    }
+    Ok(())
 }
 
 /// How the writes of others reach the cache of the database that the URL names.
@@ -355,9 +497,11 @@ fn announce_invalidation(
     config: &Config,
     out: &mut impl std::io::Write,
 ) -> std::io::Result<()> {
-    let name = &gateway.upstream.target().database;
+    let name = gateway.upstream.main_target().map(|target| target.database);
     let databases = gateway.upstream.databases();
-    let database = databases.iter().find(|database| database.name == *name);
+    let database = databases
+        .iter()
+        .find(|database| Some(&database.name) == name.as_ref());
     match database.map(|database| database.follower.gate.view().mode) {
         Some(Mode::Wire(why)) => {
             writeln!(
@@ -401,19 +545,16 @@ async fn check(config: Config) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "configuration: ok")?;
     let backend = Backend::open(&config).await?;
-    let mut connection = PgConnection::connect(&backend.target)
+    let target = backend.main_target(&config)?;
+    let mut connection = PgConnection::connect(&target)
         .await
-        .with_context(|| format!("cannot log in to {}", backend.target))?;
+        .with_context(|| format!("cannot log in to {target}"))?;
     let version = parameter(&connection, "server_version");
-    writeln!(
-        out,
-        "server:        {}, PostgreSQL {version}",
-        backend.target
-    )?;
+    writeln!(out, "server:        {target}, PostgreSQL {version}")?;
     let catalog = load_catalog(&mut connection).await?;
     writeln!(out, "catalog:       {} relations", catalog.relation_count())?;
     if !backend.is_embedded() {
-        report::replication(&mut connection, &backend.target, &config, &mut out).await?;
+        report::replication(&mut connection, &target, &config, &mut out).await?;
     }
     connection.terminate().await;
     Ok(())
@@ -422,9 +563,10 @@ async fn check(config: Config) -> anyhow::Result<()> {
 /// `helios explain`: what would become of a statement.
 async fn explain(config: Config, statement: &str) -> anyhow::Result<()> {
     let backend = Backend::open(&config).await?;
-    let mut connection = PgConnection::connect(&backend.target)
+    let target = backend.main_target(&config)?;
+    let mut connection = PgConnection::connect(&target)
         .await
-        .with_context(|| format!("cannot log in to {}", backend.target))?;
+        .with_context(|| format!("cannot log in to {target}"))?;
     let catalog = load_catalog(&mut connection).await?;
     let results = connection.simple_query("SHOW search_path").await?;
     let search_path = results
@@ -434,7 +576,7 @@ async fn explain(config: Config, statement: &str) -> anyhow::Result<()> {
         bail!("the server's search_path cannot be read");
     };
     let names = NameScope {
-        user: backend.target.user.clone(),
+        user: target.user.clone(),
         search_path,
         standard_conforming_strings: parameter(&connection, "standard_conforming_strings") == "on",
         client_encoding_utf8: parameter(&connection, "client_encoding") == "UTF8",

@@ -4,6 +4,7 @@
 //! says what a reload changes. `helios.example.toml` explains every key to the user.
 
 mod check;
+mod databases;
 mod file;
 mod show;
 
@@ -15,6 +16,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+pub(crate) use databases::names_database;
+pub use databases::{Bound, DatabaseConfig, Databases, UserConfig, Users};
 pub use file::ConfigError;
 pub(crate) use file::parse_http;
 pub use show::{Diff, Row};
@@ -26,6 +29,13 @@ pub use show::{Diff, Row};
 pub struct Config {
     /// Addresses for PostgreSQL clients. Default `127.0.0.1:6432`.
     pub listen: Vec<SocketAddr>,
+    /// Folder of a Unix-domain socket for PostgreSQL clients, named after the port of the first address. Default: none.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Its permissions. Default `"0777"`.
+    #[serde(deserialize_with = "file::mode")]
+    pub unix_socket_mode: u32,
+    /// File that holds the process id while the program runs. Default: none.
+    pub pid_file: Option<PathBuf>,
     /// Address for `/metrics` and `/health`; `"off"` in the file is `None`: there is none. Default `127.0.0.1:6480`.
     #[serde(deserialize_with = "file::http")]
     pub http: Option<SocketAddr>,
@@ -42,6 +52,10 @@ pub struct Config {
     pub replication: ReplicationConfig,
     /// The server behind the gateway.
     pub upstream: UpstreamConfig,
+    /// Databases by the names that clients use, where these are not the names of `upstream`'s.
+    pub databases: Databases,
+    /// Users by name, where something differs for them.
+    pub users: Users,
     /// Server connections.
     pub pool: PoolConfig,
     /// Cached answers.
@@ -142,6 +156,8 @@ pub struct UpstreamConfig {
 pub enum PoolMode {
     /// When the client leaves.
     Session,
+    /// When its statement ends. Transactions of several statements are refused.
+    Statement,
     /// When its transaction ends.
     Transaction,
 }
@@ -170,6 +186,17 @@ pub struct PoolConfig {
     pub size: usize,
     /// Idle ones kept ready. Default 0, at most `size`.
     pub min_idle: usize,
+    /// More server connections for each user and database, for clients that have waited `reserve_timeout`. Default 0.
+    pub reserve_size: usize,
+    /// How long a client waits before the reserve is used. Default 5 s, longer than zero.
+    #[serde(deserialize_with = "file::duration")]
+    pub reserve_timeout: Duration,
+    /// Server connections of all users of a database together. Default: no such bound.
+    #[serde(deserialize_with = "file::some_count")]
+    pub max_per_database: Option<usize>,
+    /// Server connections of a user to all databases together. Default: no such bound.
+    #[serde(deserialize_with = "file::some_count")]
+    pub max_per_user: Option<usize>,
     /// How long a client waits for one. Default 30 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub acquire_timeout: Duration,
@@ -243,9 +270,31 @@ pub struct CacheSection {
 pub struct ClientsConfig {
     /// Clients at the same time; the next one is refused. Default 10 000, at least 1.
     pub max: usize,
+    /// Clients of one database at the same time. Default: no such bound.
+    #[serde(deserialize_with = "file::some_count")]
+    pub max_per_database: Option<usize>,
+    /// Clients of one user at the same time. Default: no such bound.
+    #[serde(deserialize_with = "file::some_count")]
+    pub max_per_user: Option<usize>,
+    /// Bound on a statement, from when the server has it. The client's connection is ended and the statement cancelled.
+    /// Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub query_timeout: Bound,
+    /// Bound on a transaction. Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub transaction_timeout: Bound,
+    /// How long a transaction may be idle. Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub idle_transaction_timeout: Bound,
+    /// How long a client may be idle outside of transactions. Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub idle_timeout: Bound,
     /// Bound on a client's login. Default 10 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub login_timeout: Duration,
+    /// How long clients may go on with a process that has handed over to its successor. Default 30 s.
+    #[serde(deserialize_with = "file::duration")]
+    pub handover_timeout: Duration,
     /// How long a stop waits for open transactions. Default 30 s; zero does not wait.
     #[serde(deserialize_with = "file::duration")]
     pub shutdown_timeout: Duration,
@@ -311,6 +360,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 6432))],
+            unix_socket_dir: None,
+            unix_socket_mode: 0o777,
+            pid_file: None,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 6480))),
             threads: 0,
             data: PathBuf::from("./helios-data"),
@@ -318,6 +370,8 @@ impl Default for Config {
             cache_in_transactions: CacheInTransactions::ReadCommitted,
             replication: ReplicationConfig::default(),
             upstream: UpstreamConfig::default(),
+            databases: Databases::new(),
+            users: Users::new(),
             pool: PoolConfig::default(),
             cache: CacheSection::default(),
             clients: ClientsConfig::default(),
@@ -355,6 +409,10 @@ impl Default for PoolConfig {
             mode: PoolMode::Transaction,
             size: 20,
             min_idle: 0,
+            reserve_size: 0,
+            reserve_timeout: Duration::from_secs(5),
+            max_per_database: None,
+            max_per_user: None,
             acquire_timeout: Duration::from_secs(30),
             max_lifetime: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(600),
@@ -385,7 +443,14 @@ impl Default for ClientsConfig {
     fn default() -> Self {
         Self {
             max: 10_000,
+            max_per_database: None,
+            max_per_user: None,
+            query_timeout: Bound::Off,
+            transaction_timeout: Bound::Off,
+            idle_transaction_timeout: Bound::Off,
+            idle_timeout: Bound::Off,
             login_timeout: Duration::from_secs(10),
+            handover_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(30),
             allow_remote_trust: false,
         }

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use heliosdb_network::postgres::message;
 use heliosdb_pooling::{QueryFingerprint, StatementStats};
 
-use crate::clients::{Activity, ClientInfo};
+use crate::clients::{Activity, ClientInfo, Peer};
 use crate::gateway::Gateway;
 use crate::invalidate::replication::Mode;
 use crate::session::pins::PinNames;
@@ -206,7 +206,7 @@ pub(super) fn advice(gateway: &Gateway) -> Table {
     let row = |pool: &Arc<ServerPool>| {
         let mut row = vec![
             pool.user.clone(),
-            pool.database.name.clone(),
+            pool.name.clone(),
             pool.connections.metrics().max.to_string(),
         ];
         let Some((seen, advised)) = pool.advisor.last() else {
@@ -265,13 +265,16 @@ pub(super) fn errors(gateway: &Gateway) -> Table {
 
 pub(super) fn clients(gateway: &Gateway) -> Table {
     let row = |client: Arc<ClientInfo>| {
-        let (host, port) = (client.address.ip(), client.address.port());
+        let (host, port) = match client.peer {
+            Peer::Tcp(address) => (address.ip().to_string(), address.port()),
+            Peer::Unix(_) => ("unix".to_owned(), 0),
+        };
         vec![
             client.id.to_string(),
             client.user.clone(),
             client.database.clone(),
             state(client.activity()).to_owned(),
-            host.to_string(),
+            host,
             port.to_string(),
             client.application_name.clone(),
             client.counters.queries.load(Ordering::Relaxed).to_string(),
@@ -305,7 +308,6 @@ fn state(activity: Activity) -> &'static str {
 }
 
 pub(super) fn pools(gateway: &Gateway) -> Table {
-    let mode = format!("{:?}", gateway.config().pool.mode).to_ascii_lowercase();
     let rows = gateway
         .upstream
         .pools()
@@ -313,7 +315,7 @@ pub(super) fn pools(gateway: &Gateway) -> Table {
         .map(|pool| {
             let metrics = pool.connections.metrics();
             vec![
-                pool.database.name.clone(),
+                pool.name.clone(),
                 pool.user.clone(),
                 metrics.active.to_string(),
                 metrics.idle.to_string(),
@@ -327,7 +329,7 @@ pub(super) fn pools(gateway: &Gateway) -> Table {
                 metrics.timeouts.to_string(),
                 metrics.hinted.to_string(),
                 metrics.affinity_hits.to_string(),
-                mode.clone(),
+                format!("{:?}", pool.limits.load().mode).to_ascii_lowercase(),
             ]
         })
         .collect();

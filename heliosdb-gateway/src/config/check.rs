@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use heliosdb_network::postgres::PgTarget;
 
+use crate::admin;
+
 use super::{Config, ConfigError, HidbAuth, HidbTls, Invalidation, show};
 
 impl Config {
@@ -16,6 +18,8 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_addresses()?;
         self.validate_upstream()?;
+        self.validate_databases()?;
+        self.validate_users()?;
         self.validate_replication()?;
         self.validate_threads()?;
         self.validate_pool()?;
@@ -63,9 +67,65 @@ impl Config {
         longer_than_zero("upstream.connect_timeout", self.upstream.connect_timeout)
     }
 
+    /// True if there is no server but the one inside this process.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.upstream.url.is_none() && self.databases.is_empty()
+    }
+
+    fn validate_databases(&self) -> Result<(), ConfigError> {
+        for (name, database) in &self.databases {
+            if admin::is_console(name) {
+                return refuse("databases", name, "is the admin console's name");
+            }
+            match &database.url {
+                Some(url) => {
+                    if let Err(error) = PgTarget::from_url(url) {
+                        let shown = format!("{name}: {}", show::without_password(url));
+                        return refuse("databases.*.url", shown, error);
+                    }
+                }
+                None if self.upstream.url.is_none() => {
+                    let reason = "is needed where there is no upstream.url";
+                    return refuse("databases.*.url", format!("{name}: none"), reason);
+                }
+                None => {}
+            }
+            let counts = [
+                ("databases.*.pool_size", database.pool_size),
+                ("databases.*.max_connections", database.max_connections),
+                ("databases.*.max_clients", database.max_clients),
+            ];
+            for (key, count) in counts {
+                at_least_one(key, count.unwrap_or(1))?;
+            }
+            let size = database.pool_size.unwrap_or(self.pool.size);
+            if database.min_idle.is_some_and(|min_idle| min_idle > size) {
+                let reason = format!("must not be larger than its pool_size, {size}");
+                return refuse("databases.*.min_idle", name, reason);
+            }
+            let lifetime = database.max_lifetime.unwrap_or(self.pool.max_lifetime);
+            longer_than_zero("databases.*.max_lifetime", lifetime)?;
+        }
+        Ok(())
+    }
+
+    fn validate_users(&self) -> Result<(), ConfigError> {
+        for user in self.users.values() {
+            for (key, count) in [
+                ("users.*.pool_size", user.pool_size),
+                ("users.*.max_connections", user.max_connections),
+                ("users.*.max_clients", user.max_clients),
+            ] {
+                at_least_one(key, count.unwrap_or(1))?;
+            }
+        }
+        Ok(())
+    }
+
     fn validate_replication(&self) -> Result<(), ConfigError> {
         let replication = &self.replication;
-        if self.invalidation == Invalidation::Replication && self.upstream.url.is_none() {
+        if self.invalidation == Invalidation::Replication && self.is_embedded() {
             let reason = "the embedded PostgreSQL has no replication: name a server by upstream.url, or leave it at auto";
             return refuse("invalidation", "replication", reason);
         }
@@ -108,6 +168,7 @@ impl Config {
             return refuse("pool.min_idle", pool.min_idle, reason);
         }
         longer_than_zero("pool.acquire_timeout", pool.acquire_timeout)?;
+        longer_than_zero("pool.reserve_timeout", pool.reserve_timeout)?;
         longer_than_zero("pool.health_check_interval", pool.health_check_interval)?;
         longer_than_zero("pool.idle_timeout", pool.idle_timeout)?;
         longer_than_zero("pool.max_lifetime", pool.max_lifetime)?;
@@ -296,6 +357,27 @@ mod tests {
                 "replication.ddl_poll = \"0s\"",
                 "replication.ddl_poll = 0s: ",
             ),
+            (
+                "databases.helios.url = \"postgres://h\"",
+                "databases = helios: is the admin console's name",
+            ),
+            (
+                "databases.d.pool_size = 3",
+                "databases.*.url = d: none: is needed",
+            ),
+            (
+                "databases.d.url = \"postgres://u:geheim@h/d?x=1\"",
+                "databases.*.url = d: postgres://u:***@h/d?x=1: ",
+            ),
+            (
+                "databases.d = { url = \"postgres://h\", pool_size = 0 }",
+                "databases.*.pool_size = 0: must be at least 1",
+            ),
+            (
+                "databases.d = { url = \"postgres://h\", pool_size = 2, min_idle = 3 }",
+                "databases.*.min_idle = d: must not be larger than its pool_size, 2",
+            ),
+            ("users.u.max_clients = 0", "users.*.max_clients = 0: "),
             ("threads = 2000", "threads = 2000: must be at most"),
             ("pool.size = 0", "pool.size = 0: must be at least 1"),
             (

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize as _, Deserializer, de};
 
-use super::Config;
+use super::{Bound, Config};
 
 /// Why a configuration can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,6 +107,61 @@ pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSiz
     with_unit(deserializer, "a size such as \"256 MiB\"", |text| {
         text.parse().ok()
     })
+}
+
+pub(super) fn some_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+/// A duration, or `off`.
+pub(super) fn bound<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bound, D::Error> {
+    with_unit(
+        deserializer,
+        "a duration such as \"30s\", or \"off\"",
+        |text| {
+            if text.eq_ignore_ascii_case("off") {
+                return Some(Bound::Off);
+            }
+            let bound = humantime::parse_duration(text).ok()?;
+            (!bound.is_zero()).then_some(Bound::At(bound))
+        },
+    )
+}
+
+pub(super) fn some_bound<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Bound>, D::Error> {
+    bound(deserializer).map(Some)
+}
+
+/// A number of at least 1, or `off`.
+pub(super) fn some_count<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<usize>, D::Error> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Count {
+        Number(usize),
+        Word(String),
+    }
+    match Count::deserialize(deserializer) {
+        Ok(Count::Number(count)) if count > 0 => Ok(Some(count)),
+        Ok(Count::Word(word)) if word.eq_ignore_ascii_case("off") => Ok(None),
+        _ => Err(de::Error::custom(
+            "expected a number of at least 1, or \"off\"",
+        )),
+    }
+}
+
+/// Permissions, in octal digits.
+pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    u32::from_str_radix(&text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| de::Error::custom(format_args!("{text:?} is not a mode such as \"0770\"")))
 }
 
 /// A string with a unit. Bare numbers are refused: 30 is not obviously seconds.

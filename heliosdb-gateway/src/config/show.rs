@@ -1,5 +1,6 @@
 //! Printing a configuration, and what a reload changes of it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -37,18 +38,33 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 11] = [
+const RELOADABLE: [&str; 26] = [
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
     "clients.allow_remote_trust",
+    "clients.handover_timeout",
+    "clients.idle_timeout",
+    "clients.idle_transaction_timeout",
     "clients.login_timeout",
     "clients.max",
+    "clients.max_per_database",
+    "clients.max_per_user",
+    "clients.query_timeout",
     "clients.shutdown_timeout",
+    "clients.transaction_timeout",
+    "databases",
     "pool.advice",
     "pool.affinity",
+    "pool.max_per_database",
+    "pool.max_per_user",
     "pool.max_prepared_statements",
+    "pool.min_idle",
     "pool.mode",
+    "pool.reserve_size",
+    "pool.reserve_timeout",
+    "pool.size",
+    "users",
 ];
 
 impl Config {
@@ -76,8 +92,12 @@ impl Config {
     #[must_use]
     pub fn reloadable_diff(&self, new: &Self) -> Diff {
         let mut diff = Diff::default();
+        diff.applied
+            .extend(changed_names("databases", &self.databases, &new.databases));
+        diff.applied
+            .extend(changed_names("users", &self.users, &new.users));
         for ((name, old), (_, new)) in self.values().into_iter().zip(new.values()) {
-            if old == new {
+            if old == new || matches!(name, "databases" | "users") {
                 continue;
             }
             let list = if RELOADABLE.contains(&name) {
@@ -98,10 +118,18 @@ impl Config {
         merged.cache.enabled = new.cache.enabled;
         merged.cache.max_entry = new.cache.max_entry;
         merged.clients = new.clients.clone();
+        merged.databases = new.databases.clone();
+        merged.users = new.users.clone();
         merged.pool.advice = new.pool.advice;
         merged.pool.affinity = new.pool.affinity;
         merged.pool.max_prepared_statements = new.pool.max_prepared_statements;
+        merged.pool.max_per_database = new.pool.max_per_database;
+        merged.pool.max_per_user = new.pool.max_per_user;
+        merged.pool.min_idle = new.pool.min_idle;
         merged.pool.mode = new.pool.mode;
+        merged.pool.reserve_size = new.pool.reserve_size;
+        merged.pool.reserve_timeout = new.pool.reserve_timeout;
+        merged.pool.size = new.pool.size;
         merged
     }
 
@@ -110,6 +138,9 @@ impl Config {
     fn values(&self) -> Vec<(&'static str, String)> {
         let Self {
             listen,
+            unix_socket_dir,
+            unix_socket_mode,
+            pid_file,
             http,
             data,
             threads,
@@ -117,6 +148,8 @@ impl Config {
             cache_in_transactions,
             replication,
             upstream,
+            databases,
+            users,
             pool,
             cache,
             clients,
@@ -139,6 +172,10 @@ impl Config {
             mode,
             size: pool_size,
             min_idle,
+            reserve_size,
+            reserve_timeout,
+            max_per_database,
+            max_per_user,
             acquire_timeout,
             max_lifetime,
             idle_timeout,
@@ -159,7 +196,14 @@ impl Config {
         } = cache;
         let ClientsConfig {
             max,
+            max_per_database: max_clients_per_database,
+            max_per_user: max_clients_per_user,
+            query_timeout,
+            transaction_timeout,
+            idle_transaction_timeout,
+            idle_timeout: client_idle_timeout,
             login_timeout,
+            handover_timeout,
             shutdown_timeout,
             allow_remote_trust,
         } = clients;
@@ -174,6 +218,9 @@ impl Config {
         let LogConfig { level } = log;
         vec![
             ("listen", addresses(listen)),
+            ("unix_socket_dir", path(unix_socket_dir.as_deref())),
+            ("unix_socket_mode", format!("{unix_socket_mode:04o}")),
+            ("pid_file", path(pid_file.as_deref())),
             ("threads", threads.to_string()),
             (
                 "http",
@@ -213,15 +260,22 @@ impl Config {
             ("replication.ddl_poll", duration(*ddl_poll)),
             ("upstream.url", url.clone().unwrap_or_default()),
             ("upstream.connect_timeout", duration(*connect_timeout)),
+            ("databases", names(databases)),
+            ("users", names(users)),
             (
                 "pool.mode",
                 match mode {
                     PoolMode::Session => "session".to_owned(),
+                    PoolMode::Statement => "statement".to_owned(),
                     PoolMode::Transaction => "transaction".to_owned(),
                 },
             ),
             ("pool.size", pool_size.to_string()),
             ("pool.min_idle", min_idle.to_string()),
+            ("pool.reserve_size", reserve_size.to_string()),
+            ("pool.reserve_timeout", duration(*reserve_timeout)),
+            ("pool.max_per_database", count(*max_per_database)),
+            ("pool.max_per_user", count(*max_per_user)),
             ("pool.acquire_timeout", duration(*acquire_timeout)),
             ("pool.max_lifetime", duration(*max_lifetime)),
             ("pool.idle_timeout", duration(*idle_timeout)),
@@ -260,7 +314,20 @@ impl Config {
             ),
             ("cache.row_level", row_level.to_string()),
             ("clients.max", max.to_string()),
+            ("clients.max_per_database", count(*max_clients_per_database)),
+            ("clients.max_per_user", count(*max_clients_per_user)),
+            ("clients.query_timeout", query_timeout.to_string()),
+            (
+                "clients.transaction_timeout",
+                transaction_timeout.to_string(),
+            ),
+            (
+                "clients.idle_transaction_timeout",
+                idle_transaction_timeout.to_string(),
+            ),
+            ("clients.idle_timeout", client_idle_timeout.to_string()),
             ("clients.login_timeout", duration(*login_timeout)),
+            ("clients.handover_timeout", duration(*handover_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
             ("clients.allow_remote_trust", allow_remote_trust.to_string()),
             ("hidb.listen", addresses(hidb_listen)),
@@ -290,6 +357,30 @@ impl Config {
 fn addresses(addresses: &[SocketAddr]) -> String {
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     texts.join(", ")
+}
+
+/// The entries of a section that are new, gone or different.
+fn changed_names<T: PartialEq>(
+    section: &str,
+    old: &BTreeMap<String, T>,
+    new: &BTreeMap<String, T>,
+) -> Vec<String> {
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    names
+        .into_iter()
+        .filter(|name| old.get(*name) != new.get(*name))
+        .map(|name| format!("{section}.{name}"))
+        .collect()
+}
+
+/// The names of databases or users.
+fn names<T>(named: &BTreeMap<String, T>) -> String {
+    let names: Vec<&str> = named.keys().map(String::as_str).collect();
+    names.join(", ")
+}
+
+fn count(count: Option<usize>) -> String {
+    count.map_or_else(|| "off".to_owned(), |count| count.to_string())
 }
 
 fn path(path: Option<&Path>) -> String {
@@ -345,10 +436,14 @@ pub(super) fn without_password(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{DatabaseConfig, UserConfig};
 
     /// A valid file in which no key has its default.
     const ALL_CHANGED: &str = r#"
 listen = ["127.0.0.1:1", "[::1]:2"]
+unix_socket_dir = "/run/helios"
+unix_socket_mode = "0700"
+pid_file = "/run/helios.pid"
 http = "off"
 data = "/elsewhere"
 threads = 3
@@ -367,6 +462,10 @@ ddl_poll = "3s"
 mode = "session"
 size = 21
 min_idle = 1
+reserve_size = 2
+reserve_timeout = "6s"
+max_per_database = 30
+max_per_user = 31
 acquire_timeout = "31s"
 max_lifetime = "90m"
 idle_timeout = "11m"
@@ -385,7 +484,14 @@ eviction = "hybrid"
 row_level = false
 [clients]
 max = 10001
+max_per_database = 40
+max_per_user = 41
+query_timeout = "1m"
+transaction_timeout = "2m"
+idle_transaction_timeout = "3m"
+idle_timeout = "4m"
 login_timeout = "11s"
+handover_timeout = "32s"
 shutdown_timeout = "31s"
 allow_remote_trust = true
 [hidb]
@@ -400,7 +506,9 @@ tls_key = "/etc/key.pem"
     fn all_changed() -> Config {
         let config = Config::parse(ALL_CHANGED, "f").expect("valid");
         for row in config.rows() {
-            assert!(row.value != row.default, "{} has its default", row.name);
+            if !matches!(&*row.name, "databases" | "users") {
+                assert!(row.value != row.default, "{} has its default", row.name);
+            }
         }
         config
     }
@@ -429,9 +537,17 @@ tls_key = "/etc/key.pem"
 
     #[test]
     fn a_reload_changes_the_reloadable_keys_and_no_other() {
-        let (old, new) = (Config::default(), all_changed());
+        let (old, mut new) = (Config::default(), all_changed());
+        new.databases
+            .insert("d".to_owned(), DatabaseConfig::default());
+        new.users.insert("u".to_owned(), UserConfig::default());
         let diff = old.reloadable_diff(&new);
         let mut applied = diff.applied.clone();
+        for name in &mut applied {
+            if matches!(&**name, "databases.d" | "users.u") {
+                name.truncate(name.len() - 2);
+            }
+        }
         applied.sort();
         assert_eq!(applied, RELOADABLE);
         let merged = old.reloaded(&new);
@@ -486,6 +602,26 @@ tls_key = "/etc/key.pem"
     }
 
     #[test]
+    fn the_example_entries_are_valid() {
+        let text = include_str!("../../../helios.example.toml");
+        let mut entries = String::new();
+        for example in text.split("\n# [").skip(1) {
+            let example = example.split("\n\n").next().unwrap_or_default();
+            let lines = example.lines().map(|line| line.trim_start_matches("# "));
+            for line in lines.enumerate().filter_map(|(at, line)| match at {
+                0 => Some(format!("[{line}")),
+                _ => line.contains(" = ").then(|| line.to_owned()),
+            }) {
+                entries.push_str(&line);
+                entries.push('\n');
+            }
+        }
+        let config = Config::parse(&entries, "examples").expect(&entries);
+        config.validate().expect(&entries);
+        assert_eq!((config.databases.len(), config.users.len()), (1, 1));
+    }
+
+    #[test]
     fn the_example_file_documents_every_key_with_its_default() {
         let text = include_str!("../../../helios.example.toml");
         assert_eq!(
@@ -495,9 +631,17 @@ tls_key = "/etc/key.pem"
         let mut section = String::new();
         let mut comment = String::new();
         let mut documented = Vec::new();
+        let mut is_example = false;
         for line in text.lines() {
             if line.is_empty() {
                 comment.clear();
+                is_example = false;
+            } else if let Some(name) = line.strip_prefix("# [") {
+                // An entry of a section in which users choose the names.
+                let (name, _) = name.split_once('.').expect("a section and a name");
+                documented.push((name.to_owned(), comment.contains("(reload)")));
+                is_example = true;
+            } else if is_example {
             } else if let Some(name) = line.strip_prefix('[') {
                 section = name.replace(']', ".");
             } else if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")

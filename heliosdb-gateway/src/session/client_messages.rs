@@ -133,7 +133,7 @@ impl Session {
     fn begin_statement(&mut self, text: &str, class: &Class) {
         let statement = self.gateway.statements.of(text);
         statement.record_execution();
-        if self.gateway.cache_enabled() {
+        if self.caches() {
             // Nobody has asked whether it is for the cache.
             if self.status != b'I' && !self.sees_committed {
                 let reason = class

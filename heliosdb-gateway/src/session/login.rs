@@ -1,6 +1,5 @@
 //! From an accepted socket to a session: encryption requests, cancel requests, protocol version, startup parameters.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +8,9 @@ use heliosdb_cache::HashedStr;
 use heliosdb_network::postgres::message;
 use heliosdb_network::postgres::startup::{self, FirstPacket, Startup};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::admin;
-use crate::clients::{Admitted, Identity};
+use crate::clients::{Admitted, Identity, Peer};
 use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
@@ -40,11 +38,11 @@ pub(crate) enum Greeted {
 /// that it has been told, a client that left).
 pub(crate) async fn greet(
     gateway: &Arc<Gateway>,
-    mut stream: TcpStream,
-    address: SocketAddr,
+    mut stream: ClientStream,
+    peer: Peer,
 ) -> Option<Greeted> {
     let timeout = gateway.config().clients.login_timeout;
-    let greeted = match tokio::time::timeout(timeout, login(gateway, &mut stream, address)).await {
+    let greeted = match tokio::time::timeout(timeout, login(gateway, &mut stream, peer)).await {
         Ok(greeted) => greeted,
         Err(_) => Err(Refused::Told(
             ClientError::new(
@@ -59,18 +57,15 @@ pub(crate) async fn greet(
         Ok(LoggedIn::Console(admitted)) => Some(Greeted::Console(admin::Console::new(
             gateway, stream, admitted,
         ))),
-        Ok(LoggedIn::Session(parts)) => {
-            Some(Greeted::Session(Box::new(parts.entrance.into_session(
-                gateway,
-                parts.admitted,
-                ClientStream::Tcp(stream),
-                parts.input,
-            ))))
-        }
+        Ok(LoggedIn::Session(parts)) => Some(Greeted::Session(Box::new(
+            parts
+                .entrance
+                .into_session(gateway, parts.admitted, stream, parts.input),
+        ))),
         Err(Refused::Silently) => None,
         Err(Refused::Told(error)) => {
             gateway.stats.count_error(error.kind);
-            tracing::info!(%address, sqlstate = %error.sqlstate, "login refused: {error}");
+            tracing::info!(%peer, sqlstate = %error.sqlstate, "login refused: {error}");
             let mut out = BytesMut::new();
             error.put(&mut out);
             let farewell = async {
@@ -115,8 +110,8 @@ struct Parts {
 
 async fn login(
     gateway: &Arc<Gateway>,
-    stream: &mut TcpStream,
-    address: SocketAddr,
+    stream: &mut ClientStream,
+    peer: Peer,
 ) -> Result<LoggedIn, Refused> {
     let mut input = BytesMut::new();
     let startup = loop {
@@ -180,11 +175,11 @@ async fn login(
             .param("application_name")
             .unwrap_or_default()
             .to_owned(),
-        address,
+        peer,
         secret_len: if startup.minor >= 2 { 32 } else { 4 },
     };
     let admitted = admit(gateway, identity)?;
-    if database == admin::DATABASE {
+    if admin::is_console(&database) {
         message::put_authentication_ok(&mut out);
         admin::put_parameters(&mut out);
         finish(stream, out, &admitted).await?;
@@ -238,7 +233,7 @@ pub(crate) async fn enter(
     let pool = gateway.upstream.pool(&info.user, &info.database)?;
     match server_parameters(&pool, &settings).await {
         Ok((baseline, parameters)) => {
-            if gateway.cache_enabled() {
+            if gateway.cache_enabled() && pool.caches() {
                 gateway.upstream.follow_decided(&pool.database).await;
             }
             Ok(Entrance {
@@ -309,7 +304,7 @@ fn startup_settings(startup: &Startup) -> Result<Vec<(String, String)>, ClientEr
 }
 
 async fn finish(
-    stream: &mut TcpStream,
+    stream: &mut ClientStream,
     mut out: BytesMut,
     admitted: &Admitted,
 ) -> Result<(), Refused> {
@@ -320,7 +315,7 @@ async fn finish(
 }
 
 async fn read_first_packet(
-    stream: &mut TcpStream,
+    stream: &mut ClientStream,
     input: &mut BytesMut,
 ) -> Result<FirstPacket, Refused> {
     loop {
@@ -364,7 +359,7 @@ impl Entrance {
             ..
         } = self;
         let mut pins = Pins::default();
-        if gateway.config().pool.mode == PoolMode::Session {
+        if pool.limits.load().mode == PoolMode::Session {
             pins.add(Pin::SessionMode);
         }
         admitted.info.set_pins(pins.bits());

@@ -207,8 +207,13 @@ impl Session {
         (self.status == b'I' || self.status == b'T' && self.sees_committed)
             && self.pins.taint().is_none()
             && self.link.as_ref().is_none_or(Link::is_quiet)
-            && self.gateway.cache_enabled()
+            && self.caches()
             && !self.info().bypasses_cache()
+    }
+
+    /// Whether answers of this database may come from memory at all.
+    fn caches(&self) -> bool {
+        self.gateway.cache_enabled() && self.pool.caches()
     }
 
     /// Gives the server connection back, unless something ties the session to it.

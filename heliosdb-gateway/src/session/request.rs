@@ -284,7 +284,7 @@ impl Session {
     /// Gets a server connection for the request at the front of `input`, with this session's settings in force, if that
     /// needs no waiting.
     pub(super) fn link_now(&mut self, input: &[u8]) -> bool {
-        if self.deferred.is_some() {
+        if self.deferred.is_some() || self.pool.is_retired() {
             return false;
         }
         if self.link.is_none() {
@@ -370,7 +370,20 @@ impl Session {
         self.link = Some(Link::new(lease));
     }
 
+    /// The database's name leads elsewhere since a reload: so does this session's way.
+    fn move_to_new_pool(&mut self) -> Result<(), ClientError> {
+        let info = self.info();
+        self.pool = self.gateway.upstream.pool(&info.user, &info.database)?;
+        self.settings_changed();
+        self.capture = None;
+        self.class = None;
+        Ok(())
+    }
+
     async fn acquire(&mut self, hint: Option<&ConnectionHint>) -> Result<ServerLease, ClientError> {
+        if self.pool.is_retired() {
+            self.move_to_new_pool()?;
+        }
         let label = self.settings.effective().label();
         if let Some(lease) = self.pool.try_acquire(label, hint) {
             return Ok(lease);

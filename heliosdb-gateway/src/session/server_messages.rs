@@ -143,6 +143,7 @@ impl Session {
         link.end_unit();
         let failed = std::mem::take(&mut link.unit_failed);
         let completed = std::mem::take(&mut link.completed);
+        let is_standby = link.lease.is_standby;
         link.lease.pg.set_transaction_status(status);
         if let Running::One(statement, since) = std::mem::take(&mut self.running) {
             let took = since.elapsed();
@@ -151,6 +152,7 @@ impl Session {
         }
         if let Some(capture) = self.capture.take()
             && (status == b'I' || status == b'T' && self.sees_committed)
+            && (capture.bound.is_some() || !is_standby)
             && !failed
         {
             let took = capture.fill.elapsed();

@@ -10,6 +10,7 @@ use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
 
+use crate::invalidate::wire::STRANGERS;
 use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::{Effective, SettingMap};
@@ -54,6 +55,10 @@ pub(crate) struct BackendProcess {
 pub(crate) struct ServerConnection {
     pub(crate) pg: PgConnection,
     pub(crate) baseline: Arc<Baseline>,
+    /// The server is a standby, which shows commits later than its primary reports them.
+    pub(crate) is_standby: bool,
+    /// Other sessions of the same user were running statements when it was opened.
+    pub(crate) has_strangers: bool,
     /// The settings in force on it beyond the baseline.
     pub(crate) applied: Arc<Effective>,
     pub(crate) statements: ServerStatements,
@@ -76,6 +81,10 @@ pub(crate) struct ServerConnection {
 #[derive(Debug)]
 pub(crate) struct ServerConnector {
     pub(crate) target: PgTarget,
+    /// What clients call the database.
+    name: String,
+    /// What each connection begins with.
+    connect_query: Option<String>,
     registry: Arc<ServerRegistry>,
     next_id: AtomicU64,
     no_settings: Arc<Effective>,
@@ -96,10 +105,14 @@ impl ServerConnection {
 impl ServerConnector {
     pub(crate) fn new(
         target: PgTarget,
+        name: &str,
+        connect_query: Option<String>,
         registry: Arc<ServerRegistry>,
         versions: Arc<VersionSlots>,
     ) -> Self {
         Self {
+            name: name.to_owned(),
+            connect_query,
             versions,
             running_since: Mutex::default(),
             target,
@@ -129,7 +142,9 @@ const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
      pg_catalog.md5(pg_catalog.string_agg(name || '=' || coalesce(setting, ''), ',' ORDER BY name, setting)), \
      (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()), \
      pg_catalog.concat(extract(epoch FROM pg_catalog.pg_postmaster_start_time()), ' ', \
-     (SELECT max(extract(epoch FROM backend_start)) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer')) \
+     (SELECT max(extract(epoch FROM backend_start)) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer')), \
+     pg_catalog.pg_is_in_recovery(), \
+     (SELECT count(*) > 0 STRANGERS) \
      FROM (SELECT name, setting FROM pg_catalog.pg_settings \
      WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
      AND name NOT IN ('application_name', 'client_min_messages') UNION ALL \
@@ -144,8 +159,13 @@ impl Connector for ServerConnector {
 
     async fn connect(&self) -> Result<Box<ServerConnection>> {
         let mut pg = PgConnection::connect(&self.target).await?;
+        if let Some(sql) = &self.connect_query {
+            pg.simple_query(sql).await?;
+        }
         let parameters = pg.parameters().to_vec();
-        let results = pg.simple_query(BASELINE).await?;
+        let results = pg
+            .simple_query(&BASELINE.replace("STRANGERS", STRANGERS))
+            .await?;
         let mut row = results
             .into_iter()
             .flat_map(|result| result.rows)
@@ -158,7 +178,17 @@ impl Connector for ServerConnector {
             Some(Some(fingerprint)),
             Some(started),
             Some(Some(running_since)),
-        ) = (row.next(), row.next(), row.next(), row.next(), row.next())
+            Some(Some(is_standby)),
+            Some(Some(has_strangers)),
+        ) = (
+            row.next(),
+            row.next(),
+            row.next(),
+            row.next(),
+            row.next(),
+            row.next(),
+            row.next(),
+        )
         else {
             return Err(HeliosError::Protocol(
                 "the server did not report its settings".to_owned(),
@@ -171,7 +201,7 @@ impl Connector for ServerConnector {
         let info = self.registry.register(ServerInfo::new(
             id,
             &self.target.user,
-            &self.target.database,
+            &self.name,
             pid,
             SystemTime::now(),
         ));
@@ -183,6 +213,8 @@ impl Connector for ServerConnector {
                 fingerprint,
                 parameters,
             }),
+            is_standby: is_standby == "t",
+            has_strangers: has_strangers == "t",
             applied: Arc::clone(&self.no_settings),
             statements: ServerStatements::default(),
             dirty: false,
@@ -209,6 +241,9 @@ impl Connector for ServerConnector {
             connection.pg.simple_query("ROLLBACK").await?;
         }
         connection.pg.simple_query("DISCARD ALL").await?;
+        if let Some(sql) = &self.connect_query {
+            connection.pg.simple_query(sql).await?;
+        }
         connection.applied = Arc::clone(&self.no_settings);
         connection.statements.clear();
         connection.dirty = false;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use heliosdb_cache::{Dependencies, SlotId, VersionSlots};
-use heliosdb_network::postgres::PgConnection;
+use heliosdb_network::postgres::{PgConnection, PgTarget};
 use parking_lot::Mutex;
 use rapidhash::fast::RapidHasher;
 use smallvec::SmallVec;
@@ -35,7 +35,10 @@ impl LoadedCatalog {
 /// A database of the upstream server.
 #[derive(Debug)]
 pub(crate) struct Database {
+    /// What the server calls it.
     pub(crate) name: String,
+    /// The server's address.
+    pub(crate) server: String,
     /// Written to by statements whose effects can't be bounded.
     pub(crate) everything: SlotId,
     /// Written to by DDL.
@@ -46,6 +49,8 @@ pub(crate) struct Database {
     pub(crate) follower: Follower,
     /// What they would be published by.
     publication: Option<String>,
+    /// Who can follow the server's log, if somebody can.
+    pub(crate) followed_as: Option<PgTarget>,
     versions: Arc<VersionSlots>,
     catalog: ArcSwapOption<LoadedCatalog>,
     /// One load at a time; the others wait for its result.
@@ -80,16 +85,23 @@ static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
 const RETRY_LOAD_AFTER: Duration = Duration::from_secs(1);
 
 impl Database {
-    /// `publication` is what the follower follows, if it is one that may.
+    /// `publication` is what the follower follows as `followed_as`, if it is one that may.
+    ///
+    /// Slots go by the database's name alone: two addresses may well lead to the same server, and then what is written
+    /// through one of them is read through the other.
     pub(crate) fn new(
         name: &str,
+        server: &str,
         versions: &Arc<VersionSlots>,
         follower: Follower,
         publication: Option<String>,
+        followed_as: Option<PgTarget>,
         row_level: bool,
     ) -> Self {
         Self {
             name: name.to_owned(),
+            server: server.to_owned(),
+            followed_as,
             follower,
             publication,
             everything: versions.slot(slot_hash(name, "everything", 0, b"")),

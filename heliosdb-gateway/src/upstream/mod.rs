@@ -1,21 +1,24 @@
-//! The database server behind the gateway: its pools, one per (user, database), and its databases.
+//! The database servers behind the gateway: their pools, one per (user, database), and their databases.
 
 pub(crate) mod connection;
 pub(crate) mod database;
 #[cfg(feature = "embedded")]
 pub(crate) mod embedded;
+pub(crate) mod routes;
 pub(crate) mod servers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use heliosdb_cache::{HashedStr, VersionSlots};
 use heliosdb_network::connection_pool::{
     AcquireError, ConnectionHint, ConnectionPoolConfig, EnhancedConnectionPool, Lease,
 };
-use heliosdb_network::postgres::{Credential, PgTarget};
+use heliosdb_network::error::HeliosError;
+use heliosdb_network::postgres::PgTarget;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -24,31 +27,34 @@ use crate::advice::PoolAdvisor;
 use crate::config::{Config, Invalidation, PoolAdvice, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
+use crate::invalidate::wire;
 use crate::session::settings::Effective;
 
 use connection::{Baseline, ServerConnection, ServerConnector};
 use database::{Database, LoadedCatalog};
+use routes::{Destination, PoolLimits, Routes, server_of};
 use servers::ServerRegistry;
 
 /// A server connection on loan.
 pub(crate) type ServerLease = Lease<ServerConnector>;
 
-/// The server behind the gateway.
+/// The servers behind the gateway.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    /// Where the URL points; other users and databases of the same server derive from it.
-    target: PgTarget,
-    /// One user, one database, one connection, no cancel: the server inside this process.
-    embedded: bool,
+    /// The server of `upstream.url`, or the embedded one.
+    main: Option<PgTarget>,
+    routes: ArcSwap<Routes>,
     pool_config: ConnectionPoolConfig,
     /// As it was at the start: bounds what is advised.
     advice: PoolAdvice,
     versions: Arc<VersionSlots>,
     /// Whether rows have slots of their own.
     row_level: bool,
+    /// By the user at the server and the database's name for clients.
     /// Why a lock: a look-up per client login. Pools are made under it, but making one does no I/O.
     pools: Mutex<BTreeMap<(String, String), Arc<ServerPool>>>,
-    databases: Mutex<BTreeMap<String, Arc<Database>>>,
+    /// By server and name there.
+    databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
     pub(crate) servers: Arc<ServerRegistry>,
     invalidation: Invalidation,
     replication: ReplicationConfig,
@@ -60,11 +66,20 @@ pub(crate) struct Upstream {
 /// The connections of one user to one database.
 #[derive(Debug)]
 pub(crate) struct ServerPool {
+    /// Who its sessions are to the server.
     pub(crate) user: String,
+    /// What clients call the database.
+    pub(crate) name: String,
     pub(crate) database: Arc<Database>,
     pub(crate) connections: Arc<EnhancedConnectionPool<ServerConnector>>,
     pub(crate) embedded: bool,
     pub(crate) advisor: PoolAdvisor,
+    pub(crate) limits: ArcSwap<PoolLimits>,
+    /// Answers may be cached: so configured, and the last connection was to a primary.
+    caches: AtomicBool,
+    allows_cache: AtomicBool,
+    /// Its name leads elsewhere by now: sessions move there with their next statement.
+    is_retired: AtomicBool,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
     /// What the server reports to a client with these settings, so that a login needs no server connection.
@@ -85,15 +100,20 @@ const PARAMETERS_MAX: usize = 64;
 const POOLS_MAX: usize = 1000;
 
 impl Upstream {
+    /// `main` is the server of `upstream.url`, or the embedded one.
+    ///
+    /// # Errors
+    /// A server's URL can't be used.
     pub(crate) fn new(
-        target: PgTarget,
+        main: Option<PgTarget>,
         embedded: bool,
         config: &Config,
         versions: &Arc<VersionSlots>,
-    ) -> Self {
-        Self {
-            target,
-            embedded,
+    ) -> Result<Self, HeliosError> {
+        let routes = Routes::new(main.as_ref(), embedded, config)?;
+        Ok(Self {
+            main,
+            routes: ArcSwap::from_pointee(routes),
             pool_config: pool_config(config, embedded),
             advice: config.pool.advice,
             versions: Arc::clone(versions),
@@ -105,18 +125,53 @@ impl Upstream {
             replication: config.replication.clone(),
             followers: Mutex::default(),
             stop: watch::Sender::new(false),
+        })
+    }
+
+    /// Takes over what a reload changes: where names lead, and the limits of pools.
+    ///
+    /// # Errors
+    /// A server's URL can't be used; nothing changes then.
+    pub(crate) fn reload(&self, config: &Config) -> Result<(), HeliosError> {
+        let routes = Routes::new(self.main.as_ref(), self.is_embedded(), config)?;
+        let routes = Arc::new(routes);
+        self.routes.store(Arc::clone(&routes));
+        let mut is_moved = false;
+        let mut pools = self.pools.lock();
+        pools.retain(|_, pool| {
+            // Where the server's user is not the client's, it is everybody's.
+            let stays = routes
+                .destination(&pool.user, &pool.name)
+                .ok()
+                .filter(|new| new.target == pool.connections.connector().target);
+            match stays {
+                Some(destination) => pool.adopt(destination),
+                None => {
+                    pool.is_retired.store(true, Ordering::Release);
+                    pool.connections.evict_all();
+                    is_moved = true;
+                }
+            }
+            !pool.is_retired.load(Ordering::Acquire)
+        });
+        drop(pools);
+        if is_moved {
+            // What was asked of one server is no answer of another.
+            self.versions.invalidate_all();
         }
+        Ok(())
     }
 
     /// Sees to it that the writes of others to the database become known, if they can.
     pub(crate) fn follow(&self, database: &Arc<Database>) {
+        let Some(target) = &database.followed_as else {
+            return;
+        };
         if !database.follower.claim() {
             return;
         }
-        let mut target = self.target.clone();
-        database.name.clone_into(&mut target.database);
         let plan = Plan {
-            target,
+            target: target.clone(),
             mode: self.invalidation,
             config: self.replication.clone(),
         };
@@ -129,41 +184,73 @@ impl Upstream {
     /// As [`follow`](Self::follow), and waits until it is known whether they can.
     pub(crate) async fn follow_decided(&self, database: &Arc<Database>) {
         self.follow(database);
-        database.follower.decided(self.target.connect_timeout).await;
+        database
+            .follower
+            .decided(self.pool_config.connect_timeout)
+            .await;
     }
 
-    fn new_database(&self, name: &str) -> Database {
-        let (follower, publication) = if self.embedded {
+    fn new_database(&self, destination: &Destination, client_name: &str) -> Database {
+        let routes = self.routes.load();
+        let name = &destination.target.database;
+        let mut followed_as = None;
+        let (follower, publication) = if self.is_embedded() {
             let why = "the embedded PostgreSQL takes one connection, and has no writer but this";
             (Follower::wire(why), None)
         } else if self.invalidation == Invalidation::Wire {
             (Follower::wire("so configured"), None)
-        } else {
+        } else if destination.can_follow {
+            followed_as = routes.following(client_name);
             (Follower::new(), Some(self.replication.publication.clone()))
+        } else {
+            let why = "the database's url names no user that could follow the server's log";
+            match self.invalidation {
+                Invalidation::Replication => (Follower::unavailable(why), None),
+                _ => (Follower::wire(why), None),
+            }
         };
-        Database::new(name, &self.versions, follower, publication, self.row_level)
+        Database::new(
+            name,
+            &server_of(&destination.target),
+            &self.versions,
+            follower,
+            publication,
+            followed_as,
+            self.row_level,
+        )
     }
 
-    /// The user and database that the URL names.
-    pub(crate) fn target(&self) -> &PgTarget {
-        &self.target
+    /// The server of `upstream.url`, the embedded one, or else that of the first database.
+    pub(crate) fn main_target(&self) -> Option<PgTarget> {
+        self.main.clone().or_else(|| {
+            self.routes
+                .load()
+                .listed()
+                .first()
+                .map(|(_, target)| (*target).clone())
+        })
+    }
+
+    pub(crate) fn routes(&self) -> Arc<Routes> {
+        self.routes.load_full()
     }
 
     /// True for the server inside this process.
     pub(crate) fn is_embedded(&self) -> bool {
-        self.embedded
+        self.routes.load().is_embedded()
     }
 
     /// The pool for a client's user and database.
     pub(crate) fn pool(&self, user: &str, database: &str) -> Result<Arc<ServerPool>, ClientError> {
-        // The embedded server has one connection, hence one user and one database for everybody.
-        let (user, database) = if self.embedded {
-            (&*self.target.user, &*self.target.database)
+        let destination = self.routes.load().destination(user, database)?;
+        // The embedded server has one connection, hence one database for everybody.
+        let name = if self.is_embedded() {
+            destination.target.database.clone()
         } else {
-            (user, database)
+            database.to_owned()
         };
         let mut pools = self.pools.lock();
-        let key = (user.to_owned(), database.to_owned());
+        let key = (destination.target.user.clone(), name);
         if let Some(pool) = pools.get(&key) {
             return Ok(Arc::clone(pool));
         }
@@ -178,37 +265,60 @@ impl Upstream {
                 .fatal());
             }
         }
-        let mut target = self.target.clone();
-        if target.user != user {
-            // Only the URL's user has a password here; another one must be let in without (trust, peer, cert).
-            target.credential = Credential::None;
+        let pool = Arc::new(self.new_pool(destination, &key.1)?);
+        pools.insert(key, Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    fn new_pool(&self, destination: Destination, name: &str) -> Result<ServerPool, ClientError> {
+        let embedded = self.is_embedded();
+        let database = self.database(&destination, name);
+        let Destination {
+            target,
+            limits,
+            caches,
+            ..
+        } = destination;
+        let mut config = self.pool_config.clone();
+        if !embedded {
+            config.max_connections = limits.size;
+            config.min_idle = limits.min_idle;
+            config.max_lifetime = Some(limits.max_lifetime);
         }
-        user.clone_into(&mut target.user);
-        database.clone_into(&mut target.database);
+        let advisor = PoolAdvisor::new(config.max_connections, config.min_idle, self.advice);
+        let user = target.user.clone();
         let connector = ServerConnector::new(
             target,
+            name,
+            limits.connect_query.clone(),
             Arc::clone(&self.servers),
             Arc::clone(&self.versions),
         );
         let connections =
-            EnhancedConnectionPool::with_connector(connector, self.pool_config.clone()).map_err(
-                |error| ClientError::new(ErrorKind::Config, "F0000", error.to_string()).fatal(),
-            )?;
-        let pool = Arc::new(ServerPool {
-            user: user.to_owned(),
-            database: self.database(database),
+            EnhancedConnectionPool::with_connector(connector, config).map_err(|error| {
+                ClientError::new(ErrorKind::Config, "F0000", error.to_string()).fatal()
+            })?;
+        Ok(ServerPool {
+            user,
+            name: name.to_owned(),
+            database,
             connections,
-            embedded: self.embedded,
-            advisor: PoolAdvisor::new(
-                self.pool_config.max_connections,
-                self.pool_config.min_idle,
-                self.advice,
-            ),
+            embedded,
+            advisor,
+            limits: ArcSwap::from_pointee(limits),
+            caches: AtomicBool::new(caches),
+            allows_cache: AtomicBool::new(caches),
+            is_retired: AtomicBool::new(false),
             baseline: ArcSwapOption::empty(),
             parameters: Mutex::default(),
-        });
-        pools.insert(key, Arc::clone(&pool));
-        Ok(pool)
+        })
+    }
+
+    /// A gateway before this one has ended, perhaps with statements under way.
+    pub(crate) fn doubt_strangers(&self) {
+        for pool in self.pools() {
+            pool.doubt_strangers();
+        }
     }
 
     /// Forgets a pool that never had a connection (an unknown database, a wrong password).
@@ -216,7 +326,7 @@ impl Upstream {
         if pool.baseline.load().is_none() {
             self.pools
                 .lock()
-                .remove(&(pool.user.clone(), pool.database.name.clone()));
+                .remove(&(pool.user.clone(), pool.name.clone()));
         }
     }
 
@@ -225,20 +335,21 @@ impl Upstream {
         self.pools.lock().values().cloned().collect()
     }
 
-    /// All databases in use, by name.
+    /// All databases in use, by server and name.
     pub(crate) fn databases(&self) -> Vec<Arc<Database>> {
         self.databases.lock().values().cloned().collect()
     }
 
-    fn database(&self, name: &str) -> Arc<Database> {
+    fn database(&self, destination: &Destination, client_name: &str) -> Arc<Database> {
+        let target = &destination.target;
         let mut databases = self.databases.lock();
         if databases.len() >= 2 * POOLS_MAX {
             databases.retain(|_, database| Arc::strong_count(database) > 1);
         }
         Arc::clone(
             databases
-                .entry(name.to_owned())
-                .or_insert_with(|| Arc::new(self.new_database(name))),
+                .entry((server_of(target), target.database.clone()))
+                .or_insert_with(|| Arc::new(self.new_database(destination, client_name))),
         )
     }
 
@@ -255,6 +366,33 @@ impl Upstream {
 }
 
 impl ServerPool {
+    /// What a reload says of it.
+    fn adopt(&self, destination: Destination) {
+        let Destination { limits, caches, .. } = destination;
+        self.allows_cache.store(caches, Ordering::Relaxed);
+        if !caches {
+            self.caches.store(false, Ordering::Relaxed);
+        }
+        let before = self.limits.swap(Arc::new(limits.clone()));
+        let is_resized = (before.size, before.min_idle) != (limits.size, limits.min_idle);
+        if is_resized
+            && !self.embedded
+            && let Err(error) = self.connections.resize(limits.size, limits.min_idle)
+        {
+            tracing::warn!(%error, "the pool's size was not changed");
+        }
+    }
+
+    /// Whether answers may be cached.
+    pub(crate) fn caches(&self) -> bool {
+        self.caches.load(Ordering::Relaxed)
+    }
+
+    /// True where the database's name leads elsewhere by now.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
+    }
+
     /// Acquires a connection, preferring one that has the wanted settings in force, and then one that the hint names.
     pub(crate) async fn acquire(
         &self,
@@ -269,7 +407,7 @@ impl ServerPool {
             None => self.connections.acquire_labelled(label).await,
         };
         let mut lease = acquired?;
-        self.notice(&mut lease.baseline);
+        self.notice(&mut lease);
         Ok(lease)
     }
 
@@ -297,7 +435,7 @@ impl ServerPool {
             None => self.connections.try_acquire(label),
         };
         let mut lease = acquired?;
-        self.notice(&mut lease.baseline);
+        self.notice(&mut lease);
         Some(lease)
     }
 
@@ -338,7 +476,13 @@ impl ServerPool {
 
     /// A connection that begins differently from its siblings means that somebody altered a role, the database or the
     /// server's configuration: the siblings are out of date and go as they come back.
-    fn notice(&self, baseline: &mut Arc<Baseline>) {
+    fn notice(&self, lease: &mut ServerConnection) {
+        // A standby shows what was committed later than the versions say that it was.
+        let caches = !lease.is_standby && self.allows_cache.load(Ordering::Relaxed);
+        if caches != self.caches.load(Ordering::Relaxed) {
+            self.caches.store(caches, Ordering::Relaxed);
+        }
+        let baseline = &mut lease.baseline;
         let known = self.baseline.load();
         match &*known {
             Some(known) if Arc::ptr_eq(known, baseline) => {}
@@ -352,14 +496,27 @@ impl ServerPool {
             Some(_) => {
                 tracing::info!(
                     user = self.user,
-                    database = self.database.name,
+                    database = self.name,
                     "the server's default settings changed"
                 );
                 self.baseline.store(Some(Arc::clone(baseline)));
                 self.connections.evict_all();
             }
-            None => self.baseline.store(Some(Arc::clone(baseline))),
+            None => {
+                self.baseline.store(Some(Arc::clone(baseline)));
+                if lease.has_strangers && !self.embedded {
+                    self.doubt_strangers();
+                }
+            }
         }
+    }
+
+    /// Statements are running that a gateway before this one may have begun: nothing is cached until they have ended.
+    fn doubt_strangers(&self) {
+        let database = &self.database;
+        let intent = database.versions().begin_write(&[database.everything]);
+        let connections = Arc::clone(&self.connections);
+        tokio::spawn(wire::settle_strangers(connections, intent));
     }
 
     /// The catalog as it is now; loads it where it is missing or out of date. `None`: nothing can be cached for now.
@@ -400,8 +557,8 @@ impl ServerPool {
     /// The part of a cache key that says whose defaults a session has.
     pub(crate) fn key_prefix(&self, baseline: &Baseline) -> HashedStr {
         HashedStr::new(&format!(
-            "{}\u{0}{}",
-            self.database.name, baseline.fingerprint
+            "{}\u{0}{}\u{0}{}",
+            self.database.name, self.database.server, baseline.fingerprint
         ))
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -92,6 +92,22 @@ impl Stream {
         match self {
             Self::Tls(stream) => stream.get_ref().1.wants_write(),
             Self::Tcp(_) | Self::Unix(_) => false,
+        }
+    }
+
+    /// Waits until the socket can be read from or written to; false positives occur. Under TLS, bytes that were received
+    /// already do not count: read first, and wait when there is nothing.
+    ///
+    /// # Errors
+    /// If the runtime is shutting down.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        match self {
+            Self::Tcp(stream) => stream.ready(interest).await,
+            Self::Tls(stream) => stream.get_ref().0.ready(interest).await,
+            Self::Unix(stream) => stream.ready(interest).await,
         }
     }
 

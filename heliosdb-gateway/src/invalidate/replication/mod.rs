@@ -106,6 +106,13 @@ impl Follower {
         follower
     }
 
+    /// For a database that can't be followed and must be: nothing of it is cached.
+    pub(crate) fn unavailable(why: &str) -> Self {
+        let follower = Self::new();
+        follower.decide(Mode::Unavailable(why.to_owned()));
+        follower
+    }
+
     /// True if a task should be started: none is at work, and there is something to do.
     pub(crate) fn claim(&self) -> bool {
         !matches!(self.gate.mode(), Mode::Wire(_)) && !self.is_running.swap(true, Ordering::AcqRel)

@@ -1,0 +1,188 @@
+//! Names of databases: where they lead, whom clients are there, what a reload changes.
+
+mod support;
+
+use std::time::Duration;
+
+use heliosdb_testkit::PostgresCluster;
+use support::{Helios, connect};
+use tokio_postgres::{Client, NoTls};
+
+async fn text(client: &Client, sql: &str) -> String {
+    client.query_one(sql, &[]).await.expect(sql).get(0)
+}
+
+fn two_names_of_one_database(cluster: &PostgresCluster) -> String {
+    format!(
+        "[databases.one]\nurl = \"{}\"\n[databases.two]\nurl = \"postgres://localhost:{}/postgres\"\n",
+        cluster.url("postgres", "postgres"),
+        cluster.port()
+    )
+}
+
+#[tokio::test]
+async fn what_is_written_under_one_name_is_seen_under_the_other() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let helios = Helios::start(&[], &two_names_of_one_database(&cluster));
+    let one = helios.client("postgres", "one").await;
+    let two = helios.client("postgres", "two").await;
+    one.batch_execute("CREATE TABLE t (a text); INSERT INTO t VALUES ('first')")
+        .await
+        .expect("made");
+    for round in 0..10 {
+        for client in [&one, &two, &one, &two] {
+            let expected = if round == 0 {
+                "first".to_owned()
+            } else {
+                format!("round {round}")
+            };
+            assert_eq!(text(client, "SELECT a FROM t").await, expected);
+        }
+        let writer = if round % 2 == 0 { &one } else { &two };
+        let sql = format!("UPDATE t SET a = 'round {}'", round + 1);
+        writer.batch_execute(&sql).await.expect("written");
+    }
+    assert!(helios.cache_count("hits").await >= 20);
+}
+
+#[tokio::test]
+async fn a_url_with_a_user_makes_everybody_that_user() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let direct = connect(cluster.port(), "postgres", "postgres").await;
+    for sql in [
+        "CREATE ROLE app LOGIN",
+        "CREATE ROLE owner LOGIN",
+        "CREATE DATABASE shop OWNER owner",
+    ] {
+        direct.batch_execute(sql).await.expect(sql);
+    }
+    let config = format!(
+        "[databases.forced]\nurl = \"{}\"\n[databases.shop]\nurl = \"postgres://127.0.0.1:{}\"\n",
+        cluster.url("owner", "shop"),
+        cluster.port()
+    );
+    let helios = Helios::start(&[], &config);
+    let who = "SELECT session_user || '@' || current_database()";
+    let forced = helios.client("app", "forced").await;
+    assert_eq!(text(&forced, who).await, "owner@shop");
+    let own = helios.client("app", "shop").await;
+    assert_eq!(text(&own, who).await, "app@shop");
+    let refused = tokio_postgres::connect(
+        &format!(
+            "host=127.0.0.1 port={} user=app dbname=nowhere",
+            helios.port
+        ),
+        NoTls,
+    )
+    .await
+    .err()
+    .expect("no such name");
+    assert_eq!(refused.code().map(|code| code.code()), Some("3D000"));
+}
+
+#[tokio::test]
+async fn a_reload_leads_open_sessions_elsewhere_and_no_answer_comes_along() {
+    let (old, new) = (
+        PostgresCluster::builder()
+            .start()
+            .expect("PostgreSQL starts"),
+        PostgresCluster::builder()
+            .start()
+            .expect("PostgreSQL starts"),
+    );
+    for (cluster, name) in [(&old, "old"), (&new, "new")] {
+        let direct = connect(cluster.port(), "postgres", "postgres").await;
+        let sql = format!("CREATE TABLE t (a text); INSERT INTO t VALUES ('{name}')");
+        direct.batch_execute(&sql).await.expect("made");
+    }
+    let config = |cluster: &PostgresCluster| {
+        format!(
+            "[databases.d]\nurl = \"{}\"\n",
+            cluster.url("postgres", "postgres")
+        )
+    };
+    let helios = Helios::start(&[], &config(&old));
+    let client = helios.client("postgres", "d").await;
+    for _ in 0..3 {
+        assert_eq!(text(&client, "SELECT a FROM t").await, "old");
+    }
+    client
+        .batch_execute("SET extra_float_digits TO 0")
+        .await
+        .expect("set");
+
+    let file = helios.folder().join("helios.toml");
+    std::fs::write(&file, config(&new)).expect("written");
+    helios.signal("HUP");
+    // The signal is handled when it is handled.
+    let moved = tokio::time::timeout(Duration::from_secs(20), async {
+        while text(&client, "SELECT a FROM t").await != "new" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    moved.await.expect("the reload was seen");
+    for _ in 0..3 {
+        assert_eq!(text(&client, "SELECT a FROM t").await, "new");
+    }
+    // What the session set goes with it.
+    assert_eq!(text(&client, "SHOW extra_float_digits").await, "0");
+    let later = helios.client("postgres", "d").await;
+    assert_eq!(text(&later, "SELECT a FROM t").await, "new");
+}
+
+#[tokio::test]
+async fn answers_of_a_database_that_is_not_cached_come_from_the_server() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let config = format!(
+        "[databases.d]\nurl = \"{}\"\ncache = false\n",
+        cluster.url("postgres", "postgres")
+    );
+    let helios = Helios::start(&[], &config);
+    let client = helios.client("postgres", "d").await;
+    client
+        .batch_execute("CREATE TABLE t (a text); INSERT INTO t VALUES ('x')")
+        .await
+        .expect("made");
+    for _ in 0..5 {
+        assert_eq!(text(&client, "SELECT a FROM t").await, "x");
+    }
+    assert_eq!(helios.cache_count("hits").await, 0);
+}
+
+#[tokio::test]
+async fn pools_are_as_large_as_their_database_says() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let config = format!(
+        "[databases.d]\nurl = \"{}\"\npool_size = 1\nconnect_query = \"SET application_name = 'greeted'\"\n\
+         [pool]\nacquire_timeout = \"100ms\"\n",
+        cluster.url("postgres", "postgres")
+    );
+    let helios = Helios::start(&[], &config);
+    let (one, two) = (
+        helios.client("postgres", "d").await,
+        helios.client("postgres", "d").await,
+    );
+    let direct = connect(cluster.port(), "postgres", "postgres").await;
+    one.batch_execute("BEGIN; CREATE TABLE t ()")
+        .await
+        .expect("begun");
+    let greeted = "SELECT count(*)::text FROM pg_stat_activity WHERE application_name = 'greeted'";
+    assert_eq!(text(&direct, greeted).await, "1");
+    let refused = two
+        .batch_execute("CREATE TABLE u ()")
+        .await
+        .expect_err("the one connection is taken");
+    assert_eq!(refused.code().map(|code| code.code()), Some("53300"));
+    one.batch_execute("COMMIT").await.expect("committed");
+    two.batch_execute("CREATE TABLE u ()")
+        .await
+        .expect("now it is free");
+}
