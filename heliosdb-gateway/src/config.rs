@@ -147,6 +147,11 @@ pub struct UpstreamConfig {
     /// Bound on connecting and logging in, for each connection. Default 5 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub connect_timeout: Duration,
+    /// How long an outage of a server is waited out: statements wait for the server to come back, or for another to take
+    /// its place, within `pool.acquire_timeout`. From when the outage is older, they fail at once. Default 10 s; zero: they
+    /// fail at once from the beginning.
+    #[serde(deserialize_with = "file::duration")]
+    pub outage_timeout: Duration,
 }
 
 /// When a client's server connection goes back to the pool.
@@ -399,6 +404,7 @@ impl Default for UpstreamConfig {
         Self {
             url: None,
             connect_timeout: Duration::from_secs(5),
+            outage_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -484,6 +490,7 @@ impl fmt::Debug for UpstreamConfig {
         f.debug_struct("UpstreamConfig")
             .field("url", &self.url.as_deref().map(show::without_password))
             .field("connect_timeout", &self.connect_timeout)
+            .field("outage_timeout", &self.outage_timeout)
             .finish()
     }
 }

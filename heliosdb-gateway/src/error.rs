@@ -95,7 +95,7 @@ impl ClientError {
         if let Some(HeliosError::Server(fields)) = error.cause() {
             return Self::from_server(fields);
         }
-        if error.is_timeout() {
+        if error.is_timeout() && error.cause().is_none() {
             return Self::new(ErrorKind::Backend, "53300", error.to_string()).hint(
                 "All server connections are in use. Raise `pool.size`, shorten transactions, or look at SHOW SERVERS \
                  in the `helios` database for clients that hold one.",

@@ -167,6 +167,7 @@ impl Config {
         let UpstreamConfig {
             url,
             connect_timeout,
+            outage_timeout,
         } = upstream;
         let PoolConfig {
             mode,
@@ -260,6 +261,7 @@ impl Config {
             ("replication.ddl_poll", duration(*ddl_poll)),
             ("upstream.url", url.clone().unwrap_or_default()),
             ("upstream.connect_timeout", duration(*connect_timeout)),
+            ("upstream.outage_timeout", duration(*outage_timeout)),
             ("databases", names(databases)),
             ("users", names(users)),
             (
@@ -449,7 +451,7 @@ data = "/elsewhere"
 threads = 3
 invalidation = "wire"
 cache_in_transactions = "never"
-upstream = { url = "postgres://a@b/c", connect_timeout = "6s" }
+upstream = { url = "postgres://a@b/c", connect_timeout = "6s", outage_timeout = "9s" }
 log = { level = "debug" }
 [replication]
 publication = "changes"
@@ -520,7 +522,8 @@ tls_key = "/etc/key.pem"
             let mut rows = config.rows();
             rows.sort_by_key(|row| row.name.contains('.'));
             for Row { name, value, .. } in rows {
-                let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
+                let is_number = value.parse::<u64>().is_ok() && name != "unix_socket_mode";
+                let is_bare = is_number || value.parse::<bool>().is_ok();
                 let line = match name.as_str() {
                     _ if value.is_empty() => continue,
                     "listen" | "hidb.listen" => {

@@ -572,6 +572,7 @@ fn pool_config(config: &Config, embedded: bool) -> ConnectionPoolConfig {
     pool.idle_timeout = Some(config.pool.idle_timeout);
     pool.health_check_interval_secs = config.pool.health_check_interval.as_secs().max(1);
     pool.connect_timeout = config.upstream.connect_timeout;
+    pool.outage_timeout = config.upstream.outage_timeout;
     if embedded {
         // Its one connection is the database itself: reopening it costs a start, and nothing can cut it.
         pool.max_connections = 1;
