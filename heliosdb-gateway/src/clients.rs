@@ -104,6 +104,7 @@ struct CancelTarget {
 /// What a cancel request to the server needs.
 #[derive(Debug)]
 pub(crate) struct ServerKey {
+    /// The very server that the connection went to, and the way it went.
     pub(crate) target: PgTarget,
     pub(crate) pid: i32,
     pub(crate) secret: Bytes,
