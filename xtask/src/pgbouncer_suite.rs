@@ -122,7 +122,7 @@ impl Suite {
         place.write(
             "bin/openssl",
             &include_str!("pgbouncer_suite/openssl.sh")
-                .replace("@OPENSSL@", &openssl.join("openssl").to_string_lossy()),
+                .replace("@OPENSSL@", &in_quotes(&openssl.join("openssl"))),
         )?;
         place.write(
             "plugins/helios_report.py",
@@ -133,7 +133,7 @@ impl Suite {
             None => place.write(
                 "helios-as-pgbouncer",
                 &include_str!("pgbouncer_suite/helios.sh")
-                    .replace("@HELIOS@", &program.to_string_lossy()),
+                    .replace("@HELIOS@", &in_quotes(&program)),
             )?,
         };
         // A test would only say that nobody listens.
@@ -264,6 +264,11 @@ impl Suite {
     }
 }
 
+/// The path, for a shell script that has quotes around it.
+fn in_quotes(path: &Path) -> String {
+    path.to_string_lossy().replace('\'', "'\\''")
+}
+
 /// The version in a text for autoconf: the second argument, on the first's line or not.
 fn version_of(configure: &str) -> Option<&str> {
     let (_, arguments) = configure.split_once("AC_INIT(")?;
@@ -291,6 +296,15 @@ mod tests {
         assert_eq!(version_of(text), Some("1.25.2"));
         assert_eq!(version_of("AC_INIT([PgBouncer])"), None);
         assert_eq!(version_of(""), None);
+    }
+
+    #[test]
+    fn a_quote_in_a_path_is_no_end() {
+        let path = Path::new("/it's/here");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("printf %s '{}'", in_quotes(path))]);
+        let output = shell.output().expect("a shell");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "/it's/here");
     }
 
     #[test]
