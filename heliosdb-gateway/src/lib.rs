@@ -17,6 +17,7 @@ mod hidb;
 mod invalidate;
 mod level;
 mod metrics;
+mod notifications;
 mod policies;
 mod query;
 mod server;

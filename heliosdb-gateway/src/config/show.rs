@@ -37,13 +37,14 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 11] = [
+const RELOADABLE: [&str; 12] = [
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
     "clients.allow_remote_trust",
     "clients.login_timeout",
     "clients.max",
+    "clients.notification_queue",
     "clients.shutdown_timeout",
     "pool.advice",
     "pool.affinity",
@@ -161,6 +162,7 @@ impl Config {
             max,
             login_timeout,
             shutdown_timeout,
+            notification_queue,
             allow_remote_trust,
         } = clients;
         let HidbConfig {
@@ -262,6 +264,7 @@ impl Config {
             ("clients.max", max.to_string()),
             ("clients.login_timeout", duration(*login_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
+            ("clients.notification_queue", size(*notification_queue)),
             ("clients.allow_remote_trust", allow_remote_trust.to_string()),
             ("hidb.listen", addresses(hidb_listen)),
             (
@@ -387,6 +390,7 @@ row_level = false
 max = 10001
 login_timeout = "11s"
 shutdown_timeout = "31s"
+notification_queue = "2 MiB"
 allow_remote_trust = true
 [hidb]
 listen = ["127.0.0.1:3"]

@@ -24,6 +24,7 @@ use crate::advice::PoolAdvisor;
 use crate::config::{Config, Invalidation, PoolAdvice, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
+use crate::notifications::Listener;
 use crate::session::settings::Effective;
 
 use connection::{Baseline, ServerConnection, ServerConnector};
@@ -65,6 +66,8 @@ pub(crate) struct ServerPool {
     pub(crate) connections: Arc<EnhancedConnectionPool<ServerConnector>>,
     pub(crate) embedded: bool,
     pub(crate) advisor: PoolAdvisor,
+    /// Listens for its clients. `None` where the server takes no other connection.
+    pub(crate) listener: Option<Listener>,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
     /// What the server reports to a client with these settings, so that a login needs no server connection.
@@ -185,6 +188,10 @@ impl Upstream {
         }
         user.clone_into(&mut target.user);
         database.clone_into(&mut target.database);
+        let listener = (!self.embedded).then(|| {
+            let patience = self.pool_config.acquire_timeout;
+            Listener::new(target.clone(), patience, Arc::clone(&self.servers))
+        });
         let connector = ServerConnector::new(
             target,
             Arc::clone(&self.servers),
@@ -204,6 +211,7 @@ impl Upstream {
                 self.pool_config.min_idle,
                 self.advice,
             ),
+            listener,
             baseline: ArcSwapOption::empty(),
             parameters: Mutex::default(),
         });
