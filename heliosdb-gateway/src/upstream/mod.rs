@@ -28,6 +28,7 @@ use crate::config::{Config, Invalidation, PoolAdvice, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
 use crate::invalidate::wire;
+use crate::notifications::Listener;
 use crate::session::settings::Effective;
 
 use connection::{Baseline, ServerConnection, ServerConnector, ServerRun};
@@ -84,6 +85,8 @@ pub(crate) struct ServerPool {
     is_retired: AtomicBool,
     /// Which run of the server the last connection was to; zero before the first.
     run: AtomicU64,
+    /// Listens for its clients. `None` where the server takes no other connection.
+    pub(crate) listener: Option<Listener>,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
     /// What the server reports to a client with these settings, so that a login needs no server connection.
@@ -290,6 +293,10 @@ impl Upstream {
             config.min_idle = limits.min_idle;
             config.max_lifetime = Some(limits.max_lifetime);
         }
+        let listener = (!embedded).then(|| {
+            let patience = self.pool_config.acquire_timeout;
+            Listener::new(target.clone(), patience, Arc::clone(&self.servers))
+        });
         let advisor = PoolAdvisor::new(config.max_connections, config.min_idle, self.advice);
         let user = target.user.clone();
         let run = Arc::clone(self.runs.lock().entry(server_of(&target)).or_default());
@@ -317,6 +324,7 @@ impl Upstream {
             allows_cache: AtomicBool::new(caches),
             is_retired: AtomicBool::new(false),
             run: AtomicU64::new(0),
+            listener,
             baseline: ArcSwapOption::empty(),
             parameters: Mutex::default(),
         })
