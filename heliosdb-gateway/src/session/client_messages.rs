@@ -83,7 +83,7 @@ impl Session {
                 let Some(link) = &mut self.link else {
                     return Ok(());
                 };
-                link.expect_query(class, Vec::new());
+                link.expect_query(class, Vec::new(), None);
                 link.out.extend_from_slice(message);
                 return Ok(());
             }
@@ -101,7 +101,12 @@ impl Session {
         let text = message[5..]
             .strip_suffix(b"\0")
             .ok_or_else(|| malformed("Query"))?;
-        let class = self.classify_now(text);
+        let mut class = self.classify_now(text);
+        let translated = self.translate_query(text, &class);
+        if let Some(translated) = &translated {
+            class = self.with_executed(class, &translated.uses);
+            self.make_room_for(&translated.uses);
+        }
         let readable = String::from_utf8_lossy(text);
         self.mark_writes(&class, &Sent::Text(&readable));
         self.count_query();
@@ -113,19 +118,20 @@ impl Session {
         };
         link.lease.statements.unnamed = None;
         self.unnamed_portal_is_here = false;
-        match with_restored(text, &class, &self.settings) {
-            Some((text, own)) => {
-                put_frame(&mut link.out, b'Q', |out| {
-                    out.put_slice(text.as_bytes());
-                    out.put_u8(0);
-                });
-                link.expect_query(class, own);
-            }
-            None => {
-                link.expect_query(class, Vec::new());
-                link.out.extend_from_slice(message);
-            }
+        let sent = translated
+            .as_ref()
+            .map_or(text, |translated| translated.text.as_bytes());
+        let (restored, own) = with_restored(sent, &class, &self.settings).unzip();
+        if restored.is_none() && translated.is_none() {
+            link.out.extend_from_slice(message);
+        } else {
+            put_frame(&mut link.out, b'Q', |out| {
+                out.put_slice(restored.as_ref().map_or(sent, |text| text.as_bytes()));
+                out.put_u8(0);
+            });
         }
+        let own = own.or_else(|| translated.as_ref().map(|translated| translated.own.clone()));
+        link.expect_query(class, own.unwrap_or_default(), translated.map(Box::new));
         Ok(())
     }
 
@@ -155,6 +161,14 @@ impl Session {
         let Some((name, text, types)) = split_parse(body) else {
             return self.forward_foreign_parse(body);
         };
+        let translated = self.translate_parse(text);
+        let (text, sql_use) = match &translated {
+            Some((text, sql_use)) => (&**text, Some(sql_use)),
+            None => (text, None),
+        };
+        if let Some(sql_use) = sql_use {
+            self.ensure_spoken_of(sql_use);
+        }
         let database = Arc::clone(&self.pool.database);
         let scope = self.parse_scope();
         if name.is_empty() {
@@ -170,6 +184,9 @@ impl Session {
                 _ => self.gateway.prepare(name, text, types, &scope, &database),
             };
             self.statements.insert(name, Arc::clone(&statement));
+            if let Some(sql_use) = sql_use {
+                self.note_sql_use(&statement, sql_use.clone());
+            }
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
                 let name = Box::default();
@@ -189,6 +206,9 @@ impl Session {
         }
         let statement = self.gateway.prepare(name, text, types, &scope, &database);
         self.statements.insert(name, Arc::clone(&statement));
+        if let Some(sql_use) = sql_use {
+            self.note_sql_use(&statement, sql_use.clone());
+        }
         if let Some(link) = &mut self.link {
             link.unit_open = true;
             let undo = Some(Undo {
@@ -228,6 +248,7 @@ impl Session {
     fn forward_bind(&mut self, message: &[u8]) -> Result<(), End> {
         let (portal, name, rest) = split_bind(&message[5..]).ok_or_else(|| malformed("Bind"))?;
         self.unnamed_portal_is_here &= !portal.is_empty();
+        self.bring_up_to_date(name);
         self.bring_into_scope(name);
         let max = self.gateway.max_prepared_statements();
         let Some(link) = &mut self.link else {
@@ -285,9 +306,12 @@ impl Session {
 
     fn forward_execute(&mut self, message: &[u8]) -> Result<(), End> {
         let (portal, _) = split_nul(&message[5..]).ok_or_else(|| malformed("Execute"))?;
+        let mut ahead = None;
         let class = match self.portals.get(portal).cloned() {
             Some(statement) => {
                 let class = self.classify_prepared_now(&statement);
+                let class = self.with_spoken_of(statement.id, class);
+                ahead = self.note_ahead(&statement, &class);
                 self.begin_statement(&statement.text, &class);
                 let sent = Sent::Portal {
                     statement: &statement,
@@ -316,7 +340,10 @@ impl Session {
             .iter()
             .flat_map(|statement| resets(&statement.effects, &self.settings))
             .collect();
-        link.expect(Expect::Execute(Some(class)));
+        link.expect(Expect::Execute {
+            class: Some(class),
+            ahead,
+        });
         link.out.extend_from_slice(message);
         // What follows in the same unit finds the client's own defaults.
         link.run_within(restored.into_iter());
@@ -330,6 +357,7 @@ impl Session {
             .ok_or_else(|| malformed("Describe"))?;
         let (name, _) = split_nul(rest).ok_or_else(|| malformed("Describe"))?;
         if tag == b'D' && *kind == b'S' {
+            self.ensure_spoken_of_by(name);
             self.bring_into_scope(name);
         }
         let max = self.gateway.max_prepared_statements();
@@ -469,7 +497,7 @@ impl Session {
     }
 
     /// What a statement's meaning depends on besides its text, where it is parsed now.
-    fn parse_scope(&mut self) -> HashedStr {
+    pub(super) fn parse_scope(&mut self) -> HashedStr {
         if !self.names_in_doubt {
             return self.parse_scope.clone();
         }
@@ -498,10 +526,25 @@ impl Session {
         if is_there {
             return;
         }
-        let statement =
+        let statement = if known.declared.is_some() {
+            let epoch = epoch_of(&self.pool.database);
+            self.gateway.interner.again(&known, &scope, epoch)
+        } else {
             self.gateway
-                .prepare(name, &known.text, &known.types, &scope, &self.pool.database);
+                .prepare(name, &known.text, &known.types, &scope, &self.pool.database)
+        };
+        if let Some(sql_use) = self.sql_uses.get(&known.id).cloned() {
+            self.note_sql_use(&statement, sql_use);
+        }
         self.statements.insert(name, statement);
+    }
+
+    /// The class of a statement that is executed by another.
+    pub(super) fn classify_executed(&mut self, statement: &Prepared) -> Arc<Class> {
+        let own = self.class.take();
+        let class = self.classify_prepared_now(statement);
+        self.class = own;
+        class
     }
 
     /// The class of a prepared statement, as far as it can be known without waiting.

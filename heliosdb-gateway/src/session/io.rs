@@ -329,6 +329,9 @@ impl Session {
         if must_wait {
             return Ok(Step::Hold);
         }
+        if is_quiet && tag == b'Q' && self.must_prepare(&bytes[..len]) {
+            return Ok(Step::Request(Decided::Ask));
+        }
         self.forward(tag, &bytes[..len])?;
         Ok(Step::Done(len))
     }
@@ -500,6 +503,9 @@ impl Session {
             return Ok(Step::Done(len));
         }
         if !self.link_now(bytes) {
+            return Ok(Step::Request(Decided::Ask));
+        }
+        if self.must_prepare(&bytes[..len]) {
             return Ok(Step::Request(Decided::Ask));
         }
         self.forward_all(&bytes[..len])?;

@@ -393,6 +393,7 @@ impl Entrance {
             patience: None,
             statements: Named::default(),
             portals: Named::default(),
+            sql_uses: super::sql_prepare::SqlUses::default(),
             bound: super::Bound::default(),
             status: b'I',
             level,

@@ -18,6 +18,7 @@ mod request;
 mod resolve;
 mod server_messages;
 pub(crate) mod settings;
+mod sql_prepare;
 mod stream;
 mod transaction;
 pub(crate) mod unit;
@@ -49,6 +50,7 @@ use pins::Pins;
 use prepared::Named;
 use resolve::Unresolved;
 use settings::Settings;
+use sql_prepare::SqlUses;
 use transaction::Deferred;
 
 pub(crate) use login::{Entrance, Greeted, admit, enter, greet};
@@ -93,6 +95,8 @@ pub(crate) struct Session {
     to_restore: BTreeSet<Box<str>>,
     /// Prepared statements by the client's names.
     statements: Named,
+    /// The client's own text of those that speak of others by name.
+    sql_uses: SqlUses,
     /// Which statement each portal runs.
     portals: Named,
     /// What the unnamed one of them was bound with.

@@ -20,6 +20,8 @@ pub(crate) struct Prepared {
     pub(crate) text: HashedStr,
     /// The parameter type OIDs of the Parse message, as on the wire: a count and the OIDs, big-endian.
     pub(crate) types: Box<[u8]>,
+    /// What stands behind the name in the PREPARE that made it: types, `AS`, and `text`. `None` where it came by a Parse.
+    pub(crate) declared: Option<Box<str>>,
     /// The settings that it is parsed under: constants and names get their meaning then.
     pub(crate) scope: HashedStr,
     /// Of the catalog when the first client prepared it; 0 if there was none. Where the types are left open, the server
@@ -57,6 +59,7 @@ pub(crate) struct Interner {
 struct Key {
     text: HashedStr,
     types: Box<[u8]>,
+    declared: Option<Box<str>>,
     scope: HashedStr,
     epoch: u64,
 }
@@ -66,11 +69,15 @@ impl Key {
         Self {
             text: HashedStr::new(text),
             types: types.into(),
+            declared: None,
             scope: scope.clone(),
             epoch,
         }
     }
 }
+
+/// As in a Parse without types.
+const NO_TYPES: &[u8] = &[0, 0];
 
 /// The map is swept of dead entries when it has grown by this many.
 const SWEEP_AT: usize = 4096;
@@ -92,7 +99,53 @@ impl Interner {
         scope: &HashedStr,
         epoch: u64,
     ) -> Arc<Prepared> {
-        let key = Key::new(text, types, scope, epoch);
+        self.shared(Key::new(text, types, scope, epoch))
+    }
+
+    /// The shared statement of a PREPARE with this behind its name.
+    pub(crate) fn declared(
+        &self,
+        text: &str,
+        declared: &str,
+        scope: &HashedStr,
+        epoch: u64,
+    ) -> Arc<Prepared> {
+        let mut key = Key::new(text, NO_TYPES, scope, epoch);
+        key.declared = Some(declared.into());
+        self.shared(key)
+    }
+
+    /// The same statement under other settings or another epoch.
+    pub(crate) fn again(&self, known: &Prepared, scope: &HashedStr, epoch: u64) -> Arc<Prepared> {
+        let mut key = Key::new(&known.text, &known.types, scope, epoch);
+        key.declared.clone_from(&known.declared);
+        self.shared(key)
+    }
+
+    /// The same statement under a name that nobody else uses.
+    pub(crate) fn apart(&self, known: &Prepared) -> Arc<Prepared> {
+        Arc::new(Prepared {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            text: known.text.clone(),
+            types: known.types.clone(),
+            declared: known.declared.clone(),
+            scope: known.scope.clone(),
+            epoch: known.epoch,
+            class: ArcSwapOption::empty(),
+            affinity: Arc::default(),
+        })
+    }
+
+    /// As [`apart`](Self::apart), and whoever prepares the same from here on gets this one.
+    pub(crate) fn anew(&self, known: &Prepared) -> Arc<Prepared> {
+        let fresh = self.apart(known);
+        let mut key = Key::new(&known.text, &known.types, &known.scope, known.epoch);
+        key.declared.clone_from(&known.declared);
+        self.map.lock().insert(key, Arc::downgrade(&fresh));
+        fresh
+    }
+
+    fn shared(&self, key: Key) -> Arc<Prepared> {
         let mut map = self.map.lock();
         if let Some(known) = map.get(&key).and_then(Weak::upgrade) {
             return known;
@@ -100,7 +153,16 @@ impl Interner {
         if map.len() >= SWEEP_AT && map.len() == map.capacity() {
             map.retain(|_, statement| statement.strong_count() > 0);
         }
-        let fresh = self.unnamed(key.text.clone(), types, scope, epoch);
+        let fresh = Arc::new(Prepared {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            text: key.text.clone(),
+            types: key.types.clone(),
+            declared: key.declared.clone(),
+            scope: key.scope.clone(),
+            epoch: key.epoch,
+            class: ArcSwapOption::empty(),
+            affinity: Arc::default(),
+        });
         map.insert(key, Arc::downgrade(&fresh));
         fresh
     }
@@ -136,6 +198,7 @@ impl Interner {
             id,
             text,
             types: types.into(),
+            declared: None,
             scope: scope.clone(),
             epoch,
             class: ArcSwapOption::empty(),
@@ -149,6 +212,16 @@ impl Interner {
         HashedStr::new(&format!("?{id}"))
     }
 
+    /// The statement's name on server connections.
+    pub(crate) fn server_name(&self, id: u64) -> String {
+        format!("{}{id}", self.prefix)
+    }
+
+    /// What the names of all statements on server connections begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The statement's name on server connections, zero-terminated for the wire.
     pub(crate) fn put_server_name(&self, id: u64, out: &mut BytesMut) {
         out.put_slice(self.prefix.as_bytes());
@@ -159,7 +232,7 @@ impl Interner {
 
 /// What a client's names of statements or portals stand for. The empty name, which most requests use, has a place of
 /// its own.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Named {
     unnamed: Option<Arc<Prepared>>,
     named: HashMap<Box<[u8]>, Arc<Prepared>, rapidhash::fast::RandomState>,
@@ -198,6 +271,31 @@ impl Named {
 
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// Takes those that have names, as DEALLOCATE ALL does.
+    pub(crate) fn take_names(&mut self) -> Self {
+        let named = std::mem::take(&mut self.named);
+        Self {
+            unnamed: None,
+            named,
+        }
+    }
+
+    /// True if none has a name.
+    pub(crate) fn has_no_names(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// The names, and what they stand for.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&[u8], &Arc<Prepared>)> {
+        self.named.iter().map(|(name, known)| (&**name, known))
+    }
+
+    /// The first name found for a statement.
+    pub(crate) fn name_of(&self, id: u64) -> Option<&[u8]> {
+        self.names()
+            .find_map(|(name, known)| (known.id == id).then_some(name))
     }
 }
 
@@ -274,6 +372,22 @@ impl ServerStatements {
         let OnServer { affinity, .. } = self.named.remove(&id)?;
         affinity.forget_connection(self.connection);
         Some(affinity)
+    }
+
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.named.contains_key(&id)
+    }
+
+    /// Gives a statement up that is about to be closed.
+    pub(crate) fn give_up(&mut self, id: u64) -> Option<GivenUp> {
+        let affinity = self.remove(id)?;
+        Some(GivenUp { id, affinity })
+    }
+
+    /// Gives up all of them, as DEALLOCATE ALL is about to do.
+    pub(crate) fn give_up_all(&mut self) -> Vec<GivenUp> {
+        let ids: Vec<u64> = self.named.keys().copied().collect();
+        ids.into_iter().filter_map(|id| self.give_up(id)).collect()
     }
 
     /// Notes a statement as prepared that was given up but not closed. May exceed the maximum by one for a while.

@@ -153,6 +153,11 @@ impl Session {
         if !self.to_restore.is_empty() {
             self.restore_startup_settings().await?;
         }
+        if let Err(error) = self.prepare_needed(&input[..len]).await? {
+            self.fail_query(&error);
+            self.release_if_free();
+            return Ok(len);
+        }
         self.forward_all(&input[..len])?;
         Ok(len)
     }
@@ -526,9 +531,15 @@ pub(super) fn refusal_label(class: &Class) -> &'static str {
     }
 }
 
-/// True for EXECUTE and FETCH, whose rows have the form of another statement, and for what could be one of these.
+/// True for EXECUTE and FETCH, whose rows have the form of another statement, for all others that may name a prepared
+/// statement, and for what could be one of these.
 fn means_what_the_session_has(class: &Class) -> bool {
-    let names_another = |tag: &str| matches!(tag, "EXECUTE" | "FETCH" | "UNKNOWN");
+    let names_another = |tag: &str| {
+        matches!(
+            tag,
+            "CREATE TABLE AS" | "DEALLOCATE" | "EXECUTE" | "EXPLAIN" | "FETCH" | "PREPARE" | "UNKNOWN"
+        )
+    };
     class
         .statements
         .iter()

@@ -131,8 +131,18 @@ impl Session {
             return Ok(());
         };
         match link.expects.pop_front() {
-            Some(Expect::Query { class, done, .. }) => {
-                link.completed.push(Completed { class, done });
+            Some(Expect::Query {
+                class,
+                done,
+                translated,
+                ..
+            }) => {
+                link.completed.push(Completed {
+                    class,
+                    done,
+                    translated,
+                    is_ahead: false,
+                });
             }
             Some(Expect::Sync) => {}
             other => {
@@ -186,7 +196,7 @@ impl Session {
                 Some(String::from_utf8_lossy(name).into_owned())
             }
             // The statement's result changed under the name it has on the server: the next use prepares it anew.
-            Some(Expect::Bind | Expect::Execute(_)) if fields.sqlstate() == "0A000" => {
+            Some(Expect::Bind | Expect::Execute { .. }) if fields.sqlstate() == "0A000" => {
                 link.lease.dirty = true;
                 None
             }
@@ -201,8 +211,22 @@ impl Session {
                 )
                 .put(&mut self.out);
             }
-            None => self.out.extend_from_slice(message),
+            None => {
+                let translated = match link.expects.front_mut() {
+                    Some(Expect::Query { translated, .. }) => translated.take(),
+                    _ => None,
+                };
+                self.put_error(message, translated.as_deref());
+                if let Some(Link { expects, .. }) = &mut self.link
+                    && let Some(Expect::Query {
+                        translated: place, ..
+                    }) = expects.front_mut()
+                {
+                    *place = translated;
+                }
+            }
         }
+        let Some(link) = &mut self.link else { return };
         if matches!(link.expects.front(), Some(Expect::Query { .. })) {
             return;
         }
@@ -291,7 +315,11 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
             link.expects.pop_front();
             Pass::Swallow
         }
-        (b'C' | b'I' | b's', Some(Expect::Execute(class))) => {
+        (b'C', Some(Expect::OwnPrepare(_))) => {
+            link.expects.pop_front();
+            Pass::Swallow
+        }
+        (b'C' | b'I' | b's', Some(Expect::Execute { class, .. })) => {
             // A part of the rows is enough for what a statement does to its session.
             link.completed.extend(class.take().map(Completed::whole));
             link.expects.pop_front();
