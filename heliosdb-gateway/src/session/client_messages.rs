@@ -107,6 +107,7 @@ impl Session {
             class = self.with_executed(class, &translated.uses);
             self.make_room_for(&translated.uses);
         }
+        self.guard_sequences(&class);
         let readable = String::from_utf8_lossy(text);
         self.mark_writes(&class, &Sent::Text(&readable));
         self.count_query();
@@ -276,12 +277,18 @@ impl Session {
                     out.put_slice(rest);
                 });
             }
-            // Prepared by SQL, or unknown: the server says which.
+            // Prepared by SQL in a way that is not followed, or unknown: the server says which.
             None => {
                 if name.is_empty() {
                     link.ensure_no_unnamed();
                 }
-                link.out.extend_from_slice(message);
+                put_frame(&mut link.out, b'B', |out| {
+                    out.put_slice(portal);
+                    out.put_u8(0);
+                    out.put_slice(self.gateway.interner.not_a_server_name(name));
+                    out.put_u8(0);
+                    out.put_slice(rest);
+                });
             }
         }
         link.expect(Expect::Bind);
@@ -328,6 +335,7 @@ impl Session {
             }
         };
         self.count_query();
+        self.guard_sequences(&class);
         let Some(link) = &mut self.link else {
             return Ok(());
         };
@@ -392,7 +400,15 @@ impl Session {
             } else if *kind == b'P' {
                 self.portals.remove(name);
             }
-            link.out.extend_from_slice(message);
+            let name = match kind {
+                b'S' => self.gateway.interner.not_a_server_name(name),
+                _ => name,
+            };
+            put_frame(&mut link.out, b'C', |out| {
+                out.put_u8(*kind);
+                out.put_slice(name);
+                out.put_u8(0);
+            });
             link.expect(Expect::Close {
                 evicted: None,
                 undo,
@@ -418,7 +434,15 @@ impl Session {
                 if *kind == b'S' && name.is_empty() {
                     link.ensure_no_unnamed();
                 }
-                link.out.extend_from_slice(message);
+                let name = match kind {
+                    b'S' => self.gateway.interner.not_a_server_name(name),
+                    _ => name,
+                };
+                put_frame(&mut link.out, b'D', |out| {
+                    out.put_u8(*kind);
+                    out.put_slice(name);
+                    out.put_u8(0);
+                });
             }
         }
         link.expect(Expect::Describe);

@@ -36,6 +36,10 @@ impl Session {
             // Everything is set again before the next statement, or nothing was reset.
             self.to_restore.clear();
         }
+        if std::mem::take(&mut self.alters_defaults) {
+            // Sessions that begin from here on begin with the new ones.
+            self.gateway.upstream.forget_defaults();
+        }
         self.sees_committed = false;
         self.unnamed_portal_is_here = false;
         let has_layers = had_layers || self.settings.has_uncommitted();
@@ -88,6 +92,7 @@ impl Session {
             } else {
                 completed.translated.is_some()
             };
+            self.alters_defaults |= is_done && alters_defaults(statement.tag);
             for effect in &statement.effects {
                 match effect {
                     // Nobody's but the gateway's name, or dealt with.
@@ -211,6 +216,7 @@ impl Session {
         self.pins.discard_all();
         self.unresolved.clear();
         if let Some(link) = &mut self.link {
+            link.lease.sequences.discard();
             link.lease.dirty = false;
         }
     }
@@ -235,6 +241,14 @@ impl Session {
             self.scope.clone()
         };
     }
+}
+
+/// Whether a statement of this kind may change what sessions begin with.
+fn alters_defaults(tag: &str) -> bool {
+    matches!(
+        tag,
+        "ALTER DATABASE" | "ALTER ROLE" | "ALTER SYSTEM" | "COMMIT PREPARED"
+    )
 }
 
 /// What the meaning of names depends on, in a session with these settings.

@@ -393,6 +393,8 @@ impl Entrance {
             patience: None,
             statements: Named::default(),
             portals: Named::default(),
+            reads_sequences: false,
+            alters_defaults: false,
             sql_uses: super::sql_prepare::SqlUses::default(),
             bound: super::Bound::default(),
             status: b'I',

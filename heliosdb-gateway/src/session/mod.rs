@@ -16,6 +16,7 @@ pub(crate) mod pins;
 pub(crate) mod prepared;
 mod request;
 mod resolve;
+pub(crate) mod sequences;
 mod server_messages;
 pub(crate) mod settings;
 mod sql_prepare;
@@ -129,6 +130,10 @@ pub(crate) struct Session {
     unresolved: Unresolved,
     /// A RESET was part of the transaction in progress.
     was_reset: bool,
+    /// It has asked for the last value of a sequence.
+    reads_sequences: bool,
+    /// The transaction in progress has changed what sessions begin with.
+    alters_defaults: bool,
     /// The client sends no more: what it has asked for is done, then the session ends.
     is_ending: bool,
     /// How much longer the statement of a client is let run whose connection has ended.

@@ -76,6 +76,8 @@ impl Key {
     }
 }
 
+/// What no statement is called, by a client or on a server connection.
+pub(super) const NOBODYS_NAME: &str = "helios_nobodys";
 /// As in a Parse without types.
 const NO_TYPES: &[u8] = &[0, 0];
 
@@ -220,6 +222,15 @@ impl Interner {
     /// What the names of all statements on server connections begin with.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// A name that the client has for no statement: never one that a server connection has for somebody's.
+    pub(crate) fn not_a_server_name<'n>(&self, name: &'n [u8]) -> &'n [u8] {
+        if name.starts_with(self.prefix.as_bytes()) {
+            NOBODYS_NAME.as_bytes()
+        } else {
+            name
+        }
     }
 
     /// The statement's name on server connections, zero-terminated for the wire.

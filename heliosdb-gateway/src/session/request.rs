@@ -370,6 +370,7 @@ impl Session {
             self.capture = None;
             self.class = None;
         }
+        lease.sequences.lend_to(self.info().id);
         lease.info.lent_to(self.info().id);
         self.info().link(Arc::clone(&lease.key));
         self.link = Some(Link::new(lease));

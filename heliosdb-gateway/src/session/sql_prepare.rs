@@ -20,7 +20,7 @@ use crate::sql::{Action, Class, Effect, SpotKind, Unbounded, names_spoken_of, sp
 use crate::upstream::connection::ServerConnection;
 
 use super::link::{Ahead, Completed, Undo, put_frame, put_parse};
-use super::prepared::{Interner, Prepared};
+use super::prepared::{Interner, NOBODYS_NAME, Prepared};
 use super::unit::message;
 use super::{End, Session};
 
@@ -77,8 +77,6 @@ pub(super) struct SqlUse {
 const SQL_USES_MAX: usize = 64;
 /// How long the server may take to prepare what is about to be executed.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
-/// What no statement is called, on a server connection or by the gateway.
-pub(super) const NOBODYS_NAME: &str = "helios_nobodys";
 /// No reply to a Parse is longer.
 const REPLY_MAX: usize = 1 << 20;
 

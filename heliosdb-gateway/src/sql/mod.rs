@@ -256,6 +256,8 @@ pub enum Effect {
     Prepare(String),
     /// `PREPARE TRANSACTION 'gid'`.
     PrepareTransaction(String),
+    /// `currval()` or `lastval()`: what it gives belongs to the server session in which the sequence was used.
+    ReadSequence,
     /// `RELEASE [SAVEPOINT] name`.
     Release(String),
     /// `RESET name`.

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
+use crate::session::sequences::Sequences;
 use crate::session::settings::{Effective, SettingMap};
 
 use crate::clients::ServerKey;
@@ -68,6 +69,8 @@ pub(crate) struct ServerConnection {
     /// The server's process behind it.
     pub(crate) process: BackendProcess,
     pub(crate) info: Arc<ServerInfo>,
+    /// Whose values of sequences it has.
+    pub(crate) sequences: Sequences,
     /// Empty, with capacity.
     pub(crate) link_buffers: LinkBuffers,
 }
@@ -194,6 +197,7 @@ impl Connector for ServerConnector {
             }),
             process: BackendProcess { pid, started },
             info,
+            sequences: Sequences::default(),
             link_buffers: LinkBuffers::default(),
         }))
     }
@@ -210,6 +214,7 @@ impl Connector for ServerConnector {
         connection.pg.simple_query("DISCARD ALL").await?;
         connection.applied = Arc::clone(&self.no_settings);
         connection.statements.clear();
+        connection.sequences = Sequences::default();
         connection.dirty = false;
         Ok(())
     }

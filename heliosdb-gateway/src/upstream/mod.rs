@@ -8,6 +8,7 @@ pub(crate) mod servers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -67,6 +68,8 @@ pub(crate) struct ServerPool {
     pub(crate) advisor: PoolAdvisor,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
+    /// `baseline` may not be true any more.
+    defaults_are_old: AtomicBool,
     /// What the server reports to a client with these settings, so that a login needs no server connection.
     /// Why a lock: a look-up per login.
     parameters: Mutex<Vec<KnownParameters>>,
@@ -205,6 +208,7 @@ impl Upstream {
                 self.advice,
             ),
             baseline: ArcSwapOption::empty(),
+            defaults_are_old: AtomicBool::new(false),
             parameters: Mutex::default(),
         });
         pools.insert(key, Arc::clone(&pool));
@@ -223,6 +227,14 @@ impl Upstream {
     /// All pools, in order of user and database.
     pub(crate) fn pools(&self) -> Vec<Arc<ServerPool>> {
         self.pools.lock().values().cloned().collect()
+    }
+
+    /// What sessions begin with may have changed: connections that began with what it was go as they come back.
+    pub(crate) fn forget_defaults(&self) {
+        for pool in self.pools() {
+            pool.defaults_are_old.store(true, Ordering::Release);
+            pool.connections.evict_all();
+        }
     }
 
     /// All databases in use, by name.
@@ -275,7 +287,7 @@ impl ServerPool {
 
     /// What sessions begin with. Opens a connection to find out, if none stood before.
     pub(crate) async fn learn_baseline(&self) -> Result<Arc<Baseline>, AcquireError> {
-        if let Some(baseline) = self.baseline.load_full() {
+        if let Some(baseline) = self.known_baseline() {
             return Ok(baseline);
         }
         Ok(Arc::clone(&self.acquire(0, None).await?.baseline))
@@ -283,6 +295,9 @@ impl ServerPool {
 
     /// What sessions begin with, as far as is known.
     pub(crate) fn known_baseline(&self) -> Option<Arc<Baseline>> {
+        if self.defaults_are_old.load(Ordering::Acquire) {
+            return None;
+        }
         self.baseline.load_full()
     }
 
@@ -306,7 +321,7 @@ impl ServerPool {
         &self,
         settings: &Arc<Effective>,
     ) -> Option<(Arc<Baseline>, Parameters)> {
-        let current = self.baseline.load_full()?;
+        let current = self.known_baseline()?;
         let known = self.parameters.lock();
         known
             .iter()
@@ -341,7 +356,7 @@ impl ServerPool {
     fn notice(&self, baseline: &mut Arc<Baseline>) {
         let known = self.baseline.load();
         match &*known {
-            Some(known) if Arc::ptr_eq(known, baseline) => {}
+            Some(known) if Arc::ptr_eq(known, baseline) => return,
             // Shared from here on: the next comparison is one of pointers.
             Some(known)
                 if known.fingerprint == baseline.fingerprint
@@ -360,6 +375,8 @@ impl ServerPool {
             }
             None => self.baseline.store(Some(Arc::clone(baseline))),
         }
+        // A connection that is new.
+        self.defaults_are_old.store(false, Ordering::Release);
     }
 
     /// The catalog as it is now; loads it where it is missing or out of date. `None`: nothing can be cached for now.
