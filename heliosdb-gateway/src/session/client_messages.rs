@@ -36,6 +36,7 @@ const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 impl Session {
     /// Sends whole messages on. The session has a server connection.
     pub(super) fn forward_all(&mut self, messages: &[u8]) -> Result<(), End> {
+        self.keep_for_retry(messages);
         let mut at = 0;
         while let Some((tag, _, len)) = message(&messages[at..]) {
             self.forward(tag, &messages[at..at + len])?;
@@ -291,7 +292,7 @@ impl Session {
                 });
             }
         }
-        link.expect(Expect::Bind);
+        link.expect(Expect::Bind(self.statements.get(name).map(|known| known.id)));
         match self.statements.get(name) {
             Some(statement) => {
                 self.portals.insert(portal, Arc::clone(statement));

@@ -43,6 +43,10 @@ pub(crate) struct Link {
     pub(crate) told_fatal: bool,
     /// What was run since the last ReadyForQuery.
     pub(crate) completed: SmallVec<[Completed; 2]>,
+    /// The request under way, as long as it could be made again; else empty.
+    pub(crate) retry: Vec<u8>,
+    /// It is made again when the server is ready.
+    pub(crate) is_retrying: bool,
 }
 
 /// A text that was run, to its end or to where it failed.
@@ -68,6 +72,7 @@ impl Completed {
 #[derive(Debug, Default)]
 pub(crate) struct LinkBuffers {
     expects: VecDeque<Expect>,
+    retry: Vec<u8>,
     out: BytesMut,
 }
 
@@ -77,8 +82,8 @@ const BUFFER_KEPT_MAX: usize = 64 << 10;
 /// A reply that is owed.
 #[derive(Debug)]
 pub(crate) enum Expect {
-    /// BindComplete.
-    Bind,
+    /// BindComplete, of a statement.
+    Bind(Option<u64>),
     /// CloseComplete; of no interest to the client where the gateway closed a statement to make room.
     Close {
         evicted: Option<GivenUp>,
@@ -147,7 +152,11 @@ pub(crate) enum Ahead {
 impl Link {
     pub(crate) fn new(mut lease: ServerLease) -> Self {
         lease.lent = true;
-        let LinkBuffers { expects, out } = std::mem::take(&mut lease.link_buffers);
+        let LinkBuffers {
+            expects,
+            retry,
+            out,
+        } = std::mem::take(&mut lease.link_buffers);
         Self {
             lease,
             expects,
@@ -162,6 +171,8 @@ impl Link {
             unit_failed: false,
             told_fatal: false,
             completed: SmallVec::new(),
+            retry,
+            is_retrying: false,
         }
     }
 
@@ -170,14 +181,20 @@ impl Link {
         let Self {
             mut lease,
             mut expects,
+            mut retry,
             mut out,
             ..
         } = self;
         lease.lent = false;
         expects.clear();
+        retry.clear();
         out.clear();
         if out.capacity() <= BUFFER_KEPT_MAX {
-            lease.link_buffers = LinkBuffers { expects, out };
+            lease.link_buffers = LinkBuffers {
+                expects,
+                retry,
+                out,
+            };
         }
         lease
     }

@@ -393,6 +393,7 @@ impl Entrance {
             patience: None,
             statements: Named::default(),
             portals: Named::default(),
+            is_second_attempt: false,
             reads_sequences: false,
             alters_defaults: false,
             sql_uses: super::sql_prepare::SqlUses::default(),

@@ -20,6 +20,7 @@ pub(crate) mod sequences;
 mod server_messages;
 pub(crate) mod settings;
 mod sql_prepare;
+mod stale_plan;
 mod stream;
 mod transaction;
 pub(crate) mod unit;
@@ -130,6 +131,8 @@ pub(crate) struct Session {
     unresolved: Unresolved,
     /// A RESET was part of the transaction in progress.
     was_reset: bool,
+    /// The request at the front of `input` was made before, and is not made a third time.
+    is_second_attempt: bool,
     /// It has asked for the last value of a sequence.
     reads_sequences: bool,
     /// The transaction in progress has changed what sessions begin with.

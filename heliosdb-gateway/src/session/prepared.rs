@@ -303,6 +303,13 @@ impl Named {
         self.named.iter().map(|(name, known)| (&**name, known))
     }
 
+    /// The names of a statement, the empty one if that is its.
+    pub(crate) fn names_of(&self, id: u64) -> impl Iterator<Item = &[u8]> {
+        let unnamed = self.unnamed.iter().filter(move |known| known.id == id);
+        let named = self.names().filter(move |(_, known)| known.id == id);
+        unnamed.map(|_| &b""[..]).chain(named.map(|(name, _)| name))
+    }
+
     /// The first name found for a statement.
     pub(crate) fn name_of(&self, id: u64) -> Option<&[u8]> {
         self.names()

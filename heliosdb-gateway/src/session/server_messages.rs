@@ -178,6 +178,10 @@ impl Session {
             }
         }
         self.on_ready(status, &completed, failed);
+        if self.repeat_request() {
+            self.input_waits = true;
+            return Ok(());
+        }
         self.put_ready();
         // What came behind the request that was under way can be looked at.
         self.input_waits |= std::mem::take(&mut self.input_held);
@@ -195,14 +199,12 @@ impl Session {
             Some(Expect::DuplicateParse { name }) if fields.sqlstate() == "42P05" => {
                 Some(String::from_utf8_lossy(name).into_owned())
             }
-            // The statement's result changed under the name it has on the server: the next use prepares it anew.
-            Some(Expect::Bind | Expect::Execute { .. }) if fields.sqlstate() == "0A000" => {
-                link.lease.dirty = true;
-                None
-            }
             _ => None,
         };
+        let is_retried = self.is_retried(fields.sqlstate());
+        let Some(link) = &mut self.link else { return };
         match duplicate {
+            _ if is_retried => {}
             Some(name) => {
                 ClientError::new(
                     ErrorKind::Client,
@@ -275,6 +277,7 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
         ) => {
             let mut pass = Pass::Forward;
             if tag == b'C' {
+                link.retry.clear();
                 if own.last() == Some(place) {
                     own.pop();
                     pass = Pass::Swallow;
@@ -305,8 +308,12 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
             link.expects.pop_front();
             pass
         }
+        (b'2', Some(Expect::Bind(_))) => {
+            link.expects.pop_front();
+            link.has_begun();
+            Pass::Forward
+        }
         (b'1', Some(Expect::ForeignParse))
-        | (b'2', Some(Expect::Bind))
         | (b'T' | b'n', Some(Expect::Describe)) => {
             link.expects.pop_front();
             Pass::Forward

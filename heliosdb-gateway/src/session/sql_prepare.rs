@@ -93,6 +93,13 @@ impl Translated {
         self.uses.iter().find(|spoken| spoken.place == place)
     }
 
+    /// The statement that this one of the text executes.
+    pub(super) fn executed_at(&self, place: usize) -> Option<u64> {
+        self.use_at(place)
+            .filter(|spoken| spoken.kind == UseKind::Execute)
+            .map(|spoken| spoken.statement.id)
+    }
+
     /// The place in the client's text of a place in the text that was sent; both from 1, in characters.
     fn position(&self, at: usize) -> usize {
         let mut shift = 0_isize;
