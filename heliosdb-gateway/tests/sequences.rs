@@ -11,14 +11,18 @@ const NOT_YET: &str = "E ERROR 55000";
 
 #[test]
 fn the_value_of_another_client_is_never_given() {
-    for asked in ["SELECT lastval()", "SELECT currval('other')", "SELECT lastval(), currval('other')"] {
+    for asked in [
+        "SELECT lastval()",
+        "SELECT currval('other')",
+        "SELECT lastval(), currval('other')",
+    ] {
         let stack = Stack::start_prepared("[pool]\nsize = 1\n", TABLES);
         let (mut one, mut two) = (stack.wire(), stack.wire());
         one.run("SELECT nextval('other')");
         let said = two.query(asked);
-        assert!(said.starts_with(NOT_YET), "{asked}: {said}");
+        assert!(said.contains(NOT_YET), "{asked}: {said}");
         let said = two.ask(&[step(asked), sync()]);
-        assert!(said.starts_with(NOT_YET), "{asked}: {said}");
+        assert!(said.contains(NOT_YET), "{asked}: {said}");
         let said = two.query(&format!("BEGIN; {asked}"));
         assert!(said.contains(NOT_YET), "{asked}: {said}");
         two.query("ROLLBACK");
@@ -26,7 +30,7 @@ fn the_value_of_another_client_is_never_given() {
         one.run("SELECT nextval('other')");
         two.run("INSERT INTO t (v) VALUES (1)");
         let said = two.query("SELECT currval('other')");
-        assert!(said.starts_with(NOT_YET), "{asked}: {said}");
+        assert!(said.contains(NOT_YET), "{asked}: {said}");
         assert_eq!(two.value("SELECT lastval()"), "1");
     }
 }
@@ -44,7 +48,7 @@ fn a_client_gets_its_own_value_in_its_transaction_and_while_nobody_comes_between
     assert_eq!(one.value("SELECT lastval()"), "2");
     two.run("SELECT 1");
     let said = one.query("SELECT lastval()");
-    assert!(said.starts_with("D 2") || said.starts_with("T ") || said.starts_with(NOT_YET), "{said}");
+    assert!(said.contains("\nD 2\n") || said.contains(NOT_YET), "{said}");
 }
 
 #[test]
@@ -56,7 +60,7 @@ fn a_value_that_is_left_on_another_connection_is_not_missed_for_a_wrong_one() {
     two.run("BEGIN");
     two.run("SELECT nextval('other')");
     let said = one.query("SELECT lastval()");
-    assert!(said.starts_with(NOT_YET), "{said}");
+    assert!(said.contains(NOT_YET), "{said}");
     assert_eq!(two.value("SELECT lastval()"), "1000");
     two.run("COMMIT");
 }
@@ -81,7 +85,10 @@ fn sessions_begin_with_what_was_altered_through_helios() {
         ("ALTER ROLE postgres SET work_mem = '5MB'", "5MB"),
         ("ALTER ROLE postgres RESET work_mem", "4MB"),
         ("ALTER DATABASE postgres SET work_mem = '6MB'", "6MB"),
-        ("ALTER ROLE postgres IN DATABASE postgres SET work_mem = '7MB'", "7MB"),
+        (
+            "ALTER ROLE postgres IN DATABASE postgres SET work_mem = '7MB'",
+            "7MB",
+        ),
     ] {
         admin.run(sql);
         assert_eq!(shown(&mut stack.wire()), expected, "{sql}");

@@ -166,9 +166,7 @@ impl Unit {
                 let messages = parts.iter().map(|part| match part {
                     Part::Step(sql) => step(sql),
                     Part::Parse(name, sql) => parse(name, sql),
-                    Part::Run(name) => {
-                        [bind("", name), describe('P', ""), execute("", 0)].concat()
-                    }
+                    Part::Run(name) => [bind("", name), describe('P', ""), execute("", 0)].concat(),
                     Part::Describe(name) => describe('S', name),
                     Part::Close(name) => close('S', name),
                 });
@@ -288,7 +286,6 @@ fn converse(stack: &Stack, size: usize, turns: &[Turn]) -> Result<(), TestCaseEr
         }
         let pair = &mut pairs[client];
         let messages: Vec<_> = turn.units.iter().flat_map(Unit::messages).collect();
-        if env::var_os("TRACE").is_some() { eprintln!("TR client {client}: {:?}", turn.units); }
         let expected = pair.direct.asks(turn.units.len(), &messages);
         let got = pair.through.asks(turn.units.len(), &messages);
         said += &format!("client {client}: {:?}\n", turn.units);
@@ -305,7 +302,7 @@ where
 }
 
 fn run(size: usize) {
-    let rounds = from_env("HELIOS_ROUNDS", 40_u32);
+    let rounds = from_env("HELIOS_ROUNDS", 16_u32);
     let seed = from_env("HELIOS_SEED", 1_u64);
     let stack = Stack::start_prepared(&format!("[pool]\nsize = {size}\n"), TABLES);
     let mut bytes = [0; 32];
@@ -318,8 +315,8 @@ fn run(size: usize) {
     };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let turns = proptest::collection::vec(turn(), 1..60);
-    let outcome = TestRunner::new_with_rng(config, rng)
-        .run(&turns, |turns| converse(&stack, size, &turns));
+    let outcome =
+        TestRunner::new_with_rng(config, rng).run(&turns, |turns| converse(&stack, size, &turns));
     match outcome {
         Ok(()) => {}
         // The reason tells the whole conversation.

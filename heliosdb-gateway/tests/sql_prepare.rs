@@ -10,7 +10,8 @@ use support::raw::{
 
 const ONE_CONNECTION: &str = "[pool]\nsize = 1\nacquire_timeout = \"2s\"\n";
 
-const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'one'), (2, 'two')";
+const TABLES: &str =
+    "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'one'), (2, 'two')";
 
 /// Requests, each with the number of ReadyForQuery that it is answered by.
 type Requests = Vec<(usize, Vec<Vec<u8>>)>;
@@ -26,11 +27,21 @@ fn unit(messages: Vec<Vec<u8>>) -> Requests {
 fn conversations() -> Vec<(&'static str, Requests)> {
     let by_message = || unit(vec![parse("s", "SELECT v FROM t WHERE id = $1")]);
     let by_statement = || queries(["PREPARE s (int) AS SELECT v FROM t WHERE id = $1"]);
-    let bound = || unit(vec![bind_with("", "s", &["2"]), describe('P', ""), execute("", 0)]);
+    let bound = || {
+        unit(vec![
+            bind_with("", "s", &["2"]),
+            describe('P', ""),
+            execute("", 0),
+        ])
+    };
     vec![
         (
             "by message, then by statement",
-            [by_message(), queries(["EXECUTE s(1)", "DEALLOCATE s", "EXECUTE s(1)"])].concat(),
+            [
+                by_message(),
+                queries(["EXECUTE s(1)", "DEALLOCATE s", "EXECUTE s(1)"]),
+            ]
+            .concat(),
         ),
         (
             "by statement, then by message",
@@ -131,7 +142,11 @@ fn conversations() -> Vec<(&'static str, Requests)> {
                     parse("r", "SELECT 'r'"),
                 ]),
                 unit(vec![step_named("r"), step_named("s")]),
-                unit(vec![step("DISCARD ALL"), parse("s", "SELECT 'newer'"), step_named("s")]),
+                unit(vec![
+                    step("DISCARD ALL"),
+                    parse("s", "SELECT 'newer'"),
+                    step_named("s"),
+                ]),
                 unit(vec![step_named("s"), step_named("r")]),
                 unit(vec![step("SELECT 1/0"), step("DEALLOCATE ALL")]),
                 unit(vec![step_named("s")]),
@@ -201,9 +216,15 @@ fn names_are_those_of_a_server_of_ones_own() {
             if got != expected {
                 wrong += &format!("{what}:\n{got}instead of\n{expected}");
             }
-            if !expected.ends_with("Z T\n") && !expected.ends_with("Z E\n") && !what.contains("within")
+            if !expected.ends_with("Z T\n")
+                && !expected.ends_with("Z E\n")
+                && !what.contains("within")
             {
-                assert_eq!(other.value("EXECUTE s"), "of another", "{what}");
+                let said = other.query("EXECUTE s");
+                assert!(
+                    said.contains("D of another"),
+                    "{what}, behind {expected}: {said}"
+                );
             }
         }
     }
@@ -213,12 +234,17 @@ fn names_are_those_of_a_server_of_ones_own() {
 /// The fields of the errors that come, as far as they say something about the client's text.
 fn told(client: &mut Wire, sql: &str) -> Vec<String> {
     client.send(&[query(sql)]);
-    let errors = client.messages().into_iter().filter(|message| message[0] == b'E');
+    let errors = client
+        .messages()
+        .into_iter()
+        .filter(|message| message[0] == b'E');
     errors
         .flat_map(|message| {
             message[5..]
                 .split(|byte| *byte == 0)
-                .filter(|field| matches!(field.first(), Some(b'S' | b'C' | b'M' | b'D' | b'H' | b'P')))
+                .filter(|field| {
+                    matches!(field.first(), Some(b'S' | b'C' | b'M' | b'D' | b'H' | b'P'))
+                })
                 .map(|field| String::from_utf8_lossy(field).into_owned())
                 .collect::<Vec<_>>()
         })
@@ -283,4 +309,56 @@ fn what_is_executed_ties_as_if_it_were_run() {
     let said = two.query("SHOW work_mem");
     assert!(!said.contains("77MB"), "{said}");
     assert_eq!(one.value("SHOW work_mem"), "77MB");
+}
+
+#[test]
+fn prepared_statements_take_no_more_memory_than_they_may() {
+    let config = "[pool]\nsize = 1\nprepared_memory = \"1 MiB\"\n";
+    let stack = Stack::start_prepared(config, TABLES);
+    let text = |n: usize| format!("SELECT {n}, '{}'", "x".repeat(10_000));
+    let full = "E ERROR 53200 the prepared statements of this client take too much memory";
+    let mut client = stack.wire();
+    let refused = (0..100)
+        .map(|n| client.ask(&[parse(&format!("s{n}"), &text(n)), sync()]))
+        .position(|said| said.contains(full))
+        .expect("an eighth of the memory is enough for a dozen");
+    assert!((5..15).contains(&refused), "{refused}");
+    let said = client.query(&format!("PREPARE p AS {}", text(100)));
+    assert_eq!(said, format!("{full}\nZ I\n"));
+    client.query("BEGIN");
+    let said = client.query(&format!("PREPARE p AS {}", text(100)));
+    assert_eq!(said, format!("{full}\nZ E\n"));
+    client.query("ROLLBACK");
+    // What it has works, and what it gives up makes room.
+    assert!(
+        client
+            .ask(&[step_named("s0"), sync()])
+            .contains("C SELECT 1")
+    );
+    client.run("DEALLOCATE s0");
+    client.run(&format!("PREPARE p AS {}", text(100)));
+    assert!(client.query("EXECUTE p").contains("C SELECT 1"));
+    // A name that is taken is said to be, however little room there is.
+    let said = client.ask(&[parse("s1", &text(1)), sync()]);
+    assert!(said.contains("42P05"), "{said}");
+    // All clients together.
+    let mut clients: Vec<Wire> = (0..12).map(|_| stack.wire()).collect();
+    let mut said = String::new();
+    for (n, client) in clients.iter_mut().enumerate() {
+        for m in 0..10 {
+            said += &client.ask(&[parse(&format!("s{m}"), &text(1000 * n + m)), sync()]);
+        }
+    }
+    let all = "E ERROR 53200 the prepared statements of all clients take too much memory";
+    assert!(said.contains(all), "{said}");
+    // With those that leave their statements go.
+    drop(clients);
+    let mut late = stack.wire();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while late
+        .ask(&[parse("late", &text(1)), sync()])
+        .contains("53200")
+    {
+        assert!(std::time::Instant::now() < deadline, "they are kept");
+    }
 }

@@ -36,8 +36,14 @@ fn described() -> Vec<Vec<u8>> {
 }
 
 fn assert_new(said: &str) {
-    assert!(said.contains("a of type 23|b of type 23|always of type 16"), "{said}");
-    assert!(said.contains("D 1|2|t") && said.ends_with("Z I\n"), "{said}");
+    assert!(
+        said.contains("a of type 23|b of type 23|always of type 16"),
+        "{said}"
+    );
+    assert!(
+        said.contains("D 1|2|t") && said.ends_with("Z I\n"),
+        "{said}"
+    );
     assert!(!said.contains('E') || !said.contains(STALE), "{said}");
 }
 
@@ -86,7 +92,10 @@ fn a_transaction_fails_once() {
             client.query("ROLLBACK");
             client.query("BEGIN");
             let said = client.ask(&request);
-            assert!(said.contains("D 1|2|t") && said.ends_with("Z T\n"), "{said}");
+            assert!(
+                said.contains("D 1|2|t") && said.ends_with("Z T\n"),
+                "{said}"
+            );
         }
     }
 }
@@ -97,7 +106,10 @@ fn what_has_done_something_already_is_not_repeated() {
     stack.psql("CREATE TABLE log (a int)");
     let said = client.query("INSERT INTO log VALUES (1); EXECUTE s");
     assert!(said.contains(STALE), "{said}");
-    assert_eq!(client.value("SELECT count(*) FROM log, random() r WHERE r < 2"), "0");
+    assert_eq!(
+        client.value("SELECT count(*) FROM log, random() r WHERE r < 2"),
+        "0"
+    );
     assert_new(&client.query("EXECUTE s"));
     stack.psql("ALTER TABLE t ADD COLUMN c int");
     let unit = [
@@ -111,5 +123,8 @@ fn what_has_done_something_already_is_not_repeated() {
     ];
     let said = client.ask(&unit);
     assert!(said.contains(STALE), "{said}");
-    assert_eq!(client.value("SELECT count(*) FROM log, random() r WHERE r < 2"), "0");
+    assert_eq!(
+        client.value("SELECT count(*) FROM log, random() r WHERE r < 2"),
+        "0"
+    );
 }

@@ -37,7 +37,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 11] = [
+const RELOADABLE: [&str; 12] = [
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
@@ -49,6 +49,7 @@ const RELOADABLE: [&str; 11] = [
     "pool.affinity",
     "pool.max_prepared_statements",
     "pool.mode",
+    "pool.prepared_memory",
 ];
 
 impl Config {
@@ -102,6 +103,7 @@ impl Config {
         merged.pool.affinity = new.pool.affinity;
         merged.pool.max_prepared_statements = new.pool.max_prepared_statements;
         merged.pool.mode = new.pool.mode;
+        merged.pool.prepared_memory = new.pool.prepared_memory;
         merged
     }
 
@@ -144,6 +146,7 @@ impl Config {
             idle_timeout,
             health_check_interval,
             max_prepared_statements,
+            prepared_memory,
             affinity,
             advice,
         } = pool;
@@ -233,6 +236,7 @@ impl Config {
                 "pool.max_prepared_statements",
                 max_prepared_statements.to_string(),
             ),
+            ("pool.prepared_memory", size(*prepared_memory)),
             ("pool.affinity", affinity.to_string()),
             (
                 "pool.advice",
@@ -372,6 +376,7 @@ max_lifetime = "90m"
 idle_timeout = "11m"
 health_check_interval = "31s"
 max_prepared_statements = 257
+prepared_memory = "9 MiB"
 affinity = false
 advice = "auto"
 [cache]

@@ -197,12 +197,12 @@ impl Session {
             return Ok(());
         }
         let max = self.gateway.max_prepared_statements();
-        if self.statements.contains(name) {
+        if let Some(error) = self.refuses_to_prepare(name, text) {
             // PostgreSQL's own answer, with its effect on a transaction: a name that is taken for certain.
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
                 link.parse_under_taken_name(text, types);
-                link.expect(Expect::DuplicateParse { name: name.into() });
+                link.expect(Expect::RefusedParse(Box::new(error)));
             }
             return Ok(());
         }
@@ -292,7 +292,9 @@ impl Session {
                 });
             }
         }
-        link.expect(Expect::Bind(self.statements.get(name).map(|known| known.id)));
+        link.expect(Expect::Bind(
+            self.statements.get(name).map(|known| known.id),
+        ));
         match self.statements.get(name) {
             Some(statement) => {
                 self.portals.insert(portal, Arc::clone(statement));

@@ -80,11 +80,7 @@ impl Session {
     fn apply_completed(&mut self, completed: &Completed, was_failed: bool, failed: bool) {
         let statements = &completed.class.statements;
         let all = statements.len();
-        let done = if failed {
-            all.min(completed.done)
-        } else {
-            all
-        };
+        let done = if failed { all.min(completed.done) } else { all };
         for (place, statement) in statements.iter().enumerate() {
             let is_done = place < done;
             let names_are_known = if is_done {
@@ -97,8 +93,7 @@ impl Session {
                 match effect {
                     // Nobody's but the gateway's name, or dealt with.
                     Effect::Prepare(_) if names_are_known => {}
-                    Effect::Prepare(name)
-                        if name.starts_with(self.gateway.interner.prefix()) => {}
+                    Effect::Prepare(name) if name.starts_with(self.gateway.interner.prefix()) => {}
                     // It was dealt with when it was sent.
                     Effect::Deallocate(None) if completed.is_ahead && is_done => {
                         self.pins.remove(Pin::Prepare);

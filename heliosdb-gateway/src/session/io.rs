@@ -314,7 +314,7 @@ impl Session {
             if !self.to_restore.is_empty() {
                 return Ok(Step::Request(Decided::Ask));
             }
-            if let Some(len) = self.answer_deallocate(bytes) {
+            if let Some(len) = self.answer_here(bytes) {
                 return Ok(Step::Done(len));
             }
             if let Some(step) = self.try_cache(bytes, None)? {
@@ -499,7 +499,7 @@ impl Session {
     /// Sends a request to the server, if a connection is at hand that has this session's settings.
     pub(super) fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
         self.info().clear_signal(Signal::Cancel);
-        if let Some(len) = self.answer_deallocate(bytes) {
+        if let Some(len) = self.answer_here(bytes) {
             return Ok(Step::Done(len));
         }
         if !self.link_now(bytes) {

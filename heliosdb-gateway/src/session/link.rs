@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 use smallvec::{SmallVec, smallvec};
 
+use crate::error::ClientError;
 use crate::sql::Class;
 use crate::upstream::ServerLease;
 use crate::upstream::connection::BackendProcess;
@@ -64,7 +65,12 @@ pub(crate) struct Completed {
 impl Completed {
     pub(crate) fn whole(class: Arc<Class>) -> Self {
         let done = class.statements.len();
-        Self { class, done, translated: None, is_ahead: true }
+        Self {
+            class,
+            done,
+            translated: None,
+            is_ahead: true,
+        }
     }
 }
 
@@ -91,8 +97,8 @@ pub(crate) enum Expect {
     },
     /// RowDescription or NoData, behind a ParameterDescription where a statement was described.
     Describe,
-    /// The error for a statement name that the client has used already.
-    DuplicateParse { name: Box<[u8]> },
+    /// The error for a Parse that is refused: under a name that the client has used already, for one.
+    RefusedParse(Box<ClientError>),
     /// Rows up to CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute {
         class: Option<Arc<Class>>,
@@ -144,9 +150,18 @@ pub(crate) struct Undo {
 /// the server connection's. It counts from when it is sent, since what follows in the same unit is sent before it is answered.
 #[derive(Debug)]
 pub(crate) enum Ahead {
-    Added { name: Box<[u8]>, statement: Arc<Prepared> },
-    Removed { undo: Undo, given_up: Option<GivenUp> },
-    RemovedAll { names: Named, given_up: Vec<GivenUp> },
+    Added {
+        name: Box<[u8]>,
+        statement: Arc<Prepared>,
+    },
+    Removed {
+        undo: Undo,
+        given_up: Option<GivenUp>,
+    },
+    RemovedAll {
+        names: Named,
+        given_up: Vec<GivenUp>,
+    },
 }
 
 impl Link {
@@ -290,11 +305,10 @@ impl Link {
             let failed = class
                 .take()
                 .filter(|class| class.parsed || sqlstate != "34000");
-            self.completed
-                .extend(failed.map(|class| Completed {
-                    done: 0,
-                    ..Completed::whole(class)
-                }));
+            self.completed.extend(failed.map(|class| Completed {
+                done: 0,
+                ..Completed::whole(class)
+            }));
         }
         if let Some(Expect::Parse {
             named: false,
@@ -329,7 +343,9 @@ impl Link {
                 Expect::OwnPrepare(statement) => {
                     self.lease.statements.remove(statement.id);
                 }
-                Expect::Execute { ahead: Some(ahead), .. } => {
+                Expect::Execute {
+                    ahead: Some(ahead), ..
+                } => {
                     undone.extend(self.take_back(*ahead));
                 }
                 Expect::Inject { undo, .. } => undone.extend(undo),
@@ -373,12 +389,7 @@ impl Link {
     }
 
     /// Notes a statement as prepared, and closes the one used least recently if there are too many.
-    pub(crate) fn make_room(
-        &mut self,
-        statement: &Arc<Prepared>,
-        names: &Interner,
-        max: usize,
-    ) {
+    pub(crate) fn make_room(&mut self, statement: &Arc<Prepared>, names: &Interner, max: usize) {
         if let Some(oldest) = self.lease.statements.insert(statement, max) {
             self.close_named(oldest, names);
         }
@@ -565,7 +576,11 @@ impl Link {
 /// A statement and portal that no client uses, zero-terminated.
 const OWN_NAME: &[u8] = b"helios_own\0";
 
-pub(crate) fn put_parse(out: &mut BytesMut, statement: &Prepared, name: impl FnOnce(&mut BytesMut)) {
+pub(crate) fn put_parse(
+    out: &mut BytesMut,
+    statement: &Prepared,
+    name: impl FnOnce(&mut BytesMut),
+) {
     put_frame(out, b'P', |out| {
         name(out);
         out.put_slice(statement.text.as_bytes());

@@ -1,7 +1,7 @@
 //! Prepared statements as clients name them, and the one name that each distinct text has on every server connection.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
@@ -29,6 +29,9 @@ pub(crate) struct Prepared {
     pub(crate) epoch: u64,
     /// What the text meant to the session that asked last.
     pub(crate) class: ArcSwapOption<KnownClass>,
+    /// Counts its bytes for as long as anybody has it.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    held: Held,
     /// Which server connections have it. Shared with these, which may outlive the last client that uses it.
     pub(crate) affinity: Arc<StatementAffinity>,
 }
@@ -41,6 +44,19 @@ pub(crate) struct KnownClass {
     pub(crate) class: Arc<Class>,
 }
 
+/// Bytes that count for as long as this lives.
+#[derive(Debug)]
+struct Held {
+    bytes: usize,
+    of: Arc<AtomicUsize>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// Gives equal statements the same [`Prepared`], so that a server connection prepares each only once.
 ///
 /// Equal means: same text bytes, same parameter types, same settings, same schema epoch. The epoch is there because a server that
@@ -51,6 +67,8 @@ pub(crate) struct Interner {
     /// Why a lock: touched once per Parse of a named statement, never on the path of a hit. Nothing is called under it.
     map: Mutex<HashMap<Key, Weak<Prepared>>>,
     next_id: AtomicU64,
+    /// Bytes of all statements that anybody has.
+    bytes: Arc<AtomicUsize>,
     /// Not guessable, so that no client names another's statement.
     prefix: String,
 }
@@ -89,6 +107,7 @@ impl Interner {
         Self {
             map: Mutex::new(HashMap::new()),
             next_id: AtomicU64::new(1),
+            bytes: Arc::default(),
             prefix: format!("helios_{:016x}_", rand::random::<u64>()),
         }
     }
@@ -133,6 +152,7 @@ impl Interner {
             declared: known.declared.clone(),
             scope: known.scope.clone(),
             epoch: known.epoch,
+            held: self.hold(&known.text, &known.types),
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
         })
@@ -162,6 +182,7 @@ impl Interner {
             declared: key.declared.clone(),
             scope: key.scope.clone(),
             epoch: key.epoch,
+            held: self.hold(&key.text, &key.types),
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
         });
@@ -198,6 +219,7 @@ impl Interner {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         Arc::new(Prepared {
             id,
+            held: self.hold(&text, types),
             text,
             types: types.into(),
             declared: None,
@@ -206,6 +228,21 @@ impl Interner {
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
         })
+    }
+
+    /// Bytes of all statements that anybody has.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn hold(&self, text: &str, types: &[u8]) -> Held {
+        // The text and the types are in the map's key, too.
+        let bytes = size_of::<Prepared>() + 2 * (text.len() + types.len());
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Held {
+            bytes,
+            of: Arc::clone(&self.bytes),
+        }
     }
 
     /// A scope that nobody else has.
@@ -247,9 +284,24 @@ impl Interner {
 pub(crate) struct Named {
     unnamed: Option<Arc<Prepared>>,
     named: HashMap<Box<[u8]>, Arc<Prepared>, rapidhash::fast::RandomState>,
+    /// Of the names and what they stand for.
+    bytes: usize,
 }
 
+/// Bytes that a name takes with what it stands for.
+pub(crate) fn weight_of(name: &[u8], text: &str) -> usize {
+    NAME_WEIGHT + name.len() + text.len()
+}
+
+/// What a name takes besides its bytes.
+const NAME_WEIGHT: usize = 128;
+
 impl Named {
+    /// Of those that have names, with what they stand for.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
         if name.is_empty() {
             self.unnamed.as_ref()
@@ -266,8 +318,11 @@ impl Named {
         if name.is_empty() {
             self.unnamed = Some(statement);
         } else if let Some(known) = self.named.get_mut(name) {
+            self.bytes += statement.text.len();
+            self.bytes -= known.text.len();
             *known = statement;
         } else {
+            self.bytes += weight_of(name, &statement.text);
             self.named.insert(name.into(), statement);
         }
     }
@@ -276,7 +331,9 @@ impl Named {
         if name.is_empty() {
             self.unnamed.take()
         } else {
-            self.named.remove(name)
+            let was = self.named.remove(name)?;
+            self.bytes -= weight_of(name, &was.text);
+            Some(was)
         }
     }
 
@@ -286,11 +343,10 @@ impl Named {
 
     /// Takes those that have names, as DEALLOCATE ALL does.
     pub(crate) fn take_names(&mut self) -> Self {
-        let named = std::mem::take(&mut self.named);
-        Self {
-            unnamed: None,
-            named,
-        }
+        let unnamed = self.unnamed.take();
+        let named = std::mem::take(self);
+        self.unnamed = unnamed;
+        named
     }
 
     /// True if none has a name.

@@ -140,7 +140,7 @@ impl Session {
         }
         // What was found out before a wait may be out of date after it.
         self.class = None;
-        if let Some(len) = self.answer_deallocate(input) {
+        if let Some(len) = self.answer_here(input) {
             return Ok(len);
         }
         let len = first_unit(input);
@@ -483,8 +483,14 @@ impl Session {
         Ok(len)
     }
 
+    /// Answers the request at the front if it asks for what is known here alone.
+    pub(super) fn answer_here(&mut self, input: &[u8]) -> Option<usize> {
+        self.answer_deallocate(input)
+            .or_else(|| self.answer_show_level(input))
+    }
+
     /// `DEALLOCATE` of a statement that the client prepared by protocol message: the name is known here alone.
-    pub(super) fn answer_deallocate(&mut self, input: &[u8]) -> Option<usize> {
+    fn answer_deallocate(&mut self, input: &[u8]) -> Option<usize> {
         let (b'Q', body, len) = message(input)? else {
             return None;
         };
@@ -538,7 +544,13 @@ fn means_what_the_session_has(class: &Class) -> bool {
     let names_another = |tag: &str| {
         matches!(
             tag,
-            "CREATE TABLE AS" | "DEALLOCATE" | "EXECUTE" | "EXPLAIN" | "FETCH" | "PREPARE" | "UNKNOWN"
+            "CREATE TABLE AS"
+                | "DEALLOCATE"
+                | "EXECUTE"
+                | "EXPLAIN"
+                | "FETCH"
+                | "PREPARE"
+                | "UNKNOWN"
         )
     };
     class

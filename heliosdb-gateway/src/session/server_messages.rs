@@ -195,24 +195,17 @@ impl Session {
         link.abort_copies_in();
         let fields = ErrorFields::parse(message.slice(5..));
         link.told_fatal |= matches!(fields.severity(), "FATAL" | "PANIC");
-        let duplicate = match link.expects.front() {
-            Some(Expect::DuplicateParse { name }) if fields.sqlstate() == "42P05" => {
-                Some(String::from_utf8_lossy(name).into_owned())
+        let refused = match link.expects.front() {
+            Some(Expect::RefusedParse(error)) if fields.sqlstate() == "42P05" => {
+                Some(ClientError::clone(error))
             }
             _ => None,
         };
         let is_retried = self.is_retried(fields.sqlstate());
         let Some(link) = &mut self.link else { return };
-        match duplicate {
+        match refused {
             _ if is_retried => {}
-            Some(name) => {
-                ClientError::new(
-                    ErrorKind::Client,
-                    "42P05",
-                    format!("prepared statement \"{name}\" already exists"),
-                )
-                .put(&mut self.out);
-            }
+            Some(error) => error.put(&mut self.out),
             None => {
                 let translated = match link.expects.front_mut() {
                     Some(Expect::Query { translated, .. }) => translated.take(),
@@ -313,8 +306,7 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
             link.has_begun();
             Pass::Forward
         }
-        (b'1', Some(Expect::ForeignParse))
-        | (b'T' | b'n', Some(Expect::Describe)) => {
+        (b'1', Some(Expect::ForeignParse)) | (b'T' | b'n', Some(Expect::Describe)) => {
             link.expects.pop_front();
             Pass::Forward
         }

@@ -14,13 +14,13 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::error::ClientError;
+use crate::error::{ClientError, ErrorKind};
 use crate::gateway::epoch_of;
 use crate::sql::{Action, Class, Effect, SpotKind, Unbounded, names_spoken_of, spots};
 use crate::upstream::connection::ServerConnection;
 
 use super::link::{Ahead, Completed, Undo, put_frame, put_parse};
-use super::prepared::{Interner, NOBODYS_NAME, Prepared};
+use super::prepared::{Interner, NOBODYS_NAME, Prepared, weight_of};
 use super::unit::message;
 use super::{End, Session};
 
@@ -32,6 +32,8 @@ pub(crate) struct Translated {
     /// Places of the gateway's own among the statements, the last first.
     pub(super) own: Vec<usize>,
     edits: Vec<Edit>,
+    /// What the client is told in place of the error that this text is answered with.
+    refusal: Option<ClientError>,
 }
 
 /// What a statement of a text does to a prepared one.
@@ -73,6 +75,8 @@ pub(super) struct SqlUse {
     spoken_of: Option<Use>,
 }
 
+/// One client may have this part of the memory for prepared statements.
+const CLIENTS_PART: usize = 8;
 /// Of these many only those are kept that the client can still run.
 const SQL_USES_MAX: usize = 64;
 /// How long the server may take to prepare what is about to be executed.
@@ -212,6 +216,7 @@ impl Session {
                 uses,
                 own,
                 edits,
+                refusal: None,
             });
         }
         own.reverse();
@@ -228,7 +233,34 @@ impl Session {
             uses,
             own,
             edits,
+            refusal: None,
         })
+    }
+
+    /// Why the client can't prepare that text under that name, if so.
+    pub(super) fn refuses_to_prepare(&self, name: &[u8], text: &str) -> Option<ClientError> {
+        if self.statements.contains(name) {
+            let name = String::from_utf8_lossy(name);
+            let message = format!("prepared statement \"{name}\" already exists");
+            return Some(ClientError::new(ErrorKind::Client, "42P05", message));
+        }
+        self.lacks_memory_for(name, text)
+    }
+
+    fn lacks_memory_for(&self, name: &[u8], text: &str) -> Option<ClientError> {
+        let max = self.gateway.prepared_memory();
+        let own = self.statements.bytes() + weight_of(name, text);
+        let whose = if own > max / CLIENTS_PART {
+            "this client"
+        } else if self.gateway.interner.bytes() + own > max {
+            "all clients"
+        } else {
+            return None;
+        };
+        let message = format!("the prepared statements of {whose} take too much memory");
+        let hint = "Deallocate those that are not needed, or raise `pool.prepared_memory`, of which one client may \
+                    have an eighth.";
+        Some(ClientError::new(ErrorKind::Client, "53200", message).hint(hint))
     }
 
     /// What stands behind the name where a statement has to be prepared within a text that names it: the transaction has
@@ -255,8 +287,26 @@ impl Session {
         if !class.statements.iter().any(|one| may_name(one.tag)) {
             return None;
         }
-        self.translate(std::str::from_utf8(text).ok()?)
-            .filter(|translated| translated.text.as_bytes() != text)
+        let mut translated = self
+            .translate(std::str::from_utf8(text).ok()?)
+            .filter(|translated| translated.text.as_bytes() != text)?;
+        let is_new = |spoken: &&Use| spoken.kind == UseKind::Prepare;
+        let refusal = translated
+            .uses
+            .iter()
+            .filter(is_new)
+            .find_map(|spoken| self.lacks_memory_for(&spoken.name, &spoken.statement.text));
+        if refusal.is_some() {
+            // The server has to fail, for its transaction.
+            translated = Translated {
+                text: format!("DEALLOCATE {NOBODYS_NAME}"),
+                uses: Vec::new(),
+                own: Vec::new(),
+                edits: Vec::new(),
+                refusal,
+            };
+        }
+        Some(translated)
     }
 
     /// What a simple query executes, DEALLOCATEs or fails to PREPARE: the server has to know these first.
@@ -274,7 +324,10 @@ impl Session {
             .and_then(|text| self.translate(text));
         let mut needed: Vec<Arc<Prepared>> = Vec::new();
         let mut made: Vec<u64> = Vec::new();
-        for spoken in translated.into_iter().flat_map(|translated| translated.uses) {
+        for spoken in translated
+            .into_iter()
+            .flat_map(|translated| translated.uses)
+        {
             let id = spoken.statement.id;
             if !spoken.kind.needs_it() {
                 made.push(id);
@@ -295,7 +348,9 @@ impl Session {
             return !needed.is_empty();
         };
         let statements = &mut link.lease.statements;
-        !needed.iter().all(|statement| statements.touch(statement.id))
+        !needed
+            .iter()
+            .all(|statement| statements.touch(statement.id))
     }
 
     /// Prepares what the simple query at the front speaks of. The session has a connection, which owes nothing.
@@ -419,6 +474,12 @@ impl Session {
 
     /// An error of the server with the client's names and places in it.
     pub(super) fn put_error(&mut self, message: &[u8], translated: Option<&Translated>) {
+        if let Some(error) = translated.and_then(|translated| translated.refusal.as_ref())
+            && memchr::memmem::find(message, NOBODYS_NAME.as_bytes()).is_some()
+        {
+            error.put(&mut self.out);
+            return;
+        }
         let prefix = self.gateway.interner.prefix().as_bytes();
         let has_name = memchr::memmem::find(message, prefix).is_some();
         if !has_name && translated.is_none() {
@@ -426,9 +487,15 @@ impl Session {
             return;
         }
         let client_name = |id: u64| {
-            let uses = translated.into_iter().flat_map(|translated| &translated.uses);
+            let uses = translated
+                .into_iter()
+                .flat_map(|translated| &translated.uses);
             let by_use = uses
-                .chain(self.sql_uses.values().filter_map(|known| known.spoken_of.as_ref()))
+                .chain(
+                    self.sql_uses
+                        .values()
+                        .filter_map(|known| known.spoken_of.as_ref()),
+                )
                 .find(|spoken| spoken.statement.id == id)
                 .map(|spoken| &*spoken.name);
             let link = self.link.as_ref();
@@ -437,7 +504,11 @@ impl Session {
                 .or_else(|| self.statements.name_of(id))
         };
         let mut fields = Vec::new();
-        for field in message.get(5..).unwrap_or_default().split(|byte| *byte == 0) {
+        for field in message
+            .get(5..)
+            .unwrap_or_default()
+            .split(|byte| *byte == 0)
+        {
             match field.split_first() {
                 Some((b'P', at)) => {
                     let at = std::str::from_utf8(at)
@@ -482,7 +553,8 @@ impl Session {
         if self.sql_uses.len() >= SQL_USES_MAX {
             let (statements, portals) = (&self.statements, &self.portals);
             self.sql_uses.retain(|id, _| {
-                let unnamed = |names: &super::Named| names.get(b"").is_some_and(|one| one.id == *id);
+                let unnamed =
+                    |names: &super::Named| names.get(b"").is_some_and(|one| one.id == *id);
                 statements.name_of(*id).is_some()
                     || portals.name_of(*id).is_some()
                     || unnamed(statements)
@@ -642,7 +714,10 @@ fn put_with_names<'n>(
     let mut rest = field;
     while let Some(at) = memchr::memmem::find(rest, prefix) {
         let number = &rest[at + prefix.len()..];
-        let digits = number.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let digits = number
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit())
+            .count();
         let id = std::str::from_utf8(&number[..digits])
             .ok()
             .and_then(|digits| digits.parse().ok());

@@ -105,7 +105,9 @@ fn asks_for_its_columns(request: &[u8]) -> bool {
     while let Some((tag, body, len)) = message(&request[at..]) {
         at += len;
         match tag {
-            b'D' if body.strip_prefix(b"P").and_then(|body| body.strip_suffix(b"\0"))
+            b'D' if body
+                .strip_prefix(b"P")
+                .and_then(|body| body.strip_suffix(b"\0"))
                 == Some(portal) =>
             {
                 is_described = true;
@@ -142,16 +144,20 @@ mod tests {
 
     #[test]
     fn what_describes_the_portal_it_runs_asks_for_its_columns() {
-        let (bind, execute): ((u8, &[u8]), (u8, &[u8])) =
-            ((b'B', b"p\0s\0\0\0\0\0\0\0"), (b'E', b"p\0\0\0\0\0"));
-        let sync: (u8, &[u8]) = (b'S', b"");
+        type Message<'m> = (u8, &'m [u8]);
+        let bind: Message<'_> = (b'B', b"p\0s\0\0\0\0\0\0\0");
+        let execute: Message<'_> = (b'E', b"p\0\0\0\0\0");
+        let sync: Message<'_> = (b'S', b"");
         for (messages, expected) in [
             (vec![bind, (b'D', b"Pp\0"), execute, sync], true),
             (vec![bind, execute, sync], false),
             (vec![bind, (b'D', b"Pq\0"), execute, sync], false),
             (vec![bind, (b'D', b"Ss\0"), execute, sync], false),
             (vec![bind, (b'D', b"Pp\0"), execute], false),
-            (vec![bind, (b'D', b"Pp\0"), execute, bind, execute, sync], false),
+            (
+                vec![bind, (b'D', b"Pp\0"), execute, bind, execute, sync],
+                false,
+            ),
             (vec![(b'P', b"s\0SELECT 1\0\0\0"), bind, sync], false),
             (vec![(b'Q', b" execute s\0")], true),
             (vec![(b'Q', b"SELECT 1\0")], false),

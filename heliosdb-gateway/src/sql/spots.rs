@@ -138,11 +138,7 @@ fn named(node: &NodeEnum) -> Option<&NodeEnum> {
     }
 }
 
-fn place_of_name(
-    node: &NodeEnum,
-    tokens: &[&Lexed],
-    end: usize,
-) -> Option<(Range<usize>, Action)> {
+fn place_of_name(node: &NodeEnum, tokens: &[&Lexed], end: usize) -> Option<(Range<usize>, Action)> {
     let is = |at: usize, token: Token| tokens.get(at).is_some_and(|lexed| lexed.token == token);
     match node {
         NodeEnum::PrepareStmt(_) if is(0, Token::Prepare) => {
@@ -238,17 +234,41 @@ mod tests {
     fn names_are_found_wherever_a_statement_is_named() {
         for (sql, expected) in [
             ("EXECUTE s(1)", vec![(0, "s", "s")]),
-            ("/* x */ execute -- y\n \"S x\" (1)", vec![(0, "S x", "\"S x\"")]),
-            ("PREPARE Name (int, timestamp(3) with time zone) AS SELECT 1 AS execute", vec![(0, "name", "Name")]),
+            (
+                "/* x */ execute -- y\n \"S x\" (1)",
+                vec![(0, "S x", "\"S x\"")],
+            ),
+            (
+                "PREPARE Name (int, timestamp(3) with time zone) AS SELECT 1 AS execute",
+                vec![(0, "name", "Name")],
+            ),
             ("deallocate prepare", vec![(0, "prepare", "prepare")]),
-            ("deallocate prepare prepare", vec![(0, "prepare", "prepare")]),
-            ("SELECT 1; DEALLOCATE PREPARE ALL; DISCARD ALL", vec![(1, "all", ""), (2, "all", "")]),
+            (
+                "deallocate prepare prepare",
+                vec![(0, "prepare", "prepare")],
+            ),
+            (
+                "SELECT 1; DEALLOCATE PREPARE ALL; DISCARD ALL",
+                vec![(1, "all", ""), (2, "all", "")],
+            ),
             ("DISCARD PLANS", vec![]),
             ("EXPLAIN EXECUTE s", vec![(0, "s", "s")]),
-            ("EXPLAIN (ANALYZE, COSTS off) EXECUTE execute (2)", vec![(0, "execute", "execute")]),
-            ("CREATE TEMP TABLE execute (a) AS EXECUTE s", vec![(0, "s", "s")]),
-            ("EXPLAIN CREATE TABLE execute AS EXECUTE s", vec![(0, "s", "s")]),
-            ("SELECT 'ä'; EXECUTE s; SELECT 'EXECUTE t'", vec![(1, "s", "s")]),
+            (
+                "EXPLAIN (ANALYZE, COSTS off) EXECUTE execute (2)",
+                vec![(0, "execute", "execute")],
+            ),
+            (
+                "CREATE TEMP TABLE execute (a) AS EXECUTE s",
+                vec![(0, "s", "s")],
+            ),
+            (
+                "EXPLAIN CREATE TABLE execute AS EXECUTE s",
+                vec![(0, "s", "s")],
+            ),
+            (
+                "SELECT 'ä'; EXECUTE s; SELECT 'EXECUTE t'",
+                vec![(1, "s", "s")],
+            ),
             ("EXECUTE U&\"\\0061b\"", vec![(0, "ab", "U&\"\\0061b\"")]),
             ("SELECT 1", vec![]),
         ] {
@@ -268,10 +288,11 @@ mod tests {
         scope.standard_conforming_strings = true;
         let spots = spots(sql, &scope).expect("parsed");
         let SpotKind::Named {
-            action: Action::Prepare {
-                declared,
-                statement,
-            },
+            action:
+                Action::Prepare {
+                    declared,
+                    statement,
+                },
             ..
         } = &spots[0].kind
         else {
