@@ -297,6 +297,7 @@ impl Session {
     }
 
     fn step(&mut self, bytes: &[u8]) -> Result<Step, End> {
+        self.translation = None;
         if let Some(b'X') = bytes.first() {
             return Ok(Step::Goodbye);
         }

@@ -12,7 +12,7 @@ use crate::upstream::ServerLease;
 use crate::upstream::connection::BackendProcess;
 
 use super::prepared::{GivenUp, Interner, Named, Prepared};
-use super::sql_prepare::Translated;
+use super::translated::Translated;
 
 /// A leased server connection with the replies it owes.
 ///

@@ -396,6 +396,7 @@ impl Entrance {
             is_second_attempt: false,
             reads_sequences: false,
             alters_defaults: false,
+            translation: None,
             sql_uses: super::sql_prepare::SqlUses::default(),
             bound: super::Bound::default(),
             status: b'I',

@@ -23,6 +23,7 @@ mod sql_prepare;
 mod stale_plan;
 mod stream;
 mod transaction;
+mod translated;
 pub(crate) mod unit;
 
 use std::collections::BTreeSet;
@@ -54,6 +55,7 @@ use resolve::Unresolved;
 use settings::Settings;
 use sql_prepare::SqlUses;
 use transaction::Deferred;
+use translated::Translated;
 
 pub(crate) use login::{Entrance, Greeted, admit, enter, greet};
 pub(crate) use stream::ClientStream;
@@ -99,6 +101,8 @@ pub(crate) struct Session {
     statements: Named,
     /// The client's own text of those that speak of others by name.
     sql_uses: SqlUses,
+    /// The text of the query at the front of the input, and what it was translated to.
+    translation: Option<(Box<str>, Translated)>,
     /// Which statement each portal runs.
     portals: Named,
     /// What the unnamed one of them was bound with.

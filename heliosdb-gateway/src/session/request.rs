@@ -70,6 +70,7 @@ impl Session {
     /// Returns how many bytes of `input` are dealt with.
     async fn request_in(&mut self, input: &[u8], mut decided: Decided) -> Result<usize, End> {
         self.info().clear_signal(Signal::Cancel);
+        self.translation = None;
         // The answers that are ready do not wait for this one. What does not fit is sent later.
         if !self.out.is_empty()
             && let Ok(written) = self.stream.try_write(&self.out)

@@ -7,11 +7,13 @@
 //!
 //! What can't be read goes to the server as it is, and a PREPARE in it ties the client to the connection.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use heliosdb_cache::HashedStr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::error::{ClientError, ErrorKind};
@@ -20,50 +22,10 @@ use crate::sql::{Action, Class, Effect, SpotKind, Unbounded, names_spoken_of, sp
 use crate::upstream::connection::ServerConnection;
 
 use super::link::{Ahead, Completed, Undo, put_frame, put_parse};
-use super::prepared::{Interner, NOBODYS_NAME, Prepared, weight_of};
+use super::prepared::{Interner, NOBODYS_NAME, Named, Prepared, weight_of};
+use super::translated::{Draft, Translated, Use, UseKind, put_with_names};
 use super::unit::message;
 use super::{End, Session};
-
-/// A client's text as the server gets it.
-#[derive(Debug)]
-pub(crate) struct Translated {
-    pub(super) text: String,
-    pub(super) uses: Vec<Use>,
-    /// Places of the gateway's own among the statements, the last first.
-    pub(super) own: Vec<usize>,
-    edits: Vec<Edit>,
-    /// What the client is told in place of the error that this text is answered with.
-    refusal: Option<ClientError>,
-}
-
-/// What a statement of a text does to a prepared one.
-#[derive(Debug, Clone)]
-pub(super) struct Use {
-    /// Which statement of the text.
-    pub(super) place: usize,
-    /// The client's name for the prepared one.
-    name: Box<[u8]>,
-    kind: UseKind,
-    statement: Arc<Prepared>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum UseKind {
-    Deallocate,
-    Execute,
-    Prepare,
-    /// PREPARE under a name that is in use.
-    PrepareTaken,
-}
-
-/// A name that was replaced. Places are counted in characters.
-#[derive(Debug)]
-struct Edit {
-    /// Where it begins in the new text.
-    at: usize,
-    new_len: usize,
-    old_len: usize,
-}
 
 /// The texts of the client's prepared statements that speak of others by name, by the id of what they became.
 pub(super) type SqlUses = HashMap<u64, SqlUse, rapidhash::fast::RandomState>;
@@ -84,157 +46,103 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
 /// No reply to a Parse is longer.
 const REPLY_MAX: usize = 1 << 20;
 
-impl UseKind {
-    /// The server has to know the statement by then.
-    fn needs_it(self) -> bool {
-        self != Self::Prepare
-    }
-}
-
-impl Translated {
-    /// What this statement of the text does to a prepared one.
-    fn use_at(&self, place: usize) -> Option<&Use> {
-        self.uses.iter().find(|spoken| spoken.place == place)
-    }
-
-    /// The statement that this one of the text executes.
-    pub(super) fn executed_at(&self, place: usize) -> Option<u64> {
-        self.use_at(place)
-            .filter(|spoken| spoken.kind == UseKind::Execute)
-            .map(|spoken| spoken.statement.id)
-    }
-
-    /// The place in the client's text of a place in the text that was sent; both from 1, in characters.
-    fn position(&self, at: usize) -> usize {
-        let mut shift = 0_isize;
-        for edit in &self.edits {
-            if at <= edit.at {
-                break;
-            }
-            let grown = edit.new_len.cast_signed() - edit.old_len.cast_signed();
-            if at <= edit.at + edit.new_len {
-                return (edit.at + 1).saturating_add_signed(-shift);
-            }
-            shift += grown;
-        }
-        at.saturating_add_signed(-shift)
-    }
-}
-
 impl Session {
-    /// The text of a request with the client's names of statements replaced. `None` where there are none, or where they
-    /// can't be found for certain.
+    /// The text of a request with the client's names of statements replaced, or as it is where none of them is in use.
+    /// `None` where it names none, or where the names can't be found for certain.
     fn translate(&mut self, text: &str) -> Option<Translated> {
         let found = spots(text, &self.names).filter(|spots| !spots.is_empty())?;
         let scope = self.parse_scope();
-        let epoch = epoch_of(&self.pool.database);
+        let mut names = Cow::Borrowed(&self.statements);
         let interner = &self.gateway.interner;
-        let mut names = self.statements.clone();
-        let mut uses: Vec<Use> = Vec::new();
-        let (mut edits, mut new, mut from) = (Vec::new(), String::new(), 0);
-        let mut own = Vec::new();
+        let mut draft = Draft::new(text);
         for spot in found {
-            let (name, at, action) = match spot.kind {
-                SpotKind::ForgetAll => {
-                    names.clear();
-                    continue;
-                }
-                SpotKind::Named { name, at, action } => (name.into_bytes(), at, action),
+            let SpotKind::Named { name, at, action } = spot.kind else {
+                names.to_mut().take_names();
+                continue;
             };
-            let known = names.get(&name).cloned();
-            let is_used = |id: u64| uses.iter().any(|spoken| spoken.statement.id == id);
-            let (kind, statement) = match (action, known) {
-                (Action::Execute, Some(known)) => (UseKind::Execute, known),
-                (Action::Deallocate, Some(known)) => {
-                    names.remove(&name);
-                    // Where it has another name, too, it is to stay.
-                    let known = if names.name_of(known.id).is_some() {
-                        interner.apart(&known)
-                    } else {
-                        known
-                    };
-                    (UseKind::Deallocate, known)
+            let name = name.into_bytes();
+            let Some((kind, statement)) =
+                self.meaning(text, &name, &action, &scope, &mut names, draft.uses())
+            else {
+                if name.starts_with(interner.prefix().as_bytes()) {
+                    // The server says that there is none, though it has it for somebody.
+                    draft.replace(at, NOBODYS_NAME)?;
                 }
-                (Action::Prepare { .. }, Some(known)) => (UseKind::PrepareTaken, known),
-                (
-                    Action::Prepare {
-                        declared,
-                        statement,
-                    },
-                    None,
-                ) => {
-                    let (declared, inner) = (text.get(declared)?, text.get(statement)?);
-                    let mut fresh = interner.declared(inner, declared, &scope, epoch);
-                    if is_used(fresh.id) || names.name_of(fresh.id).is_some() {
-                        fresh = interner.apart(&fresh);
-                    }
-                    names.insert(&name, Arc::clone(&fresh));
-                    (UseKind::Prepare, fresh)
-                }
-                // The server says that there is none, even where the name is one that it has for somebody.
-                (_, None) if name.starts_with(interner.prefix().as_bytes()) => {
-                    new.push_str(text.get(from..at.start)?);
-                    new.push_str(NOBODYS_NAME);
-                    from = at.end;
-                    continue;
-                }
-                (_, None) => continue,
+                continue;
             };
             let server_name = interner.server_name(statement.id);
-            if let Some(declared) = self.declared_within(&statement, kind, &uses) {
+            if let Some(declared) = self.declared_within(&statement, kind, draft.uses()) {
                 // Behind the end of a transaction that has failed: only there it can be prepared.
-                new.push_str(text.get(from..spot.start)?);
                 let sql = format!(" PREPARE {server_name}{declared}\n;");
-                edits.push(Edit {
-                    at: new.chars().count(),
-                    new_len: sql.chars().count(),
-                    old_len: 0,
-                });
-                new.push_str(&sql);
-                from = spot.start;
-                own.push(spot.place + own.len());
+                draft.insert_own(spot.start, spot.place, &sql)?;
             }
-            new.push_str(text.get(from..at.start)?);
-            edits.push(Edit {
-                at: new.chars().count(),
-                new_len: server_name.len(),
-                old_len: text.get(at.clone())?.chars().count(),
-            });
-            new.push_str(&server_name);
-            from = at.end;
-            uses.push(Use {
+            draft.replace(at, &server_name)?;
+            draft.note(Use {
                 place: spot.place,
                 name: name.into(),
                 kind,
                 statement,
             });
         }
-        if from == 0 {
-            // None of the names is in use.
-            return Some(Translated {
-                text: text.to_owned(),
-                uses,
-                own,
-                edits,
-                refusal: None,
-            });
+        let translated = draft.finish()?;
+        if translated.text == text {
+            return Some(translated);
         }
-        own.reverse();
-        new.push_str(text.get(from..)?);
         // What the grammar makes of the new text is what was meant.
-        let spoken_of = names_spoken_of(&new)?;
-        let is_meant = uses.iter().all(|spoken| {
-            spoken_of
-                .iter()
-                .any(|name| *name == interner.server_name(spoken.statement.id))
+        let spoken_of = names_spoken_of(&translated.text)?;
+        let is_meant = translated.uses.iter().all(|spoken| {
+            let server_name = interner.server_name(spoken.statement.id);
+            spoken_of.contains(&server_name)
         });
-        is_meant.then_some(Translated {
-            text: new,
-            uses,
-            own,
-            edits,
-            refusal: None,
-        })
+        is_meant.then_some(translated)
+    }
+
+    /// What a statement that names a prepared one does, and to which. `None` where there is none of that name. `names` are
+    /// those of the client at that place of the text, `uses` what stands before it.
+    fn meaning(
+        &self,
+        text: &str,
+        name: &[u8],
+        action: &Action,
+        scope: &HashedStr,
+        names: &mut Cow<'_, Named>,
+        uses: &[Use],
+    ) -> Option<(UseKind, Arc<Prepared>)> {
+        let interner = &self.gateway.interner;
+        let known = names.get(name).cloned();
+        match (action, known) {
+            (Action::Execute, known) => Some((UseKind::Execute, known?)),
+            (Action::Deallocate, known) => {
+                let known = known?;
+                names.to_mut().remove(name);
+                // Where it has another name, too, it is to stay.
+                let is_kept = names.name_of(known.id).is_some();
+                let known = if is_kept {
+                    interner.apart(&known)
+                } else {
+                    known
+                };
+                Some((UseKind::Deallocate, known))
+            }
+            (Action::Prepare { .. }, Some(known)) => Some((UseKind::PrepareTaken, known)),
+            (
+                Action::Prepare {
+                    declared,
+                    statement,
+                },
+                None,
+            ) => {
+                let epoch = epoch_of(&self.pool.database);
+                let (declared, inner) = (text.get(declared.clone())?, text.get(statement.clone())?);
+                let mut fresh = interner.declared(inner, declared, scope, epoch);
+                let is_used = uses.iter().any(|before| before.statement.id == fresh.id);
+                if is_used || names.name_of(fresh.id).is_some() {
+                    fresh = interner.apart(&fresh);
+                }
+                names.to_mut().insert(name, Arc::clone(&fresh));
+                Some((UseKind::Prepare, fresh))
+            }
+        }
     }
 
     /// Why the client can't prepare that text under that name, if so.
@@ -284,29 +192,25 @@ impl Session {
 
     /// The text of a simple query of this class as the server is to get it.
     pub(super) fn translate_query(&mut self, text: &[u8], class: &Class) -> Option<Translated> {
+        let known = self.translation.take();
         if !class.statements.iter().any(|one| may_name(one.tag)) {
             return None;
         }
-        let mut translated = self
-            .translate(std::str::from_utf8(text).ok()?)
-            .filter(|translated| translated.text.as_bytes() != text)?;
+        let translated = match known {
+            // A moment ago it was asked what the server has to know for it.
+            Some(known) if known.0.as_bytes() == text => known.1,
+            _ => self.translate(std::str::from_utf8(text).ok()?)?,
+        };
+        if translated.text.as_bytes() == text {
+            return None;
+        }
         let is_new = |spoken: &&Use| spoken.kind == UseKind::Prepare;
         let refusal = translated
             .uses
             .iter()
             .filter(is_new)
             .find_map(|spoken| self.lacks_memory_for(&spoken.name, &spoken.statement.text));
-        if refusal.is_some() {
-            // The server has to fail, for its transaction.
-            translated = Translated {
-                text: format!("DEALLOCATE {NOBODYS_NAME}"),
-                uses: Vec::new(),
-                own: Vec::new(),
-                edits: Vec::new(),
-                refusal,
-            };
-        }
-        Some(translated)
+        Some(refusal.map_or(translated, Translated::refused))
     }
 
     /// What a simple query executes, DEALLOCATEs or fails to PREPARE: the server has to know these first.
@@ -319,20 +223,18 @@ impl Session {
         else {
             return Vec::new();
         };
-        let translated = std::str::from_utf8(text)
+        self.translation = std::str::from_utf8(text)
             .ok()
-            .and_then(|text| self.translate(text));
+            .and_then(|text| Some((text.into(), self.translate(text)?)));
+        let uses = self.translation.iter().flat_map(|known| &known.1.uses);
         let mut needed: Vec<Arc<Prepared>> = Vec::new();
         let mut made: Vec<u64> = Vec::new();
-        for spoken in translated
-            .into_iter()
-            .flat_map(|translated| translated.uses)
-        {
+        for spoken in uses {
             let id = spoken.statement.id;
             if !spoken.kind.needs_it() {
                 made.push(id);
             } else if !made.contains(&id) && needed.iter().all(|known| known.id != id) {
-                needed.push(spoken.statement);
+                needed.push(Arc::clone(&spoken.statement));
             }
         }
         needed
@@ -702,33 +604,6 @@ fn mentions(text: &[u8]) -> bool {
         };
         word(at, b"execute") || at >= 1 && word(at - 1, b"deallocate")
     })
-}
-
-/// Adds a field in which the gateway's names of statements are the client's.
-fn put_with_names<'n>(
-    out: &mut Vec<u8>,
-    field: &[u8],
-    prefix: &[u8],
-    client_name: &impl Fn(u64) -> Option<&'n [u8]>,
-) {
-    let mut rest = field;
-    while let Some(at) = memchr::memmem::find(rest, prefix) {
-        let number = &rest[at + prefix.len()..];
-        let digits = number
-            .iter()
-            .take_while(|byte| byte.is_ascii_digit())
-            .count();
-        let id = std::str::from_utf8(&number[..digits])
-            .ok()
-            .and_then(|digits| digits.parse().ok());
-        out.extend_from_slice(&rest[..at]);
-        match id.and_then(client_name) {
-            Some(name) => out.extend_from_slice(name),
-            None => out.extend_from_slice(&rest[at..at + prefix.len() + digits]),
-        }
-        rest = &number[digits..];
-    }
-    out.extend_from_slice(rest);
 }
 
 /// Why a statement was not prepared.
