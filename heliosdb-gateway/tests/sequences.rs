@@ -1,10 +1,9 @@
-//! `currval()` and `lastval()` give a client's own value or an error, never another client's value; and what sessions
-//! begin with is known to those that begin after it was altered.
+//! `currval()` and `lastval()` give a client's own value or an error, never another client's value.
 
 mod support;
 
 use support::Stack;
-use support::raw::{Wire, step, sync};
+use support::raw::{step, sync};
 
 const TABLES: &str = "CREATE TABLE t (id serial, v int); CREATE SEQUENCE other START 1000";
 const NOT_YET: &str = "E ERROR 55000";
@@ -63,47 +62,4 @@ fn a_value_that_is_left_on_another_connection_is_not_missed_for_a_wrong_one() {
     assert!(said.contains(NOT_YET), "{said}");
     assert_eq!(two.value("SELECT lastval()"), "1000");
     two.run("COMMIT");
-}
-
-fn shown(client: &mut Wire) -> String {
-    client.value("SHOW work_mem")
-}
-
-#[test]
-fn sessions_begin_with_what_was_altered_through_helios() {
-    let stack = Stack::start_prepared("[pool]\nsize = 2\n", TABLES);
-    let mut open = stack.wire();
-    open.run("SET lock_timeout = '7s'");
-    assert_eq!(shown(&mut open), "4MB");
-    let mut admin = stack.wire();
-    admin.run("BEGIN");
-    admin.run("ALTER ROLE postgres SET work_mem = '9MB'");
-    assert_eq!(shown(&mut stack.wire()), "4MB", "it is not committed");
-    admin.run("ROLLBACK");
-    assert_eq!(shown(&mut stack.wire()), "4MB", "it was rolled back");
-    for (sql, expected) in [
-        ("ALTER ROLE postgres SET work_mem = '5MB'", "5MB"),
-        ("ALTER ROLE postgres RESET work_mem", "4MB"),
-        ("ALTER DATABASE postgres SET work_mem = '6MB'", "6MB"),
-        (
-            "ALTER ROLE postgres IN DATABASE postgres SET work_mem = '7MB'",
-            "7MB",
-        ),
-    ] {
-        admin.run(sql);
-        assert_eq!(shown(&mut stack.wire()), expected, "{sql}");
-        assert_eq!(shown(&mut stack.wire_direct()), expected, "{sql}");
-    }
-    // What a client has set itself is what it had set.
-    assert_eq!(open.value("SHOW lock_timeout"), "7s");
-}
-
-#[test]
-fn what_is_reported_at_the_beginning_of_a_session_is_what_was_altered() {
-    let stack = Stack::start_prepared("", TABLES);
-    let mut admin = stack.wire();
-    admin.run("ALTER ROLE postgres SET TimeZone = 'Asia/Tokyo'");
-    assert_eq!(stack.wire().value("SHOW TimeZone"), "Asia/Tokyo");
-    admin.run("ALTER ROLE postgres SET TimeZone = 'Europe/Rome'");
-    assert_eq!(stack.wire().value("SHOW TimeZone"), "Europe/Rome");
 }

@@ -217,10 +217,41 @@ fn unit() -> impl Strategy<Value = Unit> {
     ]
 }
 
+/// Something set or prepared, and taken back or not; then a look.
+fn story() -> impl Strategy<Value = Vec<Unit>> {
+    let texts = prop_oneof![
+        (select(SETTINGS), select(&["ROLLBACK", "COMMIT"][..]))
+            .prop_map(|(set, end)| vec!["ROLLBACK", "BEGIN", set, end]),
+        (
+            select(SETTINGS),
+            select(&["ROLLBACK TO s", "RELEASE s"][..])
+        )
+            .prop_map(|(set, end)| vec![
+                "ROLLBACK",
+                "BEGIN",
+                "SAVEPOINT s",
+                set,
+                end,
+                "COMMIT"
+            ]),
+        select(PREPARED).prop_map(|last| vec![
+            "ROLLBACK",
+            "PREPARE p AS SELECT 1, current_user",
+            "SELECT 1; DEALLOCATE p",
+            last
+        ]),
+    ];
+    (texts, select(LOOKS)).prop_map(|(texts, look)| {
+        let texts = texts.into_iter().chain([look]);
+        texts.map(|sql| Unit::Query(vec![sql])).collect()
+    })
+}
+
 fn turn() -> impl Strategy<Value = Turn> {
     let units = prop_oneof![
         4 => unit().prop_map(|one| vec![one]),
         1 => proptest::collection::vec(unit(), 2..4),
+        1 => story(),
     ];
     (0..CLIENTS, units).prop_map(|(client, units)| Turn { client, units })
 }
@@ -268,6 +299,23 @@ fn pairs(stack: &Stack, console: &mut Wire) -> Vec<Pair> {
     pairs
 }
 
+/// An answer as far as it has to be the same. In a transaction that has failed a statement can't be prepared on another
+/// connection: a Bind with the wrong parameters fails for the one reason or the other.
+fn comparable(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().collect();
+    let line = |(at, line): (usize, &&str)| {
+        let is_wrong_bind = line.starts_with("E ERROR 08P01 bind message supplies")
+            && lines.get(at + 1) == Some(&"Z E");
+        if is_wrong_bind {
+            "E ERROR 25P02 current transaction is aborted, commands ignored until end of transaction block\n"
+                .to_owned()
+        } else {
+            format!("{line}\n")
+        }
+    };
+    lines.iter().enumerate().map(line).collect()
+}
+
 fn converse(stack: &Stack, size: usize, turns: &[Turn]) -> Result<(), TestCaseError> {
     let mut console = Wire::connect(stack.helios.port, "helios", &[]);
     let mut pairs = pairs(stack, &mut console);
@@ -286,8 +334,8 @@ fn converse(stack: &Stack, size: usize, turns: &[Turn]) -> Result<(), TestCaseEr
         }
         let pair = &mut pairs[client];
         let messages: Vec<_> = turn.units.iter().flat_map(Unit::messages).collect();
-        let expected = pair.direct.asks(turn.units.len(), &messages);
-        let got = pair.through.asks(turn.units.len(), &messages);
+        let expected = comparable(&pair.direct.asks(turn.units.len(), &messages));
+        let got = comparable(&pair.through.asks(turn.units.len(), &messages));
         said += &format!("client {client}: {:?}\n", turn.units);
         prop_assert!(got == expected, "{}\n{}instead of\n{}", said, got, expected);
     }
