@@ -438,7 +438,9 @@ impl Session {
 
     /// The text of a Parse as the server is to get it, with what it speaks of.
     pub(super) fn translate_parse(&mut self, text: &str) -> Option<(String, SqlUse)> {
-        if !mentions(text.as_bytes()) {
+        // One statement: it begins with its own word (CREATE, DEALLOCATE, EXECUTE, EXPLAIN, PREPARE), or with a comment.
+        let first = text.trim_ascii_start().bytes().next()?;
+        if !b"cdep-/".contains(&first.to_ascii_lowercase()) || !mentions(text.as_bytes()) {
             return None;
         }
         let translated = self.translate(text)?;
