@@ -74,6 +74,7 @@ impl Session {
     /// Returns how many bytes of `input` are dealt with.
     async fn request_in(&mut self, input: &[u8], mut decided: Decided) -> Result<usize, End> {
         self.info().clear_signal(Signal::Cancel);
+        self.translation = None;
         // The answers that are ready do not wait for this one. What does not fit is sent later.
         if !self.out.is_empty()
             && let Ok(written) = self.stream.try_write(&self.out)
@@ -152,7 +153,7 @@ impl Session {
         }
         // What was found out before a wait may be out of date after it.
         self.class = None;
-        if let Some(len) = self.answer_deallocate(input) {
+        if let Some(len) = self.answer_here(input) {
             return Ok(len);
         }
         let len = first_unit(input);
@@ -164,6 +165,11 @@ impl Session {
         }
         if !self.to_restore.is_empty() {
             self.restore_startup_settings().await?;
+        }
+        if let Err(error) = self.prepare_needed(&input[..len]).await? {
+            self.fail_query(&error);
+            self.release_if_free();
+            return Ok(len);
         }
         self.forward_all(&input[..len])?;
         Ok(len)
@@ -381,6 +387,7 @@ impl Session {
             self.capture = None;
             self.class = None;
         }
+        lease.sequences.lend_to(self.info().id);
         lease.info.lent_to(self.info().id);
         self.info().link(Arc::clone(&lease.key));
         self.link = Some(Link::new(lease));
@@ -515,8 +522,14 @@ impl Session {
         Ok(len)
     }
 
+    /// Answers the request at the front if it asks for what is known here alone.
+    pub(super) fn answer_here(&mut self, input: &[u8]) -> Option<usize> {
+        self.answer_deallocate(input)
+            .or_else(|| self.answer_show_level(input))
+    }
+
     /// `DEALLOCATE` of a statement that the client prepared by protocol message: the name is known here alone.
-    pub(super) fn answer_deallocate(&mut self, input: &[u8]) -> Option<usize> {
+    fn answer_deallocate(&mut self, input: &[u8]) -> Option<usize> {
         let (b'Q', body, len) = message(input)? else {
             return None;
         };
@@ -564,9 +577,21 @@ pub(super) fn refusal_label(class: &Class) -> &'static str {
     }
 }
 
-/// True for EXECUTE and FETCH, whose rows have the form of another statement, and for what could be one of these.
+/// True for EXECUTE and FETCH, whose rows have the form of another statement, for all others that may name a prepared
+/// statement, and for what could be one of these.
 fn means_what_the_session_has(class: &Class) -> bool {
-    let names_another = |tag: &str| matches!(tag, "EXECUTE" | "FETCH" | "UNKNOWN");
+    let names_another = |tag: &str| {
+        matches!(
+            tag,
+            "CREATE TABLE AS"
+                | "DEALLOCATE"
+                | "EXECUTE"
+                | "EXPLAIN"
+                | "FETCH"
+                | "PREPARE"
+                | "UNKNOWN"
+        )
+    };
     class
         .statements
         .iter()
