@@ -31,7 +31,7 @@ enum Sent<'a> {
 }
 
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
-const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+pub(super) const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 
 impl Session {
     /// Sends whole messages on. The session has a server connection.

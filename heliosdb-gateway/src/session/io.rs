@@ -384,6 +384,9 @@ impl Session {
         if let Some(step) = self.try_cache(bytes, None)? {
             return Ok(step);
         }
+        if let Some(len) = self.answer_close(bytes) {
+            return Ok(Step::Done(len));
+        }
         if let Some(step) = self.try_control(bytes) {
             return Ok(step);
         }

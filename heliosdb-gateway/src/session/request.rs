@@ -16,6 +16,7 @@ use crate::sql::{Class, Effect, Read, mentions_now};
 use crate::upstream::ServerLease;
 use crate::upstream::database::{LoadedCatalog, SlotsRead};
 
+use super::client_messages::CLOSE_COMPLETE;
 use super::io::Step;
 use super::link::Link;
 use super::pins::Pin;
@@ -526,6 +527,34 @@ impl Session {
     pub(super) fn answer_here(&mut self, input: &[u8]) -> Option<usize> {
         self.answer_deallocate(input)
             .or_else(|| self.answer_show_level(input))
+    }
+
+    /// Close of named statements, up to a Sync, where no server connection is held: the names are known here alone, and what
+    /// they stood for leaves each server connection when it is least recently used.
+    pub(super) fn answer_close(&mut self, input: &[u8]) -> Option<usize> {
+        if self.link.is_some() || input.first() != Some(&b'C') {
+            return None;
+        }
+        let mut at = 0;
+        while let (b'C', body, len) = message(&input[at..])? {
+            let (name, _) = split_nul(body.strip_prefix(b"S")?)?;
+            if name.is_empty() {
+                return None;
+            }
+            at += len;
+        }
+        let (b'S', _, sync) = message(&input[at..])? else {
+            return None;
+        };
+        let mut rest = &input[..at];
+        while let Some((_, body, len)) = message(rest) {
+            let (name, _) = split_nul(&body[1..])?;
+            self.statements.remove(name);
+            self.out.extend_from_slice(CLOSE_COMPLETE);
+            rest = &rest[len..];
+        }
+        self.put_ready();
+        Some(at + sync)
     }
 
     /// `DEALLOCATE` of a statement that the client prepared by protocol message: the name is known here alone.
