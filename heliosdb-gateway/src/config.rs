@@ -6,7 +6,9 @@
 mod check;
 mod databases;
 mod file;
+pub mod pgbouncer;
 mod show;
+mod write;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -41,6 +43,9 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// Folder of the embedded PostgreSQL's data. Default `./helios-data`.
     pub data: PathBuf,
+    /// How often the averages of the console are taken anew. Default 60 s, longer than zero.
+    #[serde(deserialize_with = "file::duration")]
+    pub stats_period: Duration,
     /// Threads that serve clients. Default 0: half of the processors, at least one. More than needed cost more than they
     /// bring: waking a thread for one request takes longer than the request.
     pub threads: usize,
@@ -359,6 +364,10 @@ pub struct HidbConfig {
 pub struct LogConfig {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,heliosdb_network=debug`. Default `info`.
     pub level: String,
+    /// A file that the log is added to; opened anew by a reload. Default: none.
+    pub file: Option<PathBuf>,
+    /// Whether the log goes to standard error. Default true.
+    pub stderr: bool,
 }
 
 impl Default for Config {
@@ -369,6 +378,7 @@ impl Default for Config {
             unix_socket_mode: 0o777,
             pid_file: None,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 6480))),
+            stats_period: Duration::from_secs(60),
             threads: 0,
             data: PathBuf::from("./helios-data"),
             invalidation: Invalidation::Auto,
@@ -480,6 +490,18 @@ impl Default for LogConfig {
     fn default() -> Self {
         Self {
             level: "info".to_owned(),
+            file: None,
+            stderr: true,
+        }
+    }
+}
+
+impl LogConfig {
+    /// Of a program that people look at.
+    pub(crate) fn quiet() -> Self {
+        Self {
+            level: "warn".to_owned(),
+            ..Self::default()
         }
     }
 }

@@ -22,6 +22,7 @@ impl Config {
         self.validate_users()?;
         self.validate_replication()?;
         self.validate_threads()?;
+        longer_than_zero("stats_period", self.stats_period)?;
         self.validate_pool()?;
         self.validate_cache()?;
         self.validate_clients()?;

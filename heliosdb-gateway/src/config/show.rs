@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 26] = [
+const RELOADABLE: [&str; 27] = [
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
@@ -64,6 +64,7 @@ const RELOADABLE: [&str; 26] = [
     "pool.reserve_size",
     "pool.reserve_timeout",
     "pool.size",
+    "stats_period",
     "users",
 ];
 
@@ -120,6 +121,7 @@ impl Config {
         merged.clients = new.clients.clone();
         merged.databases = new.databases.clone();
         merged.users = new.users.clone();
+        merged.stats_period = new.stats_period;
         merged.pool.advice = new.pool.advice;
         merged.pool.affinity = new.pool.affinity;
         merged.pool.max_prepared_statements = new.pool.max_prepared_statements;
@@ -135,7 +137,7 @@ impl Config {
 
     /// Every key with its value as the file would hold it, always in the same order. Destructured in full, so that a
     /// new key can't be forgotten here.
-    fn values(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn values(&self) -> Vec<(&'static str, String)> {
         let Self {
             listen,
             unix_socket_dir,
@@ -143,6 +145,7 @@ impl Config {
             pid_file,
             http,
             data,
+            stats_period,
             threads,
             invalidation,
             cache_in_transactions,
@@ -216,12 +219,17 @@ impl Config {
             tls_certificate,
             tls_key,
         } = hidb;
-        let LogConfig { level } = log;
+        let LogConfig {
+            level,
+            file: log_file,
+            stderr,
+        } = log;
         vec![
             ("listen", addresses(listen)),
             ("unix_socket_dir", path(unix_socket_dir.as_deref())),
             ("unix_socket_mode", format!("{unix_socket_mode:04o}")),
             ("pid_file", path(pid_file.as_deref())),
+            ("stats_period", duration(*stats_period)),
             ("threads", threads.to_string()),
             (
                 "http",
@@ -352,8 +360,15 @@ impl Config {
             ("hidb.tls_certificate", path(tls_certificate.as_deref())),
             ("hidb.tls_key", path(tls_key.as_deref())),
             ("log.level", level.clone()),
+            ("log.file", path(log_file.as_deref())),
+            ("log.stderr", stderr.to_string()),
         ]
     }
+}
+
+/// Whether a reload changes the key.
+pub(super) fn is_reloadable(key: &str) -> bool {
+    RELOADABLE.contains(&key)
 }
 
 fn addresses(addresses: &[SocketAddr]) -> String {
@@ -448,11 +463,12 @@ unix_socket_mode = "0700"
 pid_file = "/run/helios.pid"
 http = "off"
 data = "/elsewhere"
+stats_period = "61s"
 threads = 3
 invalidation = "wire"
 cache_in_transactions = "never"
 upstream = { url = "postgres://a@b/c", connect_timeout = "6s", outage_timeout = "9s" }
-log = { level = "debug" }
+log = { level = "debug", file = "/var/log/helios.log", stderr = false }
 [replication]
 publication = "changes"
 create_publication = true
