@@ -18,14 +18,17 @@ mod hidb;
 mod invalidate;
 mod level;
 mod listen;
+mod log;
 mod metrics;
 mod policies;
 mod query;
+mod reload;
 mod server;
 mod session;
 pub mod sql;
 mod statements;
 mod stats;
+mod traffic;
 mod upstream;
 
 pub use commands::run;

@@ -1,6 +1,7 @@
 //! From an accepted socket to a session: encryption requests, cancel requests, protocol version, startup parameters.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
@@ -10,7 +11,7 @@ use heliosdb_network::postgres::startup::{self, FirstPacket, Startup};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::admin;
-use crate::clients::{Admitted, Identity, Peer};
+use crate::clients::{Admitted, Counters, Identity, Peer};
 use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
@@ -183,6 +184,10 @@ async fn login(
         finish(stream, out, &admitted).await?;
         return Ok(LoggedIn::Console(admitted));
     }
+    if gateway.course.borrow().is_awaiting() {
+        return Err(no("57P03", "helios is shutting down").into());
+    }
+    gateway.upstream.let_in(&database)?;
     if replication != Replication::No {
         let mut walsender = Walsender::open(gateway, &admitted, &startup, replication).await?;
         walsender::put_greeting(&mut out, &walsender.parameters());
@@ -234,12 +239,15 @@ pub(crate) async fn enter(
 ) -> Result<Entrance, ClientError> {
     let settings = Settings::new(settings);
     let info = &admitted.info;
+    gateway.upstream.let_in(&info.database)?;
     let pool = gateway.upstream.pool(&info.user, &info.database)?;
     match server_parameters(&pool, &settings).await {
         Ok((baseline, parameters)) => {
             if gateway.cache_enabled() && pool.caches() {
                 gateway.upstream.follow_decided(&pool.database).await;
             }
+            info.is_let_in.store(true, Ordering::Relaxed);
+            Counters::add(&info.counters.logins, 1);
             Ok(Entrance {
                 pool,
                 baseline,
@@ -367,6 +375,7 @@ impl Entrance {
             pins.add(Pin::SessionMode);
         }
         admitted.info.set_pins(pins.bits());
+        admitted.info.is_let_in.store(true, Ordering::Relaxed);
         let names = name_scope(&settings, &baseline, &pool.user);
         let mut out = BytesMut::new();
         let level = asked_level(&settings, &mut out);
@@ -403,6 +412,8 @@ impl Entrance {
             intent: None,
             capture: None,
             running: super::Running::default(),
+            asked_at: None,
+            begun_at: None,
             class: None,
             skip_to_sync: false,
             reply_buffer: Vec::new(),

@@ -1,7 +1,6 @@
 //! A server connection as the gateway lends it out: the wire plus what is known of its session state.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use heliosdb_cache::VersionSlots;
@@ -15,7 +14,7 @@ use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::{Effective, SettingMap};
 
-use crate::clients::ServerKey;
+use crate::clients::{ServerKey, next_id};
 
 use super::servers::{ServerInfo, ServerRegistry};
 
@@ -86,7 +85,6 @@ pub(crate) struct ServerConnector {
     /// What each connection begins with.
     connect_query: Option<String>,
     registry: Arc<ServerRegistry>,
-    next_id: AtomicU64,
     no_settings: Arc<Effective>,
     versions: Arc<VersionSlots>,
     /// Since when the server has been running without a crash, as of the last connection.
@@ -117,7 +115,6 @@ impl ServerConnector {
             running_since: Mutex::default(),
             target,
             registry,
-            next_id: AtomicU64::new(1),
             no_settings: Effective::new(SettingMap::new()),
         }
     }
@@ -195,7 +192,7 @@ impl Connector for ServerConnector {
             ));
         };
         self.note_running_since(&running_since);
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = next_id();
         let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
         let info = self.registry.register(ServerInfo::new(
             id,
@@ -203,6 +200,7 @@ impl Connector for ServerConnector {
             &self.name,
             pid,
             SystemTime::now(),
+            &self.target,
         ));
         Ok(Box::new(ServerConnection {
             pg,

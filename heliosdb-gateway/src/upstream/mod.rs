@@ -1,6 +1,7 @@
 //! The database servers behind the gateway: their pools, one per (user, database), and their databases.
 
 pub(crate) mod connection;
+pub(crate) mod control;
 pub(crate) mod database;
 #[cfg(feature = "embedded")]
 pub(crate) mod embedded;
@@ -31,6 +32,7 @@ use crate::invalidate::wire;
 use crate::session::settings::Effective;
 
 use connection::{Baseline, ServerConnection, ServerConnector};
+use control::Controls;
 use database::{Database, LoadedCatalog};
 use routes::{Destination, PoolLimits, Routes, server_of};
 use servers::ServerRegistry;
@@ -53,6 +55,8 @@ pub(crate) struct Upstream {
     /// By the user at the server and the database's name for clients.
     /// Why a lock: a look-up per client login. Pools are made under it, but making one does no I/O.
     pools: Mutex<BTreeMap<(String, String), Arc<ServerPool>>>,
+    /// What administrators hold up or refuse.
+    controls: Controls,
     /// By server and name there.
     databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
     pub(crate) servers: Arc<ServerRegistry>,
@@ -78,6 +82,8 @@ pub(crate) struct ServerPool {
     /// Answers may be cached: so configured, and the last connection was to a primary.
     caches: AtomicBool,
     allows_cache: AtomicBool,
+    /// An administrator has everybody wait: nothing is answered from memory either.
+    is_held: AtomicBool,
     /// Its name leads elsewhere by now: sessions move there with their next statement.
     is_retired: AtomicBool,
     /// What sessions of this pool begin with; known once the first connection stood.
@@ -119,6 +125,7 @@ impl Upstream {
             versions: Arc::clone(versions),
             row_level: config.cache.row_level,
             pools: Mutex::default(),
+            controls: Controls::default(),
             databases: Mutex::default(),
             servers: Arc::default(),
             invalidation: config.invalidation,
@@ -149,6 +156,13 @@ impl Upstream {
                 None => {
                     pool.is_retired.store(true, Ordering::Release);
                     pool.connections.evict_all();
+                    if pool.is_held.load(Ordering::Acquire) {
+                        // Who waits there goes on waiting where the name leads now.
+                        let connections = Arc::clone(&pool.connections);
+                        tokio::spawn(async move { connections.drain(Duration::ZERO).await });
+                    }
+                    let name = &pool.name;
+                    self.servers.need_close(|database| database == name);
                     is_moved = true;
                 }
             }
@@ -266,6 +280,7 @@ impl Upstream {
             }
         }
         let pool = Arc::new(self.new_pool(destination, &key.1)?);
+        pool.hold(self.controls.hold_on(&key.1));
         pools.insert(key, Arc::clone(&pool));
         Ok(pool)
     }
@@ -308,6 +323,7 @@ impl Upstream {
             limits: ArcSwap::from_pointee(limits),
             caches: AtomicBool::new(caches),
             allows_cache: AtomicBool::new(caches),
+            is_held: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
             baseline: ArcSwapOption::empty(),
             parameters: Mutex::default(),
@@ -366,6 +382,11 @@ impl Upstream {
 }
 
 impl ServerPool {
+    /// True where all clients of the database share it, whoever they are.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.limits.load().is_shared
+    }
+
     /// What a reload says of it.
     fn adopt(&self, destination: Destination) {
         let Destination { limits, caches, .. } = destination;
@@ -385,7 +406,7 @@ impl ServerPool {
 
     /// Whether answers may be cached.
     pub(crate) fn caches(&self) -> bool {
-        self.caches.load(Ordering::Relaxed)
+        self.caches.load(Ordering::Relaxed) && !self.is_held.load(Ordering::Acquire)
     }
 
     /// True where the database's name leads elsewhere by now.
