@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::access::Access;
 use crate::advice;
 use crate::cli::{self, Command};
 use crate::config::{Config, Eviction, PoolMode};
@@ -168,6 +169,7 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
     crate::fault::check()?;
     let config = source.config.clone();
     let hidb_door = hidb::door(&config.hidb)?;
+    let access = Access::open(&config, None)?;
     let doors = Doors::open(&config, inherited)?;
     let backend = Backend::open(&config).await?;
     let cache = cache(&config)?;
@@ -178,7 +180,7 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
         cache.versions(),
     )?;
     let (handovers, mut wishes) = mpsc::unbounded_channel();
-    let gateway = Gateway::new(config.clone(), cache, upstream, handovers);
+    let gateway = Gateway::new(config.clone(), access, cache, upstream, handovers);
     let version = server_version(&gateway).await;
     announce(&gateway, &config, version.as_deref(), &doors)?;
     // For a successor.
@@ -320,12 +322,22 @@ fn reload(gateway: &Arc<Gateway>, source: &cli::Source) {
                 gateway.cache.clear();
             }
             let merged = gateway.config().reloaded(&config);
+            let access = match Access::open(&merged, Some(&gateway.access.load())) {
+                Ok(access) => access,
+                Err(error) => {
+                    tracing::error!(
+                        "configuration not reloaded, the one before stays in force: {error:#}"
+                    );
+                    return;
+                }
+            };
             if let Err(error) = gateway.upstream.reload(&merged) {
                 tracing::error!(
                     "configuration not reloaded, the one before stays in force: {error}"
                 );
                 return;
             }
+            gateway.access.store(Arc::new(access));
             gateway.replace_config(merged);
         }
         Err(error) => {
@@ -543,6 +555,7 @@ fn announce_invalidation(
 /// `helios check`: the configuration is valid by now; is the server there?
 async fn check(config: Config) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
+    Access::open(&config, None)?;
     writeln!(out, "configuration: ok")?;
     let backend = Backend::open(&config).await?;
     let target = backend.main_target(&config)?;

@@ -10,6 +10,7 @@ use heliosdb_cache::{CacheManager, HashedStr};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::access::Access;
 use crate::clients::ClientRegistry;
 use crate::config::Config;
 use crate::policies::Policies;
@@ -44,6 +45,8 @@ pub(crate) struct Gateway {
     cache_paused: AtomicBool,
     affinity_enabled: AtomicBool,
     defers_transactions: AtomicBool,
+    /// Who is let in.
+    pub(crate) access: ArcSwap<Access>,
     pub(crate) cache: CacheManager,
     pub(crate) upstream: Upstream,
     pub(crate) clients: Arc<ClientRegistry>,
@@ -73,6 +76,7 @@ impl Gateway {
     /// `handovers` is where wishes for a successor go.
     pub(crate) fn new(
         config: Config,
+        access: Access,
         cache: CacheManager,
         upstream: Upstream,
         handovers: mpsc::UnboundedSender<HandoverRequest>,
@@ -94,6 +98,7 @@ impl Gateway {
             affinity_enabled: AtomicBool::new(config.pool.affinity),
             defers_transactions: AtomicBool::new(config.cache_in_transactions.defers()),
             config: ArcSwap::from_pointee(config),
+            access: ArcSwap::from_pointee(access),
             cache,
             upstream,
             clients: Arc::default(),

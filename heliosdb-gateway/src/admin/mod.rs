@@ -11,6 +11,7 @@ use heliosdb_network::postgres::message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 
+use crate::access::Role;
 use crate::clients::{Admitted, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
@@ -31,17 +32,24 @@ pub(crate) struct Console {
     gateway: Arc<Gateway>,
     stream: ClientStream,
     admitted: Admitted,
+    role: Role,
 }
 
 /// A console command is short.
 const MESSAGE_MAX: usize = 64 << 10;
 
 impl Console {
-    pub(crate) fn new(gateway: &Arc<Gateway>, stream: ClientStream, admitted: Admitted) -> Self {
+    pub(crate) fn new(
+        gateway: &Arc<Gateway>,
+        stream: ClientStream,
+        admitted: Admitted,
+        role: Role,
+    ) -> Self {
         Self {
             gateway: Arc::clone(gateway),
             stream,
             admitted,
+            role,
         }
     }
 
@@ -61,12 +69,14 @@ impl Console {
             while let Some((tag, len)) = complete(&input) {
                 if len > MESSAGE_MAX {
                     ClientError::protocol("a console command is not that long").put(&mut out);
-                    return self.stream.write_all(&out).await;
+                    return self.send(&out).await;
                 }
                 let body = input.split_to(len).split_off(5);
                 match tag {
                     b'X' => return Ok(()),
-                    b'Q' if is_restart(&body) => self.restart(&mut out).await,
+                    b'Q' if self.role == Role::Admin && is_restart(&body) => {
+                        self.restart(&mut out).await
+                    }
                     b'Q' => self.answer(&body, &mut out),
                     b'S' => {
                         skip_to_sync = false;
@@ -85,7 +95,7 @@ impl Console {
                     }
                 }
             }
-            self.stream.write_all(&out).await?;
+            self.send(&out).await?;
             out.clear();
             let stopping = self.admitted.info.has_signal(Signal::Drain);
             let read = async { self.stream.read_buf(&mut input).await };
@@ -100,10 +110,15 @@ impl Console {
                     ClientError::new(ErrorKind::Config, "57P01", "helios is stopping")
                         .fatal()
                         .put(&mut out);
-                    return self.stream.write_all(&out).await;
+                    return self.send(&out).await;
                 }
             }
         }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
     }
 
     /// Has a successor take over.
@@ -132,6 +147,12 @@ impl Console {
             .filter(|statement| !statement.is_empty())
         {
             empty = false;
+            if self.role != Role::Admin && !only_looks(statement) {
+                ClientError::new(ErrorKind::Client, "42501", "admin access needed")
+                    .hint("Add the user to `auth.admin_users` in the configuration of helios.")
+                    .put(out);
+                break;
+            }
             match run(&self.gateway, statement) {
                 Ok(Answer::Table(table)) => table.put(out),
                 Ok(Answer::Done(tag)) => message::put_command_complete(out, tag),
@@ -146,6 +167,12 @@ impl Console {
         }
         message::put_ready_for_query(out, b'I');
     }
+}
+
+/// True for what changes nothing. Whatever is not known to be that is for administrators.
+fn only_looks(statement: &str) -> bool {
+    let word = statement.split_whitespace().next().unwrap_or_default();
+    word.eq_ignore_ascii_case("SHOW") || word.eq_ignore_ascii_case("HELP")
 }
 
 fn is_restart(body: &[u8]) -> bool {

@@ -168,6 +168,11 @@ impl Session {
                 Poll::Pending => return Ok(()),
             }
         }
+        if self.stream.wants_flush()
+            && let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(cx)
+        {
+            return Err(End::Client);
+        }
         // An idle client keeps no buffer.
         if self.out.capacity() > READ_MAX {
             self.out = bytes::BytesMut::new();

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use heliosdb_cache::VersionSlots;
 use heliosdb_network::connection_pool::{Connector, Disposition};
 use heliosdb_network::error::{HeliosError, Result};
-use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
+use heliosdb_network::postgres::{Credential, PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
 
 use crate::invalidate::wire::STRANGERS;
@@ -92,6 +93,8 @@ pub(crate) struct ServerConnector {
     /// Since when the server has been running without a crash, as of the last connection.
     /// Why a lock: taken once a connection.
     running_since: Mutex<Option<String>>,
+    /// What a client proved itself with: what the target has none of, the server may ask for.
+    learnt: ArcSwap<Credential>,
 }
 
 impl ServerConnection {
@@ -115,6 +118,7 @@ impl ServerConnector {
             connect_query,
             versions,
             running_since: Mutex::default(),
+            learnt: ArcSwap::default(),
             target,
             registry,
             next_id: AtomicU64::new(1),
@@ -124,6 +128,22 @@ impl ServerConnector {
 }
 
 impl ServerConnector {
+    /// From now on connections log in with that, unless the target has something of its own.
+    pub(crate) fn learn(&self, credential: Credential) {
+        if **self.learnt.load() != credential {
+            self.learnt.store(Arc::new(credential));
+        }
+    }
+
+    /// The target, with what its user proves itself with.
+    fn login(&self) -> PgTarget {
+        let mut target = self.target.clone();
+        if target.credential == Credential::None {
+            target.credential.clone_from(&self.learnt.load());
+        }
+        target
+    }
+
     /// A crash takes from tables what was acknowledged: all of unlogged ones, and the last commits with
     /// `synchronous_commit = off`. Then nothing in memory is true any more.
     fn note_running_since(&self, since: &str) {
@@ -158,7 +178,7 @@ impl Connector for ServerConnector {
     type Connection = Box<ServerConnection>;
 
     async fn connect(&self) -> Result<Box<ServerConnection>> {
-        let mut pg = PgConnection::connect(&self.target).await?;
+        let mut pg = PgConnection::connect(&self.login()).await?;
         if let Some(sql) = &self.connect_query {
             pg.simple_query(sql).await?;
         }

@@ -140,6 +140,12 @@ impl Routes {
         })
     }
 
+    /// The target that the server is asked for its users with, for a database that a client wants: as the user of the
+    /// URL.
+    pub(crate) fn asking(&self, database: &str) -> Option<PgTarget> {
+        (!self.embedded).then(|| self.following(database)).flatten()
+    }
+
     /// The target that the server's log is followed with, for a database that a client of any name reached.
     pub(crate) fn following(&self, database: &str) -> Option<PgTarget> {
         let route = self.by_name.get(database).or(self.fallback.as_ref())?;
