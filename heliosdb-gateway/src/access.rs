@@ -51,6 +51,15 @@ pub(crate) struct Caller {
     pub(crate) certificate: Option<CertificateIdentity>,
 }
 
+/// Who a client says it is, and what it wants.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claim<'a> {
+    pub(crate) user: &'a str,
+    pub(crate) database: &'a str,
+    /// It wants the server's log as it is, which is of no database.
+    pub(crate) is_replication: bool,
+}
+
 /// What a client still has to prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Demand {
@@ -125,16 +134,12 @@ impl Access {
         &self.seed
     }
 
-    /// What a client has to prove that wants to be `user` in `database`; what it has shown counts already.
+    /// What a client has to prove for what it wants to be; what it has shown counts already.
     ///
     /// # Errors
     /// It is turned away, whatever it could prove.
-    pub(crate) fn demand(
-        &self,
-        caller: &Caller,
-        user: &str,
-        database: &str,
-    ) -> Result<Demand, ClientError> {
+    pub(crate) fn demand(&self, caller: &Caller, claim: &Claim<'_>) -> Result<Demand, ClientError> {
+        let user = claim.user;
         let address = caller.peer.ip();
         if self.tls_mode >= TlsMode::Require && address.is_some() && !caller.is_encrypted {
             return Err(no("SSL connection is required")
@@ -152,10 +157,10 @@ impl Access {
             AuthType::Hba => {
                 let asked = Asked {
                     user,
-                    database,
+                    database: claim.database,
                     address,
                     is_encrypted: caller.is_encrypted,
-                    is_replication: false,
+                    is_replication: claim.is_replication,
                 };
                 match self.hba.find(&asked) {
                     Some(rule) => self.by_rule(rule, caller, &asked),

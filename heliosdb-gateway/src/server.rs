@@ -66,6 +66,7 @@ async fn client(gateway: &Arc<Gateway>, stream: ClientStream, peer: Peer) {
     match session::greet(gateway, stream, peer).await {
         Some(Greeted::Session(session)) => session.run().await,
         Some(Greeted::Console(console)) => console.run().await,
+        Some(Greeted::Replication(relay)) => relay.run().await,
         None => {}
     }
 }

@@ -5,7 +5,7 @@ use heliosdb_network::postgres::auth::{Challenge, Granted, PROOF_MESSAGE_MAX, St
 use heliosdb_network::postgres::{Credential, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::access::{Access, Caller, Demand, wrong_password};
+use crate::access::{Access, Caller, Claim, Demand, wrong_password};
 use crate::admin;
 use crate::error::ClientError;
 use crate::upstream::Upstream;
@@ -19,10 +19,11 @@ pub(super) async fn authenticate(
     access: &Access,
     upstream: &Upstream,
     caller: &Caller,
-    (user, database): (&str, &str),
+    claim: &Claim<'_>,
     (stream, input, out): (&mut ClientStream, &mut BytesMut, &mut BytesMut),
 ) -> Result<Credential, Refused> {
-    let proof = match access.demand(caller, user, database)? {
+    let (user, database) = (claim.user, claim.database);
+    let proof = match access.demand(caller, claim)? {
         Demand::Nothing => return Ok(access.credential(user, Granted::default(), None)),
         Demand::Proof(_) if admin::is_console(database) && access.is_owner(caller, user) => {
             return Ok(Credential::None);

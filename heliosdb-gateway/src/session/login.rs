@@ -10,7 +10,7 @@ use heliosdb_network::postgres::startup::{self, FirstPacket, Startup};
 use heliosdb_network::tls::TLS_HANDSHAKE;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::access::{Access, Caller, Role};
+use crate::access::{Access, Caller, Claim, Role};
 use crate::admin;
 use crate::clients::{Admitted, Identity, Peer};
 use crate::config::PoolMode;
@@ -28,11 +28,14 @@ use super::prepared::Named;
 use super::resolve::Unresolved;
 use super::settings::Settings;
 use super::stream::ClientStream;
+use super::walsender::{self, Relay, Replication, Walsender};
 
 /// A client that has said who it is.
 pub(crate) enum Greeted {
     /// It wants the admin console.
     Console(admin::Console),
+    /// It wants the server's log.
+    Replication(Relay),
     /// It wants a database.
     Session(Box<Session>),
 }
@@ -60,6 +63,9 @@ pub(crate) async fn greet(
         Ok(LoggedIn::Console(admitted, role)) => Some(Greeted::Console(admin::Console::new(
             gateway, stream, admitted, role,
         ))),
+        Ok(LoggedIn::Replication(admitted, input, walsender)) => Some(Greeted::Replication(
+            Relay::new(admitted, stream, input, walsender),
+        )),
         Ok(LoggedIn::Session(parts)) => Some(Greeted::Session(Box::new(
             parts
                 .entrance
@@ -101,6 +107,7 @@ impl From<std::io::Error> for Refused {
 
 enum LoggedIn {
     Console(Admitted, Role),
+    Replication(Admitted, BytesMut, Walsender),
     Session(Box<Parts>),
 }
 
@@ -181,19 +188,14 @@ async fn login(
         .filter(|name| !name.is_empty())
         .unwrap_or(&user)
         .to_owned();
-    if startup
-        .param("replication")
-        .is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0"))
-    {
-        return Err(no(
-            "0A000",
-            "replication connections are not supported: connect to the server itself",
-        )
-        .into());
-    }
-    let who = (&*user, &*database);
+    let replication = Replication::asked(&startup)?;
+    let who = Claim {
+        user: &user,
+        database: &database,
+        is_replication: replication == Replication::Physical,
+    };
     let wire = (&mut *stream, &mut input, &mut out);
-    let credential = authenticate(&access, &gateway.upstream, &caller, who, wire).await?;
+    let credential = authenticate(&access, &gateway.upstream, &caller, &who, wire).await?;
     let role = access.role(&caller, &user);
     let identity = Identity {
         user,
@@ -218,6 +220,12 @@ async fn login(
     gateway
         .upstream
         .learn(&admitted.info.user, &database, credential)?;
+    if replication != Replication::No {
+        let mut walsender = Walsender::open(gateway, &admitted, &startup, replication).await?;
+        walsender::put_greeting(&mut out, &walsender.parameters());
+        finish(stream, out, &admitted).await?;
+        return Ok(LoggedIn::Replication(admitted, input, walsender));
+    }
     let entrance = enter(gateway, &admitted, startup_settings(&startup)?).await?;
     message::put_authentication_ok(&mut out);
     for (name, value) in &entrance.parameters {

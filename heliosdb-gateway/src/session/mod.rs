@@ -22,6 +22,7 @@ pub(crate) mod settings;
 mod stream;
 mod transaction;
 pub(crate) mod unit;
+mod walsender;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;

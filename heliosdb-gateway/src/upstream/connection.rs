@@ -136,7 +136,7 @@ impl ServerConnector {
     }
 
     /// The target, with what its user proves itself with.
-    fn login(&self) -> PgTarget {
+    pub(crate) fn login(&self) -> PgTarget {
         let mut target = self.target.clone();
         if target.credential == Credential::None {
             target.credential.clone_from(&self.learnt.load());
