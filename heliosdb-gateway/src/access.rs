@@ -272,6 +272,12 @@ impl Access {
             .await
     }
 
+    /// True where users are asked by SCRAM even under md5: then those that there are none of are, too.
+    pub(crate) fn mostly_scram(&self) -> bool {
+        let mut kept = self.users.iter().map(|(_, secret)| secret);
+        self.config.asks() || kept.any(|secret| matches!(secret, StoredSecret::Scram(_)))
+    }
+
     /// A proof was wrong: what the server said of the user may be out of date by now.
     pub(crate) fn doubt(&self, upstream: &Upstream, user: &str, database: &str) {
         let database = self.asked_database(upstream, database);

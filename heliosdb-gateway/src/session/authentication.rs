@@ -1,7 +1,7 @@
 //! Having a client prove who it is.
 
 use bytes::BytesMut;
-use heliosdb_network::postgres::auth::{Challenge, Granted, PROOF_MESSAGE_MAX, Step};
+use heliosdb_network::postgres::auth::{Challenge, Granted, PROOF_MESSAGE_MAX, Proof, Step};
 use heliosdb_network::postgres::{Credential, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -31,6 +31,10 @@ pub(super) async fn authenticate(
         Demand::Proof(proof) => proof,
     };
     let kept = access.secret(upstream, user, database).await?;
+    let proof = match (&kept, proof) {
+        (None, Proof::Md5) if access.mostly_scram() => Proof::Scram,
+        _ => proof,
+    };
     let end_point = caller.end_point.clone();
     let mut challenge = Challenge::begin(proof, user, kept.clone(), access.seed(), end_point, out);
     loop {
