@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -33,6 +33,30 @@ pub(crate) enum Peer {
     Tcp(SocketAddr),
     /// Over a Unix-domain socket, as the system's user of this id.
     Unix(Option<u32>),
+}
+
+impl Peer {
+    /// Where it comes from; `None` for a Unix-domain socket.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip()),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The name of the system's user at the other end of a Unix-domain socket, by the file that has the local ones.
+    pub(crate) fn user_name(&self) -> Option<String> {
+        let Self::Unix(Some(uid)) = self else {
+            return None;
+        };
+        let uid = uid.to_string();
+        let users = std::fs::read_to_string("/etc/passwd").ok()?;
+        let mut entries = users.lines().map(|line| line.split(':'));
+        entries.find_map(|mut fields| {
+            let name = fields.next()?;
+            (fields.nth(1)? == uid).then(|| name.to_owned())
+        })
+    }
 }
 
 impl fmt::Display for Peer {
@@ -115,6 +139,7 @@ struct CancelTarget {
 /// What a cancel request to the server needs.
 #[derive(Debug)]
 pub(crate) struct ServerKey {
+    /// The very server that the connection went to, and the way it went.
     pub(crate) target: PgTarget,
     pub(crate) pid: i32,
     pub(crate) secret: Bytes,

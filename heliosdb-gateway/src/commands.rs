@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::access::Access;
 use crate::advice;
 use crate::cli::{self, Command};
 use crate::config::pgbouncer::{self, Note};
@@ -178,6 +179,7 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
         tracing::info!("{note}");
     }
     let hidb_door = hidb::door(&config.hidb)?;
+    let access = Access::open(&config, None)?;
     let doors = Doors::open(&config, inherited)?;
     let backend = Backend::open(&config).await?;
     let cache = cache(&config)?;
@@ -188,7 +190,7 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
         cache.versions(),
     )?;
     let (handovers, mut wishes) = mpsc::unbounded_channel();
-    let gateway = Gateway::new(config.clone(), cache, upstream, handovers);
+    let gateway = Gateway::new(config.clone(), access, cache, upstream, handovers);
     let version = server_version(&gateway).await;
     announce(&gateway, &config, version.as_deref(), &doors)?;
     // For a successor.
@@ -591,6 +593,7 @@ fn announce_invalidation(
 /// `helios check`: the configuration is valid by now; is the server there?
 async fn check(config: Config) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
+    Access::open(&config, None)?;
     writeln!(out, "configuration: ok")?;
     let backend = Backend::open(&config).await?;
     let target = backend.main_target(&config)?;

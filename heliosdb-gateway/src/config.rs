@@ -3,6 +3,7 @@
 //! The types and their defaults are here; `file` reads them, `check` refuses what can't work, `show` prints them and
 //! says what a reload changes. `helios.example.toml` explains every key to the user.
 
+mod auth;
 mod check;
 mod databases;
 mod file;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+pub use auth::{AuthConfig, AuthType, MinVersion, TlsConfig, TlsMode};
 pub(crate) use databases::names_database;
 pub use databases::{Bound, DatabaseConfig, Databases, UserConfig, Users};
 pub use file::ConfigError;
@@ -67,6 +69,10 @@ pub struct Config {
     pub cache: CacheSection,
     /// Client connections.
     pub clients: ClientsConfig,
+    /// What clients have to prove.
+    pub auth: AuthConfig,
+    /// Encryption of their connections.
+    pub tls: TlsConfig,
     /// HIDB, HeliosDB's native protocol.
     pub hidb: HidbConfig,
     /// What is logged.
@@ -308,8 +314,7 @@ pub struct ClientsConfig {
     /// How long a stop waits for open transactions. Default 30 s; zero does not wait.
     #[serde(deserialize_with = "file::duration")]
     pub shutdown_timeout: Duration,
-    /// Clients are not authenticated by this version. Listening on an address that others can reach needs this.
-    /// Default false.
+    /// Whether clients from elsewhere than this machine may be trusted without a proof. Default false.
     pub allow_remote_trust: bool,
 }
 
@@ -390,6 +395,8 @@ impl Default for Config {
             pool: PoolConfig::default(),
             cache: CacheSection::default(),
             clients: ClientsConfig::default(),
+            auth: AuthConfig::default(),
+            tls: TlsConfig::default(),
             hidb: HidbConfig::default(),
             log: LogConfig::default(),
         }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::access::Access;
 use crate::cli::Source;
 use crate::clients::ClientRegistry;
 use crate::config::Config;
@@ -65,6 +66,8 @@ pub(crate) struct Gateway {
     cache_paused: AtomicBool,
     affinity_enabled: AtomicBool,
     defers_transactions: AtomicBool,
+    /// Who is let in.
+    pub(crate) access: ArcSwap<Access>,
     pub(crate) cache: CacheManager,
     pub(crate) upstream: Upstream,
     pub(crate) clients: Arc<ClientRegistry>,
@@ -99,6 +102,7 @@ impl Gateway {
     /// `handovers` is where wishes for a successor go.
     pub(crate) fn new(
         config: Config,
+        access: Access,
         cache: CacheManager,
         upstream: Upstream,
         handovers: mpsc::UnboundedSender<HandoverRequest>,
@@ -120,6 +124,7 @@ impl Gateway {
             affinity_enabled: AtomicBool::new(config.pool.affinity),
             defers_transactions: AtomicBool::new(config.cache_in_transactions.defers()),
             config: ArcSwap::from_pointee(config),
+            access: ArcSwap::from_pointee(access),
             cache,
             upstream,
             clients: Arc::default(),

@@ -4,6 +4,7 @@
 //! The program is the interface; what is public here serves its tests.
 #![forbid(unsafe_code)]
 
+mod access;
 mod admin;
 mod advice;
 pub mod cli;

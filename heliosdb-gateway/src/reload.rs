@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use crate::access::Access;
 use crate::config::Config;
 use crate::gateway::Gateway;
 
@@ -27,13 +28,15 @@ pub(crate) fn reload(gateway: &Arc<Gateway>) -> anyhow::Result<()> {
 /// Takes over those values of `new` that can change while the program runs.
 ///
 /// # Errors
-/// A server's URL can't be used. Nothing changes then.
+/// A server's URL or a file that is named can't be used. Nothing changes then.
 pub(crate) fn apply(gateway: &Arc<Gateway>, new: &Config) -> anyhow::Result<()> {
     // One at a time: what is changed goes by what is in force.
     let _one = gateway.reloading.lock();
     let diff = gateway.config().reloadable_diff(new);
     let merged = gateway.config().reloaded(new);
+    let access = Access::open(&merged, Some(&gateway.access.load()))?;
     gateway.upstream.reload(&merged)?;
+    gateway.access.store(Arc::new(access));
     if gateway.config().cache.enabled && !merged.cache.enabled {
         gateway.cache.clear();
     }

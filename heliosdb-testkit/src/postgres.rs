@@ -1,6 +1,7 @@
 //! An ephemeral PostgreSQL cluster.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -59,6 +60,7 @@ pub fn postgres_bin_dir() -> anyhow::Result<PathBuf> {
 pub struct PostgresBuilder {
     settings: Vec<(String, String)>,
     hba: Vec<String>,
+    files: Vec<(String, String)>,
 }
 
 /// A cluster of its own in a temporary folder, on a free port of 127.0.0.1 and on a Unix socket. Its superuser is
@@ -89,6 +91,13 @@ impl PostgresBuilder {
         self
     }
 
+    /// A file in the folder of its data, which nobody else can read: certificates and keys, `standby.signal`.
+    #[must_use]
+    pub fn file(mut self, name: &str, text: &str) -> Self {
+        self.files.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Initialises and starts the cluster.
     ///
     /// # Errors
@@ -104,6 +113,12 @@ impl PostgresBuilder {
             let path = data.join("pg_hba.conf");
             let rest = std::fs::read_to_string(&path)?;
             std::fs::write(&path, format!("{}\n{rest}", self.hba.join("\n")))?;
+        }
+        for (name, text) in &self.files {
+            let path = data.join(name);
+            std::fs::write(&path, text)?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            hand_over(&path, identity)?;
         }
         let mut cluster = PostgresCluster {
             child: None,
@@ -152,6 +167,12 @@ impl PostgresCluster {
     #[must_use]
     pub fn socket_dir(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The folder of its data.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// The URL for a user and a database.

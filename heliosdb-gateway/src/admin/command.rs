@@ -314,7 +314,7 @@ pub(super) fn invalid(statement: &str) -> ClientError {
 
 pub(super) fn admin_needed() -> ClientError {
     ClientError::new(ErrorKind::Client, "42501", "admin access needed")
-        .hint("Users of the console that may only look at it have SHOW.")
+        .hint("Add the user to `auth.admin_users` in the configuration of helios.")
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use bytes::{Buf as _, BytesMut};
 use heliosdb_network::postgres::message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::access::Role;
 use crate::clients::{Admitted, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
@@ -40,18 +41,25 @@ pub(crate) struct Console {
     admitted: Admitted,
     /// It said SUSPEND.
     has_suspended: bool,
+    role: Role,
 }
 
 /// A console command is short.
 const MESSAGE_MAX: usize = 64 << 10;
 
 impl Console {
-    pub(crate) fn new(gateway: &Arc<Gateway>, stream: ClientStream, admitted: Admitted) -> Self {
+    pub(crate) fn new(
+        gateway: &Arc<Gateway>,
+        stream: ClientStream,
+        admitted: Admitted,
+        role: Role,
+    ) -> Self {
         Self {
             gateway: Arc::clone(gateway),
             stream,
             admitted,
             has_suspended: false,
+            role,
         }
     }
 
@@ -71,14 +79,14 @@ impl Console {
             while let Some((tag, len)) = complete(&input) {
                 if len > MESSAGE_MAX {
                     ClientError::protocol("a console command is not that long").put(&mut out);
-                    return self.stream.write_all(&out).await;
+                    return self.send(&out).await;
                 }
                 let body = input.split_to(len).split_off(5);
                 match tag {
                     b'X' => return Ok(()),
                     b'Q' => {
                         if self.answer(&body, &mut input, &mut out).await? == Next::Leave {
-                            return self.stream.write_all(&out).await;
+                            return self.send(&out).await;
                         }
                     }
                     b'S' => {
@@ -98,7 +106,7 @@ impl Console {
                     }
                 }
             }
-            self.stream.write_all(&out).await?;
+            self.send(&out).await?;
             out.clear();
             let stopping = self.admitted.info.has_signal(Signal::Drain);
             let read = async { self.stream.read_buf(&mut input).await };
@@ -111,15 +119,20 @@ impl Console {
                 }
                 _ => {
                     stopped().fatal().put(&mut out);
-                    return self.stream.write_all(&out).await;
+                    return self.send(&out).await;
                 }
             }
         }
     }
 
+    async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
+    }
+
     /// Whether this client may do more than look.
     fn may_change(&self) -> bool {
-        true
+        self.role == Role::Admin
     }
 
     /// Answers the commands of one message. `input` is what came behind it.
@@ -157,7 +170,7 @@ impl Console {
                 }
                 Ok(Answer::Wait(tag, wait)) => {
                     // What is known already does not wait.
-                    self.stream.write_all(out).await?;
+                    self.send(out).await?;
                     out.clear();
                     match self.wait(wait, input).await {
                         Waited::Done(Ok(())) => {

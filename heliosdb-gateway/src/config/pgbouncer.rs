@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Config, ConfigError, PoolMode, Row, show};
+use super::{AuthType, Config, ConfigError, PoolMode, Row, show};
 
 use ini::{Entry, Place};
 use keys::{Fate, KEYS};
@@ -45,9 +45,8 @@ struct Draft {
     config: Config,
     listen_addr: String,
     port: u16,
-    auth_type: String,
-    /// `server_tls_sslmode`, if it is given.
-    sslmode: Option<String>,
+    /// Parameters of every server's URL.
+    server_tls: Vec<(&'static str, String)>,
 }
 
 impl Draft {
@@ -63,6 +62,7 @@ impl Draft {
         config.pool.mode = PoolMode::Session;
         config.pool.acquire_timeout = Duration::from_secs(120);
         config.pool.max_prepared_statements = 200;
+        config.auth.kind = AuthType::Md5;
         config.clients.max = 100;
         config.clients.login_timeout = Duration::from_secs(60);
         Self::of(config)
@@ -73,8 +73,7 @@ impl Draft {
             config,
             listen_addr: String::new(),
             port: 6432,
-            auth_type: "md5".to_owned(),
-            sslmode: None,
+            server_tls: Vec::new(),
         }
     }
 }
@@ -114,7 +113,7 @@ pub fn read(
         reading.general(entry)?;
     }
     reading.listen(&general)?;
-    reading.authenticate(&general)?;
+    reading.authenticate(&general);
     for entry in &named {
         reading.named(entry)?;
     }
@@ -315,27 +314,30 @@ impl Reading {
         Ok(())
     }
 
-    /// `auth_type`: who is not authenticated must not be let in where that was asked for.
-    fn authenticate(&mut self, general: &[Entry]) -> Result<(), ConfigError> {
-        let kind = self.draft.auth_type.clone();
-        if matches!(&*kind, "trust" | "any") {
-            self.draft.config.clients.allow_remote_trust = true;
-            return Ok(());
+    /// What the keys on authentication mean together.
+    fn authenticate(&mut self, general: &[Entry]) {
+        let config = &mut self.draft.config;
+        let asks = config.auth.query_user.is_some();
+        if !asks {
+            // Without auth_user PgBouncer asks nobody.
+            config.auth.query = None;
         }
-        let why = format!(
-            "auth_type = {kind}: clients are not authenticated by this version. Set auth_type = trust if the network \
-             keeps strangers out"
+        // Who says so in PgBouncer's file means it, wherever the clients are.
+        let trusts = matches!(
+            config.auth.kind,
+            AuthType::Any | AuthType::Hba | AuthType::Trust
         );
-        Err(last(general, "auth_type").map_or_else(
-            || ConfigError::Value {
-                key: "auth_type",
-                value: format!("{kind} (PgBouncer's default)"),
-                reason: "clients are not authenticated by this version. Set auth_type = trust if the network keeps \
-                         strangers out"
-                    .to_owned(),
-            },
-            |entry| entry.at.error(why),
-        ))
+        config.clients.allow_remote_trust = trusts;
+        let trusts_all = config.auth.trusts();
+        let nobody = config.auth.admin_users.is_empty() && config.auth.stats_users.is_empty();
+        if last(general, "auth_type").is_none() {
+            let text = "is not given: md5, PgBouncer's default";
+            self.note(None, "auth_type", text);
+        }
+        if trusts_all && nobody {
+            let text = "is not given: with this auth_type everybody may use the console";
+            self.note(None, "admin_users", text);
+        }
     }
 
     /// What PgBouncer does by default and helios does not, and the other way about.

@@ -38,7 +38,16 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 27] = [
+const RELOADABLE: [&str; 42] = [
+    "auth.admin_users",
+    "auth.file",
+    "auth.hba_file",
+    "auth.ident_file",
+    "auth.query",
+    "auth.query_database",
+    "auth.query_user",
+    "auth.stats_users",
+    "auth.type",
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
@@ -65,6 +74,12 @@ const RELOADABLE: [&str; 27] = [
     "pool.reserve_timeout",
     "pool.size",
     "stats_period",
+    "tls.ca",
+    "tls.certificate",
+    "tls.direct",
+    "tls.key",
+    "tls.min_version",
+    "tls.mode",
     "users",
 ];
 
@@ -115,6 +130,8 @@ impl Config {
     #[must_use]
     pub(crate) fn reloaded(&self, new: &Self) -> Self {
         let mut merged = self.clone();
+        merged.auth = new.auth.clone();
+        merged.tls = new.tls.clone();
         merged.cache_in_transactions = new.cache_in_transactions;
         merged.cache.enabled = new.cache.enabled;
         merged.cache.max_entry = new.cache.max_entry;
@@ -156,6 +173,8 @@ impl Config {
             pool,
             cache,
             clients,
+            auth: client_auth,
+            tls: client_tls,
             hidb,
             log,
         } = self;
@@ -224,7 +243,9 @@ impl Config {
             file: log_file,
             stderr,
         } = log;
-        vec![
+        let mut values = client_auth.values();
+        values.extend(client_tls.values());
+        values.extend([
             ("listen", addresses(listen)),
             ("unix_socket_dir", path(unix_socket_dir.as_deref())),
             ("unix_socket_mode", format!("{unix_socket_mode:04o}")),
@@ -362,7 +383,8 @@ impl Config {
             ("log.level", level.clone()),
             ("log.file", path(log_file.as_deref())),
             ("log.stderr", stderr.to_string()),
-        ]
+        ]);
+        values
     }
 }
 
@@ -512,6 +534,23 @@ login_timeout = "11s"
 handover_timeout = "32s"
 shutdown_timeout = "31s"
 allow_remote_trust = true
+[auth]
+type = "hba"
+file = "/etc/users"
+hba_file = "/etc/hba"
+ident_file = "/etc/ident"
+query = "SELECT a, b FROM c WHERE a = $1"
+query_user = "asker"
+query_database = "asked"
+admin_users = ["ada"]
+stats_users = ["bob", "carl"]
+[tls]
+mode = "verify-full"
+certificate = "/etc/chain.pem"
+key = "/etc/key.pem"
+ca = "/etc/ca.pem"
+min_version = "1.3"
+direct = false
 [hidb]
 listen = ["127.0.0.1:3"]
 auth = "scram-sha-256"
@@ -542,7 +581,7 @@ tls_key = "/etc/key.pem"
                 let is_bare = is_number || value.parse::<bool>().is_ok();
                 let line = match name.as_str() {
                     _ if value.is_empty() => continue,
-                    "listen" | "hidb.listen" => {
+                    "listen" | "hidb.listen" | "auth.admin_users" | "auth.stats_users" => {
                         format!("{name} = [\"{}\"]\n", value.replace(", ", "\", \""))
                     }
                     _ if is_bare => format!("{name} = {value}\n"),

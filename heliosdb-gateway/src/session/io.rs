@@ -168,6 +168,11 @@ impl Session {
                 Poll::Pending => return Ok(()),
             }
         }
+        if self.stream.wants_flush()
+            && let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(cx)
+        {
+            return Err(End::Client);
+        }
         // An idle client keeps no buffer.
         if self.out.capacity() > READ_MAX {
             self.out = bytes::BytesMut::new();
@@ -198,7 +203,22 @@ impl Session {
                 Poll::Pending => return Ok(()),
             }
         }
-        Ok(())
+        self.poll_flush_server(cx)
+    }
+
+    /// Under TLS, what was written may wait for the socket in buffers of its own.
+    fn poll_flush_server(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let (stream, _) = link.lease.pg.parts();
+        if !stream.wants_flush() {
+            return Ok(());
+        }
+        match Pin::new(stream).poll_flush(cx) {
+            Poll::Ready(Err(error)) => self.server_lost(&error.to_string()),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
     }
 
     /// Reads once from the server and passes it on. True if there was something.

@@ -5,6 +5,7 @@
 //! ([`io`]); what has to wait for something goes through [`request`]. From there it is message by message
 //! ([`client_messages`], [`server_messages`]) until the server connection is free to go back to its pool.
 
+mod authentication;
 mod bound;
 mod bounded;
 mod client_messages;

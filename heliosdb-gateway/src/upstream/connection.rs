@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use heliosdb_cache::VersionSlots;
 use heliosdb_network::connection_pool::{Connector, Disposition};
 use heliosdb_network::error::{HeliosError, Result};
-use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
+use heliosdb_network::postgres::{Credential, PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
 
 use crate::invalidate::wire::STRANGERS;
@@ -90,6 +91,8 @@ pub(crate) struct ServerConnector {
     /// Since when the server has been running without a crash, as of the last connection.
     /// Why a lock: taken once a connection.
     running_since: Mutex<Option<String>>,
+    /// What a client proved itself with: what the target has none of, the server may ask for.
+    learnt: ArcSwap<Credential>,
 }
 
 impl ServerConnection {
@@ -113,6 +116,7 @@ impl ServerConnector {
             connect_query,
             versions,
             running_since: Mutex::default(),
+            learnt: ArcSwap::default(),
             target,
             registry,
             no_settings: Effective::new(SettingMap::new()),
@@ -121,6 +125,22 @@ impl ServerConnector {
 }
 
 impl ServerConnector {
+    /// From now on connections log in with that, unless the target has something of its own.
+    pub(crate) fn learn(&self, credential: Credential) {
+        if **self.learnt.load() != credential {
+            self.learnt.store(Arc::new(credential));
+        }
+    }
+
+    /// The target, with what its user proves itself with.
+    pub(crate) fn login(&self) -> PgTarget {
+        let mut target = self.target.clone();
+        if target.credential == Credential::None {
+            target.credential.clone_from(&self.learnt.load());
+        }
+        target
+    }
+
     /// A crash takes from tables what was acknowledged: all of unlogged ones, and the last commits with
     /// `synchronous_commit = off`. Then nothing in memory is true any more.
     fn note_running_since(&self, since: &str) {
@@ -155,7 +175,7 @@ impl Connector for ServerConnector {
     type Connection = Box<ServerConnection>;
 
     async fn connect(&self) -> Result<Box<ServerConnection>> {
-        let mut pg = PgConnection::connect(&self.target).await?;
+        let mut pg = PgConnection::connect(&self.login()).await?;
         if let Some(sql) = &self.connect_query {
             pg.simple_query(sql).await?;
         }
@@ -194,6 +214,7 @@ impl Connector for ServerConnector {
         self.note_running_since(&running_since);
         let id = next_id();
         let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
+        let here = pg.target_here(&self.target);
         let info = self.registry.register(ServerInfo::new(
             id,
             &self.target.user,
@@ -218,7 +239,7 @@ impl Connector for ServerConnector {
             broken: false,
             lent: false,
             key: Arc::new(ServerKey {
-                target: self.target.clone(),
+                target: here,
                 pid,
                 secret,
             }),

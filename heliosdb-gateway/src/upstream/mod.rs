@@ -19,7 +19,7 @@ use heliosdb_network::connection_pool::{
     AcquireError, ConnectionHint, ConnectionPoolConfig, EnhancedConnectionPool, Lease,
 };
 use heliosdb_network::error::HeliosError;
-use heliosdb_network::postgres::PgTarget;
+use heliosdb_network::postgres::{Credential, PgTarget};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -283,6 +283,25 @@ impl Upstream {
         pool.hold(self.controls.hold_on(&key.1));
         pools.insert(key, Arc::clone(&pool));
         Ok(pool)
+    }
+
+    /// What a client has proved may be what its server connections need to log in.
+    ///
+    /// # Errors
+    /// As [`pool`](Self::pool).
+    pub(crate) fn learn(
+        &self,
+        user: &str,
+        database: &str,
+        credential: Credential,
+    ) -> Result<(), ClientError> {
+        if credential != Credential::None {
+            let pool = self.pool(user, database)?;
+            if pool.user == user {
+                pool.connections.connector().learn(credential);
+            }
+        }
+        Ok(())
     }
 
     fn new_pool(&self, destination: Destination, name: &str) -> Result<ServerPool, ClientError> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::{Bound, Config, PoolMode};
+use crate::config::{AuthType, Bound, Config, MinVersion, PoolMode, TlsMode};
 
 use super::Draft;
 
@@ -68,39 +68,95 @@ macro_rules! refused {
     };
 }
 
-/// Why what helios can't do yet must not be passed over in silence.
+/// What PgBouncer asks for a user's secret.
 const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname=$1 AND rolcanlogin";
 
 /// All keys, by name.
 pub(super) const KEYS: &[Key] = &[
-    ignored!(
+    maps!(
         "admin_users",
         "",
-        "who may use the console is not asked yet: everybody who can log in may"
+        "auth.admin_users",
+        |draft, value| {
+            draft.config.auth.admin_users = names(value);
+            Ok(None)
+        },
+        |config| config.auth.admin_users.join(",")
     ),
     ignored!(
         "application_name_add_host",
         "0",
         "SHOW CLIENTS has the address of each client"
     ),
-    ignored!("auth_dbname", "", "clients are not authenticated yet"),
-    ignored!("auth_file", "", "clients are not authenticated yet"),
-    refused!("auth_hba_file", "", "clients are not authenticated yet"),
-    ignored!("auth_ident_file", "", "is of use with auth_hba_file alone"),
+    maps!(
+        "auth_dbname",
+        "",
+        "auth.query_database",
+        |draft, value| {
+            draft.config.auth.query_database = text(value);
+            Ok(None)
+        },
+        |config| config.auth.query_database.clone().unwrap_or_default()
+    ),
+    maps!(
+        "auth_file",
+        "",
+        "auth.file",
+        |draft, value| {
+            draft.config.auth.file = path(value);
+            Ok(None)
+        },
+        |config| show_path(config.auth.file.as_ref())
+    ),
+    maps!(
+        "auth_hba_file",
+        "",
+        "auth.hba_file",
+        |draft, value| {
+            draft.config.auth.hba_file = path(value);
+            Ok(None)
+        },
+        |config| show_path(config.auth.hba_file.as_ref())
+    ),
+    maps!(
+        "auth_ident_file",
+        "",
+        "auth.ident_file",
+        |draft, value| {
+            draft.config.auth.ident_file = path(value);
+            Ok(None)
+        },
+        |config| show_path(config.auth.ident_file.as_ref())
+    ),
     refused!("auth_ldap_options", "", "LDAP is not supported"),
     Key {
         name: "auth_query",
         default: AUTH_QUERY,
-        fate: Fate::Ignored("clients are not authenticated yet"),
+        fate: Fate::Maps {
+            to: "auth.query",
+            set: |draft, value| {
+                draft.config.auth.query = text(value);
+                Ok(None)
+            },
+            show: |config| {
+                let query = config.auth.query.clone();
+                query.unwrap_or_else(|| AUTH_QUERY.to_owned())
+            },
+        },
     },
+    maps!("auth_type", "md5", "auth.type", auth_type, |config| {
+        show_auth_type(config.auth.kind).to_owned()
+    }),
     maps!(
-        "auth_type",
-        "md5",
-        "clients.allow_remote_trust",
-        auth_type,
-        |_| "trust".to_owned()
+        "auth_user",
+        "",
+        "auth.query_user",
+        |draft, value| {
+            draft.config.auth.query_user = text(value);
+            Ok(None)
+        },
+        |config| config.auth.query_user.clone().unwrap_or_default()
     ),
-    ignored!("auth_user", "", "clients are not authenticated yet"),
     ignored!(
         "autodb_idle_timeout",
         "3600",
@@ -126,15 +182,25 @@ pub(super) const KEYS: &[Key] = &[
         |config| show_or_never(config.clients.login_timeout)
     ),
     ignored!("client_tls13_ciphers", "", "rustls chooses among safe ones"),
-    ignored!(
+    maps!(
         "client_tls_ca_file",
         "",
-        "TLS of PostgreSQL clients is not supported yet"
+        "tls.ca",
+        |draft, value| {
+            draft.config.tls.ca = path(value);
+            Ok(None)
+        },
+        |config| show_path(config.tls.ca.as_ref())
     ),
-    ignored!(
+    maps!(
         "client_tls_cert_file",
         "",
-        "TLS of PostgreSQL clients is not supported yet"
+        "tls.certificate",
+        |draft, value| {
+            draft.config.tls.certificate = path(value);
+            Ok(None)
+        },
+        |config| show_path(config.tls.certificate.as_ref())
     ),
     ignored!(
         "client_tls_ciphers",
@@ -151,20 +217,59 @@ pub(super) const KEYS: &[Key] = &[
         "auto",
         "rustls chooses among safe ones"
     ),
-    ignored!(
+    maps!(
         "client_tls_key_file",
         "",
-        "TLS of PostgreSQL clients is not supported yet"
+        "tls.key",
+        |draft, value| {
+            draft.config.tls.key = path(value);
+            Ok(None)
+        },
+        |config| show_path(config.tls.key.as_ref())
     ),
-    ignored!(
+    maps!(
         "client_tls_protocols",
         "secure",
-        "TLS 1.2 and 1.3 are spoken, whatever is allowed beside them"
+        "tls.min_version",
+        |draft, value| {
+            draft.config.tls.min_version = if only_newest(value)? {
+                MinVersion::Tls13
+            } else {
+                MinVersion::Tls12
+            };
+            Ok(older_remark(value))
+        },
+        |config| match config.tls.min_version {
+            MinVersion::Tls12 => "secure",
+            MinVersion::Tls13 => "tlsv1.3",
+        }
+        .to_owned()
     ),
-    refused!(
+    maps!(
         "client_tls_sslmode",
         "disable",
-        "TLS of PostgreSQL clients is not supported yet"
+        "tls.mode",
+        |draft, value| {
+            draft.config.tls.mode = match value {
+                "disable" => TlsMode::Disable,
+                "allow" => TlsMode::Allow,
+                "prefer" => TlsMode::Prefer,
+                "require" => TlsMode::Require,
+                "verify-ca" => TlsMode::VerifyCa,
+                "verify-full" => TlsMode::VerifyFull,
+                _ => return Err(sslmode_unknown(value)),
+            };
+            Ok(None)
+        },
+        |config| match config.tls.mode {
+            TlsMode::Disable => "disable",
+            TlsMode::Allow => "allow",
+            TlsMode::Prefer => "prefer",
+            TlsMode::Require => "require",
+            TlsMode::VerifyCa => "verify-ca",
+            TlsMode::VerifyFull => "verify-full",
+        }
+        .to_owned()
     ),
     ignored!(
         "conffile",
@@ -414,11 +519,7 @@ pub(super) const KEYS: &[Key] = &[
         "5",
         "clients share threads by the runtime's rules"
     ),
-    ignored!(
-        "scram_iterations",
-        "4096",
-        "clients are not authenticated yet"
-    ),
+    ignored!("scram_iterations", "4096", "it is PostgreSQL's default"),
     maps!(
         "server_check_delay",
         "30",
@@ -489,48 +590,76 @@ pub(super) const KEYS: &[Key] = &[
         "the connection that was used last is used first"
     ),
     ignored!("server_tls13_ciphers", "", "rustls chooses among safe ones"),
-    refused!(
+    maps!(
         "server_tls_ca_file",
         "",
-        "TLS to servers is not supported yet"
+        "databases.*.url",
+        |draft, value| {
+            draft.server_tls.retain(|(name, _)| *name != "sslrootcert");
+            draft
+                .server_tls
+                .extend(text(value).map(|value| ("sslrootcert", value)));
+            Ok(None)
+        },
+        |_| String::new()
     ),
-    refused!(
+    maps!(
         "server_tls_cert_file",
         "",
-        "TLS to servers is not supported yet"
+        "databases.*.url",
+        |draft, value| {
+            draft.server_tls.retain(|(name, _)| *name != "sslcert");
+            draft
+                .server_tls
+                .extend(text(value).map(|value| ("sslcert", value)));
+            Ok(None)
+        },
+        |_| String::new()
     ),
     ignored!(
         "server_tls_ciphers",
         "default",
         "rustls chooses among safe ones"
     ),
-    refused!(
+    maps!(
         "server_tls_key_file",
         "",
-        "TLS to servers is not supported yet"
+        "databases.*.url",
+        |draft, value| {
+            draft.server_tls.retain(|(name, _)| *name != "sslkey");
+            draft
+                .server_tls
+                .extend(text(value).map(|value| ("sslkey", value)));
+            Ok(None)
+        },
+        |_| String::new()
     ),
-    ignored!(
+    maps!(
         "server_tls_protocols",
         "secure",
-        "TLS 1.2 and 1.3 are spoken, whatever is allowed beside them"
+        "databases.*.url",
+        |draft, value| {
+            let newest = only_newest(value)?.then(|| "TLSv1.3".to_owned());
+            draft
+                .server_tls
+                .retain(|(name, _)| *name != "ssl_min_protocol_version");
+            draft
+                .server_tls
+                .extend(newest.map(|newest| ("ssl_min_protocol_version", newest)));
+            Ok(older_remark(value))
+        },
+        |_| "secure".to_owned()
     ),
     maps!(
         "server_tls_sslmode",
         "prefer",
         "databases.*.url",
         |draft, value| {
-            let known = [
-                "disable",
-                "allow",
-                "prefer",
-                "require",
-                "verify-ca",
-                "verify-full",
-            ];
-            if !known.contains(&value) {
-                return Err(format!("{value:?} is none of {}", known.join(", ")));
+            if !SSLMODES.contains(&value) {
+                return Err(sslmode_unknown(value));
             }
-            draft.sslmode = Some(value.to_owned());
+            draft.server_tls.retain(|(name, _)| *name != "sslmode");
+            draft.server_tls.push(("sslmode", value.to_owned()));
             Ok(None)
         },
         |_| "prefer".to_owned()
@@ -548,10 +677,15 @@ pub(super) const KEYS: &[Key] = &[
         },
         |config| show_seconds(config.stats_period)
     ),
-    ignored!(
+    maps!(
         "stats_users",
         "",
-        "who may use the console is not asked yet: everybody who can log in may"
+        "auth.stats_users",
+        |draft, value| {
+            draft.config.auth.stats_users = names(value);
+            Ok(None)
+        },
+        |config| config.auth.stats_users.join(",")
     ),
     ignored!("suspend_timeout", "10", "SUSPEND waits for nothing"),
     ignored!(
@@ -658,14 +792,88 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 fn auth_type(draft: &mut Draft, value: &str) -> Result<Option<&'static str>, String> {
-    value.clone_into(&mut draft.auth_type);
-    match value {
-        "trust" | "any" => Ok(Some("the name of a user need not be in auth_file")),
-        "cert" | "hba" | "ldap" | "md5" | "pam" | "plain" | "scram-sha-256" => Ok(None),
-        _ => Err(format!(
-            "{value:?} is none of any, cert, hba, ldap, md5, pam, plain, scram-sha-256, trust"
-        )),
+    draft.config.auth.kind = match value {
+        "any" => AuthType::Any,
+        "cert" => AuthType::Cert,
+        "hba" => AuthType::Hba,
+        "ldap" | "pam" => return Err(format!("{value} is not supported")),
+        "md5" => AuthType::Md5,
+        "plain" => AuthType::Plain,
+        "scram-sha-256" => AuthType::ScramSha256,
+        "trust" => {
+            draft.config.auth.kind = AuthType::Trust;
+            return Ok(Some("the name of a user need not be in auth_file"));
+        }
+        _ => {
+            return Err(format!(
+                "{value:?} is none of any, cert, hba, ldap, md5, pam, plain, scram-sha-256, trust"
+            ));
+        }
+    };
+    Ok(None)
+}
+
+fn show_auth_type(kind: AuthType) -> &'static str {
+    match kind {
+        AuthType::Any => "any",
+        AuthType::Cert => "cert",
+        AuthType::Hba => "hba",
+        AuthType::Md5 => "md5",
+        AuthType::Plain => "plain",
+        AuthType::ScramSha256 => "scram-sha-256",
+        AuthType::Trust => "trust",
     }
+}
+
+const SSLMODES: [&str; 6] = [
+    "disable",
+    "allow",
+    "prefer",
+    "require",
+    "verify-ca",
+    "verify-full",
+];
+
+fn sslmode_unknown(value: &str) -> String {
+    format!("{value:?} is none of {}", SSLMODES.join(", "))
+}
+
+/// True where a list of protocols has nothing but TLS 1.3.
+fn only_newest(value: &str) -> Result<bool, String> {
+    let known = [
+        "all", "default", "legacy", "secure", "tlsv1.0", "tlsv1.1", "tlsv1.2", "tlsv1.3",
+    ];
+    let mut listed = value.split([',', ':']).map(str::trim);
+    let mut is_newest = true;
+    listed.try_for_each(|name| {
+        is_newest &= name == "tlsv1.3";
+        if known.contains(&name) {
+            Ok(())
+        } else {
+            Err(format!("{name:?} is none of {}", known.join(", ")))
+        }
+    })?;
+    Ok(is_newest)
+}
+
+fn older_remark(value: &str) -> Option<&'static str> {
+    let asks_for_older = ["all", "legacy", "tlsv1.0", "tlsv1.1"]
+        .iter()
+        .any(|old| value.contains(old));
+    asks_for_older.then_some("TLS 1.2 is the oldest that is spoken")
+}
+
+/// A list with commas.
+fn names(value: &str) -> Vec<String> {
+    let names = value.split(',').map(str::trim);
+    names
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn text(value: &str) -> Option<String> {
+    (!value.is_empty()).then(|| value.to_owned())
 }
 
 type Set = Result<Option<&'static str>, String>;

@@ -97,7 +97,9 @@ fn set_database(
     match key {
         "application_name" => address.application_name = Some(value),
         "auth_dbname" | "auth_query" | "auth_user" => {
-            return Ok(Some("ignored: clients are not authenticated yet"));
+            return Ok(Some(
+                "ignored: there is one for all databases, in [pgbouncer]",
+            ));
         }
         "client_encoding" | "datestyle" | "timezone" => address.settings.push((key, value)),
         "connect_query" => config.connect_query = Some(value),
@@ -213,8 +215,8 @@ impl Address {
             url.push('/');
             url.push_str(&escaped(&self.dbname));
         }
-        if let Some(mode) = &draft.sslmode {
-            query.push(format!("sslmode={mode}"));
+        for (name, value) in &draft.server_tls {
+            query.push(format!("{name}={}", escaped(value)));
         }
         if let Some(name) = &self.application_name {
             query.push(format!("application_name={}", escaped(name)));

@@ -56,7 +56,7 @@ fn every_default_is_accepted_and_is_what_holds_without_it() {
     let (without, _) = read_valid(TRUST);
     for key in KEYS {
         // Trust is what the text needs.
-        if matches!(key.name, "auth_type" | "server_tls_sslmode") {
+        if matches!(key.name, "auth_type" | "server_tls_sslmode" | "auth_query") {
             continue;
         }
         let (with, notes) = read_valid(&format!("{TRUST}{} = {}\n", key.name, key.default));
@@ -157,6 +157,37 @@ fn databases_and_users_are_taken_over_with_all_their_parameters() {
 }
 
 #[test]
+fn authentication_and_encryption_are_taken_over() {
+    let text = "[pgbouncer]\nauth_type = scram-sha-256\nauth_file = /etc/users\nauth_user = asker\n\
+                auth_query = SELECT a, b FROM c($1)\nauth_dbname = d\nadmin_users = a, b\nstats_users = c\n\
+                client_tls_sslmode = verify-full\nclient_tls_key_file = /k\nclient_tls_cert_file = /c\n\
+                client_tls_ca_file = /a\nclient_tls_protocols = tlsv1.3\nserver_tls_sslmode = verify-ca\n\
+                server_tls_ca_file = /s a\nlisten_addr = 0.0.0.0\n[databases]\nd = host=h\n";
+    let (config, _) = read(text, "f.ini", &mut none).expect("readable");
+    let (auth, tls) = (&config.auth, &config.tls);
+    assert_eq!(auth.kind, AuthType::ScramSha256);
+    assert_eq!(auth.file.as_deref(), Some(Path::new("/etc/users")));
+    assert_eq!(auth.query_user.as_deref(), Some("asker"));
+    assert_eq!(auth.query.as_deref(), Some("SELECT a, b FROM c($1)"));
+    assert_eq!(auth.query_database.as_deref(), Some("d"));
+    assert_eq!(auth.admin_users, ["a", "b"]);
+    assert_eq!(auth.stats_users, ["c"]);
+    assert!(!config.clients.allow_remote_trust);
+    assert_eq!(tls.mode, super::super::TlsMode::VerifyFull);
+    assert_eq!(tls.min_version, super::super::MinVersion::Tls13);
+    assert_eq!(tls.ca.as_deref(), Some(Path::new("/a")));
+    let url = config.databases["d"].url.as_deref();
+    assert_eq!(
+        url,
+        Some("postgres://h?sslmode=verify-ca&sslrootcert=%2Fs%20a")
+    );
+    // Without auth_user nobody is asked.
+    let (config, _) =
+        read(&text.replace("auth_user", ";auth_user"), "f.ini", &mut none).expect("readable");
+    assert_eq!(config.auth.query, None);
+}
+
+#[test]
 fn several_hosts_are_one_url() {
     let text = TRUST.replace("host=h", "host=a,::1 port=1");
     let (config, notes) = read(&text, "f.ini", &mut none).expect("readable");
@@ -187,13 +218,15 @@ fn what_cannot_work_is_refused_with_its_line() {
         ("disable_pqexec = 1", "f.ini:5:1: disable_pqexec = 1: "),
         ("user = nobody", "f.ini:5:1: user = nobody: "),
         (
-            "client_tls_sslmode = require",
-            "f.ini:5:1: client_tls_sslmode = require: ",
+            "auth_type = ldap",
+            "f.ini:5:1: auth_type: ldap is not supported",
         ),
+        ("client_tls_sslmode = require", "tls.certificate = \"\": "),
         (
-            "auth_type = md5",
-            "f.ini:5:1: auth_type = md5: clients are not authenticated",
+            "client_tls_protocols = tlsv1.4",
+            "f.ini:5:1: client_tls_protocols: ",
         ),
+        ("auth_type = md5", "auth.type = md5: needs auth.file"),
         (
             "auth_type = mad5",
             "f.ini:5:1: auth_type: \"mad5\" is none of",
@@ -230,10 +263,7 @@ fn what_cannot_work_is_refused_with_its_line() {
         assert!(told.starts_with(error), "{more}: {told}");
     }
     let told = refused("[databases]\nd = host=h\n[pgbouncer]\n");
-    assert!(
-        told.starts_with("auth_type = md5 (PgBouncer's default): "),
-        "{told}"
-    );
+    assert!(told.starts_with("auth.type = md5: needs"), "{told}");
     let told = refused("[pgbouncer]\nauth_type = trust\n");
     assert!(told.starts_with("[databases] = none: "), "{told}");
 }
