@@ -21,6 +21,7 @@ mod level;
 mod listen;
 mod log;
 mod metrics;
+mod notifications;
 mod policies;
 mod query;
 mod reload;

@@ -268,21 +268,25 @@ fn count_by<'n>(names: impl Iterator<Item = &'n String>) -> BTreeMap<String, usi
     counts
 }
 
+/// The hosts, and the port of the first one.
 fn place(target: &PgTarget) -> (Option<String>, u16) {
-    let host = match &target.host {
-        Host::Tcp(name) => Some(name.clone()),
-        Host::Unix(folder) => Some(folder.display().to_string()),
-        _ => None,
-    };
-    (host, target.port)
+    let hosts = target.places.iter().map(|place| match &place.host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(folder) => folder.display().to_string(),
+        _ => String::new(),
+    });
+    let hosts: Vec<String> = hosts.collect();
+    let port = target.places.first().map_or(0, |place| place.port);
+    ((!hosts.is_empty()).then(|| hosts.join(",")), port)
 }
 
 /// How one of several hosts is chosen.
 fn host_list(target: &PgTarget) -> Option<&'static str> {
-    match &target.host {
-        Host::Tcp(name) if name.contains(',') => Some("disable"),
-        _ => None,
-    }
+    (target.places.len() > 1).then_some(if target.is_balanced {
+        "round-robin"
+    } else {
+        "disable"
+    })
 }
 
 fn mode(mode: PoolMode) -> &'static str {

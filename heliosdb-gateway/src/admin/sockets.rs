@@ -17,7 +17,7 @@ use super::table::{Cell, Table, row};
 
 const CLIENTS: &str = "type user database replication state addr port:i local_addr local_port:i connect_time \
      request_time wait:i wait_us:i close_needed:i ptr link remote_pid:i tls application_name prepared_statements:i \
-     id:q queries:q pinned_by";
+     id:q queries:q pinned_by channels:i";
 const SERVERS: &str = "type user database replication state addr port:i local_addr local_port:i connect_time \
      request_time wait:i wait_us:i close_needed:i ptr link remote_pid:i tls application_name prepared_statements:i \
      id:q leases:q";
@@ -96,10 +96,10 @@ impl Sockets {
             &server.user,
             &server.database,
             "none",
-            if server.client().is_some() {
-                "active"
-            } else {
-                "idle"
+            match server.client() {
+                _ if server.is_listener => "listening",
+                Some(_) => "active",
+                None => "idle",
             },
             address,
             port,
@@ -130,6 +130,7 @@ pub(super) fn clients(gateway: &Gateway) -> Table {
         row.extend(row![
             client.counters.queries.load(Ordering::Relaxed),
             PinNames(client.pins()).to_string(),
+            client.channels(),
         ]);
         row
     });

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use heliosdb_network::postgres::{Host, PgTarget};
+use heliosdb_network::postgres::{Host, Place};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -30,6 +30,8 @@ pub(crate) struct ServerInfo {
     /// It is closed when its client gives it back.
     close_needed: AtomicBool,
     closed: Arc<Notify>,
+    /// It listens for the clients of its pool, and is not lent.
+    pub(crate) is_listener: bool,
 }
 
 impl ServerInfo {
@@ -39,7 +41,7 @@ impl ServerInfo {
         database: &str,
         backend_pid: i32,
         connected_at: SystemTime,
-        target: &PgTarget,
+        place: &Place,
     ) -> Self {
         Self {
             id,
@@ -47,15 +49,22 @@ impl ServerInfo {
             database: database.to_owned(),
             backend_pid,
             connected_at,
-            host: target.host.clone(),
-            port: target.port,
+            host: place.host.clone(),
+            port: place.port,
             client: AtomicU64::new(0),
             leases: AtomicU64::new(0),
             lent_at: AtomicU64::new(seconds(connected_at)),
             prepared: AtomicUsize::new(0),
             close_needed: AtomicBool::new(false),
             closed: Arc::default(),
+            is_listener: false,
         }
+    }
+
+    /// Marks the connection by which a pool listens.
+    pub(crate) fn listening(mut self) -> Self {
+        self.is_listener = true;
+        self
     }
 
     pub(crate) fn lent_to(&self, client: u64) {

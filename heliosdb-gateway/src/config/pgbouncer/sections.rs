@@ -64,6 +64,8 @@ struct Address {
     /// What each session begins with.
     settings: Vec<(&'static str, String)>,
     application_name: Option<String>,
+    /// Of several hosts the first that answers is taken.
+    in_order: bool,
 }
 
 /// Reads the connection string of a database.
@@ -82,7 +84,11 @@ pub(super) fn database(draft: &Draft, text: &str) -> Result<(DatabaseConfig, Rem
     }
     config.url = Some(address.url(draft));
     if address.hosts.len() > 1 {
-        let remark = "the hosts are tried in order: connections are not spread over them";
+        let remark = if address.in_order {
+            "the first host that answers is taken"
+        } else {
+            "connections are spread over the hosts by chance, and one that does not answer is passed over"
+        };
         remarks.push(("host".to_owned(), remark));
     }
     Ok((config, remarks))
@@ -111,7 +117,9 @@ fn set_database(
                 .map(str::to_owned)
                 .collect();
         }
-        "load_balance_hosts" if matches!(&*value, "disable" | "round-robin") => {}
+        "load_balance_hosts" if matches!(&*value, "disable" | "round-robin") => {
+            address.in_order = value == "disable";
+        }
         "load_balance_hosts" => return Err(format!("{value:?} is none of disable, round-robin")),
         "max_db_client_connections" => config.max_clients = limit(&value)?,
         "max_db_connections" => config.max_connections = limit(&value)?,
@@ -217,6 +225,9 @@ impl Address {
         }
         for (name, value) in &draft.server_tls {
             query.push(format!("{name}={}", escaped(value)));
+        }
+        if self.hosts.len() > 1 && !self.in_order {
+            query.push("load_balance_hosts=random".to_owned());
         }
         if let Some(name) = &self.application_name {
             query.push(format!("application_name={}", escaped(name)));

@@ -189,11 +189,14 @@ fn authentication_and_encryption_are_taken_over() {
 
 #[test]
 fn several_hosts_are_one_url() {
-    let text = TRUST.replace("host=h", "host=a,::1 port=1");
-    let (config, notes) = read(&text, "f.ini", &mut none).expect("readable");
-    let url = config.databases["d"].url.as_deref();
-    assert_eq!(url, Some("postgres://a:1,[::1]:1"));
-    assert!(notes.iter().any(|note| note.key == "databases.d.host"));
+    let url = |more: &str| {
+        let text = TRUST.replace("host=h", &format!("host=a,::1 port=1 {more}"));
+        let (config, notes) = read_valid(&text);
+        assert!(notes.iter().any(|note| note.key == "databases.d.host"));
+        config.databases["d"].url.clone().expect("a place")
+    };
+    assert_eq!(url("load_balance_hosts=disable"), "postgres://a:1,[::1]:1");
+    assert_eq!(url(""), "postgres://a:1,[::1]:1?load_balance_hosts=random");
 }
 
 #[test]
