@@ -37,8 +37,10 @@ pub(crate) struct Access {
     pub(crate) allows_direct_tls: bool,
     pub(crate) tls: Option<ServerTls>,
     asker: Asker,
-    /// For users that there are none of. It outlives reloads: they must not look different afterwards.
-    seed: [u8; 32],
+    /// For users that there are none of: nobody else knows it. They must not look different after a reload, nor, where
+    /// there is a private key to go by, after a restart. (What can be guessed, such as passwords, is no seed: a client sees
+    /// what is made of it.)
+    seed: Vec<u8>,
 }
 
 /// Where a client is and what it has shown so far.
@@ -83,18 +85,13 @@ impl Access {
     /// A file that can't be read or used, naming it and the line.
     pub(crate) fn open(config: &Config, before: Option<&Self>) -> anyhow::Result<Self> {
         let auth = &config.auth;
-        let mut seed = [0; 32];
-        match before {
-            Some(before) => seed = before.seed,
-            None => rand::fill(&mut seed),
-        }
         let users = match &auth.file {
             None => UserList::default(),
             Some(file) => UserList::parse(&read(file)?).with_context(|| in_file(file))?,
         };
         let hba = match &auth.hba_file {
             Some(file) if auth.kind == AuthType::Hba => {
-                let folder = file.parent().unwrap_or(Path::new(""));
+                let folder = file.parent().unwrap_or_else(|| Path::new(""));
                 let mut include = |name: &str| std::fs::read_to_string(folder.join(name));
                 Hba::parse(&read(file)?, &mut include).with_context(|| in_file(file))?
             }
@@ -114,7 +111,12 @@ impl Access {
             Some(file) => IdentMap::parse(&read(file)?).with_context(|| in_file(file))?,
         };
         let options = config.tls.options();
-        let tls = options.map(|options| ServerTls::new(&options));
+        let tls = options.as_ref().map(ServerTls::new);
+        let seed = match (before, options) {
+            (Some(before), _) => before.seed.clone(),
+            (None, Some(options)) => read(&options.key)?.into_bytes(),
+            (None, None) => rand::random::<[u8; 32]>().to_vec(),
+        };
         Ok(Self {
             config: auth.clone(),
             allows_remote_trust,
