@@ -72,7 +72,7 @@ def cancel():
         thread = threading.Thread(target=stop)
         thread.start()
         try:
-            connection.execute("SELECT pg_sleep(600)")
+            connection.execute("SELECT pg_sleep(30)")
         except psycopg.errors.QueryCanceled:
             print("cancelled")
         finally:
