@@ -103,6 +103,8 @@ pub(crate) struct ClientInfo {
     pub(crate) counters: Counters,
     activity: AtomicU8,
     pins: AtomicU32,
+    /// How many channels it listens to by the pool's listener.
+    channels: AtomicU32,
     /// Settings are no longer those of the beginning.
     has_settings: AtomicBool,
     /// The next statement is not for the cache.
@@ -182,6 +184,11 @@ impl ClientInfo {
         self.waker.wake();
     }
 
+    /// Has the session look around.
+    pub(crate) fn wake(&self) {
+        self.waker.wake();
+    }
+
     pub(crate) fn has_signal(&self, signal: Signal) -> bool {
         self.signals.load(Ordering::Acquire) & signal as u8 != 0
     }
@@ -243,6 +250,15 @@ impl ClientInfo {
 
     pub(crate) fn pins(&self) -> u32 {
         self.pins.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_channels(&self, channels: usize) {
+        let channels = u32::try_from(channels).unwrap_or(u32::MAX);
+        self.channels.store(channels, Ordering::Relaxed);
+    }
+
+    pub(crate) fn channels(&self) -> u32 {
+        self.channels.load(Ordering::Relaxed)
     }
 
     /// The session's settings changed.
@@ -348,6 +364,9 @@ impl Drop for Delivered<'_> {
     }
 }
 
+/// Clients get numbers that no process of a server has: where notifications name the one that sent them, and a client looks
+/// for those that are not its own, the two must not be mistaken for each other. Linux has at most four million processes.
+const PID_MIN: i32 = 1 << 22;
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All clients of the process.
@@ -383,8 +402,9 @@ impl ClientRegistry {
             return None;
         }
         let pid = loop {
-            let pid = self.next_pid.fetch_add(1, Ordering::Relaxed) & i32::MAX;
-            if pid != 0 && !clients.contains_key(&pid) {
+            let next = self.next_pid.fetch_add(1, Ordering::Relaxed);
+            let pid = PID_MIN + (next & i32::MAX) % (i32::MAX - PID_MIN);
+            if !clients.contains_key(&pid) {
                 break pid;
             }
         };
@@ -400,6 +420,7 @@ impl ClientRegistry {
             counters: Counters::default(),
             activity: AtomicU8::new(Activity::Idle as u8),
             pins: AtomicU32::new(0),
+            channels: AtomicU32::new(0),
             has_settings: AtomicBool::new(false),
             bypasses_cache: AtomicBool::new(false),
             max_age_ms: AtomicU32::new(u32::MAX),
@@ -480,8 +501,14 @@ fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The only client of a gateway.
+    pub(crate) fn client() -> Admitted {
+        let registry = Arc::new(ClientRegistry::default());
+        registry.admit(identity(), 1).expect("one place")
+    }
 
     fn identity() -> Identity {
         Identity {

@@ -309,6 +309,10 @@ pub struct ClientsConfig {
     /// How long a stop waits for open transactions. Default 30 s; zero does not wait.
     #[serde(deserialize_with = "file::duration")]
     pub shutdown_timeout: Duration,
+    /// Notifications that wait for a client that listens without a server connection of its own; beyond it the client is
+    /// disconnected. For those that begin to listen later. Default 1 MiB, at least 16 KiB.
+    #[serde(deserialize_with = "file::size")]
+    pub notification_queue: ByteSize,
     /// Whether clients from elsewhere than this machine may be trusted without a proof. Default false.
     pub allow_remote_trust: bool,
 }
@@ -465,6 +469,7 @@ impl Default for ClientsConfig {
             login_timeout: Duration::from_secs(10),
             handover_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(30),
+            notification_queue: ByteSize::mib(1),
             allow_remote_trust: false,
         }
     }

@@ -119,6 +119,11 @@ impl ClientError {
         self.put_as(b'N', "WARNING", out);
     }
 
+    /// Appends it as a NoticeResponse of no weight.
+    pub(crate) fn put_notice(&self, out: &mut BytesMut) {
+        self.put_as(b'N', "NOTICE", out);
+    }
+
     fn put_as(&self, tag: u8, severity: &str, out: &mut BytesMut) {
         let start = out.len();
         out.put_u8(tag);

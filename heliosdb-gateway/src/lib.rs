@@ -20,6 +20,7 @@ mod invalidate;
 mod level;
 mod listen;
 mod metrics;
+mod notifications;
 mod policies;
 mod query;
 mod server;

@@ -32,10 +32,23 @@ fn python() -> PathBuf {
     lock.lock().expect("locked");
     let (python, ready) = (folder.join("venv/bin/python"), folder.join("ready"));
     if !ready.exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(folder.join("venv")));
+        run(Command::new("python3")
+            .args(["-m", "venv"])
+            .arg(folder.join("venv")));
         run(Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .args(["asyncpg==0.30.0", "pg8000==1.31.6", "psycopg[binary]==3.3.9", "psycopg2-binary==2.9.13"]));
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+            ])
+            .args([
+                "asyncpg==0.30.0",
+                "pg8000==1.31.6",
+                "psycopg[binary]==3.3.9",
+                "psycopg2-binary==2.9.13",
+            ]));
         std::fs::write(ready, "").expect("written");
     }
     python
@@ -51,11 +64,11 @@ fn drivers_log_in_over_tls() {
     let signed = authority.sign(&["localhost"], None);
     let certificate = file(folder.path(), "server.pem", &signed.certificate);
     let key = file(folder.path(), "server.key", &signed.key);
-    let md5 = cluster.psql(
-        "postgres",
-        "SELECT 'md5' || md5('geheim' || 'old')",
+    let md5 = cluster.psql("postgres", "SELECT 'md5' || md5('geheim' || 'old')");
+    let text = format!(
+        "\"bound\" \"geheim\"\n\"old\" \"{}\"\n",
+        md5.expect("a hash")
     );
-    let text = format!("\"bound\" \"geheim\"\n\"old\" \"{}\"\n", md5.expect("a hash"));
     let users = file(folder.path(), "users", &text);
     for (kind, user) in [("scram-sha-256", "bound"), ("md5", "old")] {
         let config = format!(
@@ -75,7 +88,12 @@ fn drivers_log_in_over_tls() {
             assert!(told.contains(&format!("logged in: {driver}\n")), "{told}");
         }
         if user == "bound" {
-            for what in ["psycopg, bound", "psycopg2, bound", "psycopg, direct", "cancelled"] {
+            for what in [
+                "psycopg, bound",
+                "psycopg2, bound",
+                "psycopg, direct",
+                "cancelled",
+            ] {
                 assert!(told.contains(what), "{what}: {told}");
             }
         }

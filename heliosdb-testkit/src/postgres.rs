@@ -120,25 +120,69 @@ impl PostgresBuilder {
             std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
             hand_over(&path, identity)?;
         }
-        let mut cluster = PostgresCluster {
+        PostgresCluster {
             child: None,
             bin,
             identity,
             port: free_port()?,
             builder: self,
             folder,
-        };
+        }
+        .launch_on_some_port()
+    }
+}
+
+impl PostgresCluster {
+    fn launch_on_some_port(mut self) -> anyhow::Result<Self> {
         // Between our look at a port and the server's, somebody else may take it.
         for _ in 0..3 {
-            match cluster.launch() {
+            match self.launch() {
                 Err(error) if error.to_string().contains("Address already in use") => {
-                    cluster.port = free_port()?;
+                    self.port = free_port()?;
                 }
-                launched => return launched.map(|()| cluster),
+                launched => return launched.map(|()| self),
             }
         }
-        cluster.launch()?;
-        Ok(cluster)
+        self.launch()?;
+        Ok(self)
+    }
+
+    /// A standby of this cluster, which streams its log: a server of its own.
+    ///
+    /// # Errors
+    /// If this one can't be copied, or the other does not start.
+    pub fn standby(&self) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("helios-pg-").tempdir()?;
+        hand_over(folder.path(), self.identity)?;
+        let mut command = Command::new(self.bin.join("pg_basebackup"));
+        command
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+                "-c",
+                "fast",
+                "-R",
+                "-D",
+            ])
+            .arg(folder.path().join("data"))
+            .args(["-p", &self.port.to_string()])
+            .current_dir(folder.path());
+        run_as(&mut command, self.identity);
+        let copied = command.output().context("cannot run pg_basebackup")?;
+        if !copied.status.success() {
+            bail!("{}", String::from_utf8_lossy(&copied.stderr));
+        }
+        Self {
+            child: None,
+            bin: self.bin.clone(),
+            identity: self.identity,
+            port: free_port()?,
+            builder: self.builder.clone(),
+            folder,
+        }
+        .launch_on_some_port()
     }
 }
 

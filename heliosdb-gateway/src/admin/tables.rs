@@ -279,6 +279,7 @@ pub(super) fn clients(gateway: &Gateway) -> Table {
             client.application_name.clone(),
             client.counters.queries.load(Ordering::Relaxed).to_string(),
             PinNames(client.pins()).to_string(),
+            client.channels().to_string(),
             timestamp(client.connected_at),
         ]
     };
@@ -293,6 +294,7 @@ pub(super) fn clients(gateway: &Gateway) -> Table {
             "application_name",
             "queries",
             "pinned_by",
+            "channels",
             "connect_time",
         ],
         rows: gateway.clients.list().into_iter().map(row).collect(),
@@ -367,7 +369,12 @@ pub(super) fn servers(gateway: &Gateway) -> Table {
                 server.id.to_string(),
                 server.user.clone(),
                 server.database.clone(),
-                if client.is_some() { "active" } else { "idle" }.to_owned(),
+                match client {
+                    _ if server.is_listener => "listening",
+                    Some(_) => "active",
+                    None => "idle",
+                }
+                .to_owned(),
                 server.backend_pid.to_string(),
                 client.map(|id| id.to_string()).unwrap_or_default(),
                 server.leases().to_string(),

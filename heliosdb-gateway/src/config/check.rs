@@ -192,6 +192,11 @@ impl Config {
 
     fn validate_clients(&self) -> Result<(), ConfigError> {
         at_least_one("clients.max", self.clients.max)?;
+        let queue = self.clients.notification_queue;
+        if queue.as_u64() < NOTIFICATION_QUEUE_MIN || usize::try_from(queue.as_u64()).is_err() {
+            let reason = "must be at least 16 KiB";
+            return refuse("clients.notification_queue", show::size(queue), reason);
+        }
         longer_than_zero("clients.login_timeout", self.clients.login_timeout)
     }
 }
@@ -231,6 +236,8 @@ impl Config {
 }
 
 /// More threads than any machine has processors are a mistake.
+/// Room for two of the longest notifications.
+const NOTIFICATION_QUEUE_MIN: u64 = 16 << 10;
 const THREADS_MAX: usize = 1024;
 
 /// A misspelt level would be taken for the name of a module, and nothing would be logged.
@@ -405,6 +412,10 @@ mod tests {
                 "cache.flight_timeout = 0s: ",
             ),
             ("clients.max = 0", "clients.max = 0: "),
+            (
+                "clients.notification_queue = \"1 KiB\"",
+                "clients.notification_queue = 1 KiB: ",
+            ),
             (
                 "clients.login_timeout = \"0s\"",
                 "clients.login_timeout = 0s: ",

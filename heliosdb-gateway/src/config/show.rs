@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 41] = [
+const RELOADABLE: [&str; 42] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
@@ -59,6 +59,7 @@ const RELOADABLE: [&str; 41] = [
     "clients.max",
     "clients.max_per_database",
     "clients.max_per_user",
+    "clients.notification_queue",
     "clients.query_timeout",
     "clients.shutdown_timeout",
     "clients.transaction_timeout",
@@ -225,6 +226,7 @@ impl Config {
             login_timeout,
             handover_timeout,
             shutdown_timeout,
+            notification_queue,
             allow_remote_trust,
         } = clients;
         let HidbConfig {
@@ -352,6 +354,7 @@ impl Config {
             ("clients.login_timeout", duration(*login_timeout)),
             ("clients.handover_timeout", duration(*handover_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
+            ("clients.notification_queue", size(*notification_queue)),
             ("clients.allow_remote_trust", allow_remote_trust.to_string()),
             ("hidb.listen", addresses(hidb_listen)),
             (
@@ -517,6 +520,7 @@ idle_timeout = "4m"
 login_timeout = "11s"
 handover_timeout = "32s"
 shutdown_timeout = "31s"
+notification_queue = "2 MiB"
 allow_remote_trust = true
 [auth]
 type = "hba"

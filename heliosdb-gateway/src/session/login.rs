@@ -498,6 +498,7 @@ impl Entrance {
             text_buffer: Vec::new(),
             unresolved: Unresolved::default(),
             was_reset: false,
+            listening: None,
         }
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod servers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -28,9 +28,10 @@ use crate::config::{Config, Invalidation, PoolAdvice, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
 use crate::invalidate::wire;
+use crate::notifications::Listener;
 use crate::session::settings::Effective;
 
-use connection::{Baseline, ServerConnection, ServerConnector};
+use connection::{Baseline, ServerConnection, ServerConnector, ServerRun};
 use database::{Database, LoadedCatalog};
 use routes::{Destination, PoolLimits, Routes, server_of};
 use servers::ServerRegistry;
@@ -56,6 +57,8 @@ pub(crate) struct Upstream {
     /// By server and name there.
     databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
     pub(crate) servers: Arc<ServerRegistry>,
+    /// By server.
+    runs: Mutex<BTreeMap<String, Arc<ServerRun>>>,
     invalidation: Invalidation,
     replication: ReplicationConfig,
     /// Why a lock: a task is added when a database is first used.
@@ -80,6 +83,10 @@ pub(crate) struct ServerPool {
     allows_cache: AtomicBool,
     /// Its name leads elsewhere by now: sessions move there with their next statement.
     is_retired: AtomicBool,
+    /// Which run of the server the last connection was to; zero before the first.
+    run: AtomicU64,
+    /// Listens for its clients. `None` where the server takes no other connection.
+    pub(crate) listener: Option<Listener>,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
     /// What the server reports to a client with these settings, so that a login needs no server connection.
@@ -121,6 +128,7 @@ impl Upstream {
             pools: Mutex::default(),
             databases: Mutex::default(),
             servers: Arc::default(),
+            runs: Mutex::default(),
             invalidation: config.invalidation,
             replication: config.replication.clone(),
             followers: Mutex::default(),
@@ -304,13 +312,19 @@ impl Upstream {
             config.min_idle = limits.min_idle;
             config.max_lifetime = Some(limits.max_lifetime);
         }
+        let listener = (!embedded).then(|| {
+            let patience = self.pool_config.acquire_timeout;
+            Listener::new(target.clone(), patience, Arc::clone(&self.servers))
+        });
         let advisor = PoolAdvisor::new(config.max_connections, config.min_idle, self.advice);
         let user = target.user.clone();
+        let run = Arc::clone(self.runs.lock().entry(server_of(&target)).or_default());
         let connector = ServerConnector::new(
             target,
             name,
             limits.connect_query.clone(),
             Arc::clone(&self.servers),
+            run,
             Arc::clone(&self.versions),
         );
         let connections =
@@ -328,6 +342,8 @@ impl Upstream {
             caches: AtomicBool::new(caches),
             allows_cache: AtomicBool::new(caches),
             is_retired: AtomicBool::new(false),
+            run: AtomicU64::new(0),
+            listener,
             baseline: ArcSwapOption::empty(),
             parameters: Mutex::default(),
         })
@@ -500,6 +516,12 @@ impl ServerPool {
         let caches = !lease.is_standby && self.allows_cache.load(Ordering::Relaxed);
         if caches != self.caches.load(Ordering::Relaxed) {
             self.caches.store(caches, Ordering::Relaxed);
+        }
+        if lease.run != self.run.load(Ordering::Relaxed)
+            && self.run.swap(lease.run, Ordering::Relaxed) != 0
+        {
+            // The others are to a server that is gone, or not the primary any more.
+            self.connections.evict_all();
         }
         let baseline = &mut lease.baseline;
         let known = self.baseline.load();
