@@ -379,3 +379,70 @@ fn read(file: &Path) -> anyhow::Result<String> {
 fn in_file(file: &Path) -> String {
     format!("in {}", file.display())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(text: &str) -> Access {
+        let config = Config::parse(text, "f").expect("readable");
+        Access::open(&config, None).expect("usable")
+    }
+
+    fn caller(address: &str) -> Caller {
+        Caller {
+            peer: Peer::Tcp(address.parse().expect("an address")),
+            is_encrypted: false,
+            end_point: None,
+            certificate: None,
+        }
+    }
+
+    fn is_let_in(access: &Access, address: &str) -> bool {
+        let claim = Claim {
+            user: "u",
+            database: "d",
+            is_replication: false,
+        };
+        match access.demand(&caller(address), &claim) {
+            Ok(demand) => demand == Demand::Nothing,
+            Err(error) => {
+                assert_eq!(error.sqlstate, "28000");
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_from_elsewhere_is_trusted_unless_that_was_asked_for() {
+        let folder = std::env::temp_dir().join(format!("helios-hba-{}", std::process::id()));
+        std::fs::write(&folder, "host all all all trust").expect("written");
+        let hba = format!(
+            "auth.type = \"hba\"\nauth.hba_file = \"{}\"\n",
+            folder.display()
+        );
+        let open = "clients.allow_remote_trust = true\n";
+        for text in ["", "auth.type = \"any\"\n", &hba] {
+            let careful = access(text);
+            assert!(is_let_in(&careful, "127.0.0.1:9"), "{text}");
+            assert!(is_let_in(&careful, "[::1]:9"), "{text}");
+            assert!(is_let_in(&careful, "[::ffff:127.0.0.1]:9"), "{text}");
+            assert!(!is_let_in(&careful, "10.0.0.1:9"), "{text}");
+            assert!(
+                is_let_in(&access(&format!("{text}{open}")), "10.0.0.1:9"),
+                "{text}"
+            );
+        }
+        std::fs::remove_file(&folder).expect("removed");
+        assert!(!is_let_in(&access("auth.type = \"md5\""), "127.0.0.1:9"));
+    }
+
+    #[test]
+    fn users_that_there_are_none_of_look_the_same_after_a_reload() {
+        let first = access("");
+        let config = Config::default();
+        let second = Access::open(&config, Some(&first)).expect("usable");
+        assert_eq!(first.seed(), second.seed());
+        assert_ne!(first.seed(), access("").seed());
+    }
+}

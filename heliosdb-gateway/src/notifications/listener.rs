@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::{ClientError, ErrorKind};
+use crate::upstream::connection::Learnt;
 use crate::upstream::servers::{ServerInfo, ServerRegistry};
 
 use super::inbox::{Inbox, Notification};
@@ -63,6 +64,7 @@ const MESSAGE_MAX: usize = 1 << 20;
 /// Serves a pool until it is gone.
 pub(super) async fn run(
     target: PgTarget,
+    learnt: Arc<Learnt>,
     patience: Duration,
     servers: Arc<ServerRegistry>,
     mut commands: mpsc::UnboundedReceiver<Command>,
@@ -74,7 +76,7 @@ pub(super) async fn run(
         if batch.is_empty() {
             continue;
         }
-        match connect(&target, patience).await {
+        match connect(&learnt.login(&target), patience).await {
             Ok(pg) => {
                 let _shown = servers.register(
                     ServerInfo::new(
