@@ -37,8 +37,10 @@ pub(crate) struct Access {
     pub(crate) allows_direct_tls: bool,
     pub(crate) tls: Option<ServerTls>,
     asker: Asker,
-    /// For users that there are none of. It outlives reloads: they must not look different afterwards.
-    seed: [u8; 32],
+    /// For users that there are none of: nobody else knows it. They must not look different after a reload, nor, where
+    /// there is a private key to go by, after a restart. (What can be guessed, such as passwords, is no seed: a client sees
+    /// what is made of it.)
+    seed: Vec<u8>,
 }
 
 /// Where a client is and what it has shown so far.
@@ -83,18 +85,13 @@ impl Access {
     /// A file that can't be read or used, naming it and the line.
     pub(crate) fn open(config: &Config, before: Option<&Self>) -> anyhow::Result<Self> {
         let auth = &config.auth;
-        let mut seed = [0; 32];
-        match before {
-            Some(before) => seed = before.seed,
-            None => rand::fill(&mut seed),
-        }
         let users = match &auth.file {
             None => UserList::default(),
             Some(file) => UserList::parse(&read(file)?).with_context(|| in_file(file))?,
         };
         let hba = match &auth.hba_file {
             Some(file) if auth.kind == AuthType::Hba => {
-                let folder = file.parent().unwrap_or(Path::new(""));
+                let folder = file.parent().unwrap_or_else(|| Path::new(""));
                 let mut include = |name: &str| std::fs::read_to_string(folder.join(name));
                 Hba::parse(&read(file)?, &mut include).with_context(|| in_file(file))?
             }
@@ -114,7 +111,12 @@ impl Access {
             Some(file) => IdentMap::parse(&read(file)?).with_context(|| in_file(file))?,
         };
         let options = config.tls.options();
-        let tls = options.map(|options| ServerTls::new(&options));
+        let tls = options.as_ref().map(ServerTls::new);
+        let seed = match (before, options) {
+            (Some(before), _) => before.seed.clone(),
+            (None, Some(options)) => read(&options.key)?.into_bytes(),
+            (None, None) => rand::random::<[u8; 32]>().to_vec(),
+        };
         Ok(Self {
             config: auth.clone(),
             allows_remote_trust,
@@ -376,4 +378,71 @@ fn read(file: &Path) -> anyhow::Result<String> {
 
 fn in_file(file: &Path) -> String {
     format!("in {}", file.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(text: &str) -> Access {
+        let config = Config::parse(text, "f").expect("readable");
+        Access::open(&config, None).expect("usable")
+    }
+
+    fn caller(address: &str) -> Caller {
+        Caller {
+            peer: Peer::Tcp(address.parse().expect("an address")),
+            is_encrypted: false,
+            end_point: None,
+            certificate: None,
+        }
+    }
+
+    fn is_let_in(access: &Access, address: &str) -> bool {
+        let claim = Claim {
+            user: "u",
+            database: "d",
+            is_replication: false,
+        };
+        match access.demand(&caller(address), &claim) {
+            Ok(demand) => demand == Demand::Nothing,
+            Err(error) => {
+                assert_eq!(error.sqlstate, "28000");
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_from_elsewhere_is_trusted_unless_that_was_asked_for() {
+        let folder = std::env::temp_dir().join(format!("helios-hba-{}", std::process::id()));
+        std::fs::write(&folder, "host all all all trust").expect("written");
+        let hba = format!(
+            "auth.type = \"hba\"\nauth.hba_file = \"{}\"\n",
+            folder.display()
+        );
+        let open = "clients.allow_remote_trust = true\n";
+        for text in ["", "auth.type = \"any\"\n", &hba] {
+            let careful = access(text);
+            assert!(is_let_in(&careful, "127.0.0.1:9"), "{text}");
+            assert!(is_let_in(&careful, "[::1]:9"), "{text}");
+            assert!(is_let_in(&careful, "[::ffff:127.0.0.1]:9"), "{text}");
+            assert!(!is_let_in(&careful, "10.0.0.1:9"), "{text}");
+            assert!(
+                is_let_in(&access(&format!("{text}{open}")), "10.0.0.1:9"),
+                "{text}"
+            );
+        }
+        std::fs::remove_file(&folder).expect("removed");
+        assert!(!is_let_in(&access("auth.type = \"md5\""), "127.0.0.1:9"));
+    }
+
+    #[test]
+    fn users_that_there_are_none_of_look_the_same_after_a_reload() {
+        let first = access("");
+        let config = Config::default();
+        let second = Access::open(&config, Some(&first)).expect("usable");
+        assert_eq!(first.seed(), second.seed());
+        assert_ne!(first.seed(), access("").seed());
+    }
 }

@@ -118,7 +118,7 @@ fn endless_nonces_and_lengths_inside_of_messages_are_no_way_in() {
     let honest_len = u32::try_from(first.len()).expect("short");
     let long = initial(honest_len, first.as_bytes());
     let last = proof(format!("c=biws,r={nonce},p={}", "A".repeat(44)).as_bytes());
-    let both = [long.clone(), last].concat();
+    let both = [long, last].concat();
     for bytes in [
         both,
         initial(0x7fff_ffff, b"n,,n=,r=x"),

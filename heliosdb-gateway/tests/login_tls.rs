@@ -252,7 +252,7 @@ fn the_server_is_reached_encrypted_and_cancelled_encrypted() {
         "postgres",
         "-c",
     ])
-    .args(["SELECT pg_sleep(600)", "postgres"])
+    .args(["SELECT pg_sleep(30)", "postgres"])
     .stderr(std::process::Stdio::piped())
     .spawn()
     .expect("psql runs");

@@ -116,6 +116,22 @@ fn no_password_has_to_be_written_down() {
     assert_eq!(who(helios.port, "app", "geheim", ""), Ok("app".to_owned()));
     assert_eq!(who(helios.port, "old", "alt", ""), Ok("old".to_owned()));
     assert!(who(helios.port, "app", "falsch", "").is_err());
+    // By whatever connection it is served.
+    let told = psql(
+        helios.port,
+        "app",
+        "geheim",
+        "",
+        "LISTEN news\nNOTIFY news, 'heard'\nSELECT 1",
+    );
+    assert!(told.expect("notified").contains("heard"));
+    let replication = "dbname=postgres replication=database";
+    let refused = psql(helios.port, "app", "geheim", replication, "IDENTIFY_SYSTEM");
+    let refused = refused.expect_err("it may not");
+    assert!(
+        refused.contains("must be superuser or replication role"),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use crate::clients::next_id;
 use crate::error::{ClientError, ErrorKind};
+use crate::upstream::connection::Learnt;
 use crate::upstream::servers::{ServerInfo, ServerRegistry};
 
 use super::inbox::{Inbox, Notification};
@@ -64,6 +65,7 @@ const MESSAGE_MAX: usize = 1 << 20;
 /// Serves a pool until it is gone.
 pub(super) async fn run(
     target: PgTarget,
+    learnt: Arc<Learnt>,
     patience: Duration,
     servers: Arc<ServerRegistry>,
     mut commands: mpsc::UnboundedReceiver<Command>,
@@ -75,7 +77,7 @@ pub(super) async fn run(
         if batch.is_empty() {
             continue;
         }
-        match connect(&target, patience).await {
+        match connect(&learnt.login(&target), patience).await {
             Ok(pg) => {
                 let _shown = servers.register(
                     ServerInfo::new(

@@ -90,8 +90,7 @@ pub(crate) struct ServerConnector {
     registry: Arc<ServerRegistry>,
     no_settings: Arc<Effective>,
     versions: Arc<VersionSlots>,
-    /// What a client proved itself with: what the target has none of, the server may ask for.
-    learnt: ArcSwap<Credential>,
+    learnt: Arc<Learnt>,
     run: Arc<ServerRun>,
 }
 
@@ -106,6 +105,7 @@ impl ServerConnection {
 impl ServerConnector {
     pub(crate) fn new(
         target: PgTarget,
+        learnt: Arc<Learnt>,
         name: &str,
         connect_query: Option<String>,
         registry: Arc<ServerRegistry>,
@@ -117,7 +117,7 @@ impl ServerConnector {
             name: name.to_owned(),
             connect_query,
             versions,
-            learnt: ArcSwap::default(),
+            learnt,
             target,
             registry,
             no_settings: Effective::new(SettingMap::new()),
@@ -128,16 +128,32 @@ impl ServerConnector {
 impl ServerConnector {
     /// From now on connections log in with that, unless the target has something of its own.
     pub(crate) fn learn(&self, credential: Credential) {
-        if **self.learnt.load() != credential {
-            self.learnt.store(Arc::new(credential));
-        }
+        self.learnt.learn(credential);
     }
 
     /// The target, with what its user proves itself with.
     pub(crate) fn login(&self) -> PgTarget {
-        let mut target = self.target.clone();
+        self.learnt.login(&self.target)
+    }
+}
+
+/// What a client proved itself with: what a target has none of, the server may ask for. Shared by all that logs in as
+/// the user of a pool.
+#[derive(Debug, Default)]
+pub(crate) struct Learnt(ArcSwap<Credential>);
+
+impl Learnt {
+    fn learn(&self, credential: Credential) {
+        if **self.0.load() != credential {
+            self.0.store(Arc::new(credential));
+        }
+    }
+
+    /// A target, with what its user proves itself with.
+    pub(crate) fn login(&self, target: &PgTarget) -> PgTarget {
+        let mut target = target.clone();
         if target.credential == Credential::None {
-            target.credential.clone_from(&self.learnt.load());
+            target.credential.clone_from(&self.0.load());
         }
         target
     }

@@ -32,7 +32,7 @@ use crate::invalidate::wire;
 use crate::notifications::Listener;
 use crate::session::settings::Effective;
 
-use connection::{Baseline, ServerConnection, ServerConnector, ServerRun};
+use connection::{Baseline, Learnt, ServerConnection, ServerConnector, ServerRun};
 use control::Controls;
 use database::{Database, LoadedCatalog};
 use routes::{Destination, PoolLimits, Routes, server_of};
@@ -327,15 +327,18 @@ impl Upstream {
             config.min_idle = limits.min_idle;
             config.max_lifetime = Some(limits.max_lifetime);
         }
+        let learnt = Arc::new(Learnt::default());
         let listener = (!embedded).then(|| {
             let patience = self.pool_config.acquire_timeout;
-            Listener::new(target.clone(), patience, Arc::clone(&self.servers))
+            let (learnt, servers) = (Arc::clone(&learnt), Arc::clone(&self.servers));
+            Listener::new(target.clone(), learnt, patience, servers)
         });
         let advisor = PoolAdvisor::new(config.max_connections, config.min_idle, self.advice);
         let user = target.user.clone();
         let run = Arc::clone(self.runs.lock().entry(server_of(&target)).or_default());
         let connector = ServerConnector::new(
             target,
+            learnt,
             name,
             limits.connect_query.clone(),
             Arc::clone(&self.servers),

@@ -14,7 +14,7 @@ use heliosdb_testkit::postgres_bin_dir;
 /// What psql says: its rows where it got in, or its complaint.
 pub(crate) type Told = Result<String, String>;
 
-/// Runs a statement as `user`. `more` goes into the connection string.
+/// Runs statements, a line each, as `user`. `more` goes into the connection string.
 pub(crate) fn psql(port: u16, user: &str, password: &str, more: &str, sql: &str) -> Told {
     let has_database = more.contains("dbname=");
     let database = if has_database { "" } else { "dbname=postgres" };
@@ -25,7 +25,8 @@ pub(crate) fn psql(port: u16, user: &str, password: &str, more: &str, sql: &str)
     };
     let connection = format!("{host} port={port} user={user} {database} {more}");
     let output = Command::new(postgres_bin_dir().expect("installed").join("psql"))
-        .args(["-X", "-w", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
+        .args(["-X", "-w", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
+        .args(sql.lines().flat_map(|line| ["-c", line]))
         .arg(&connection)
         .env("PGPASSWORD", password)
         .env("HOME", "/nonexistent")
