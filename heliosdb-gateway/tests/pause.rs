@@ -333,21 +333,22 @@ async fn another_server_takes_the_place_of_the_one_that_was_paused() {
         assert_eq!(text(&client, "SELECT a FROM t").await, "old");
     }
     console.batch_execute("PAUSE d").await.expect("paused");
-    let waiting = async |client: Client| {
-        let read = tokio::spawn(async move { text(&client, "SELECT a FROM t").await });
-        until("it waits", || async {
+    let read = |client: Client| tokio::spawn(async move { text(&client, "SELECT a FROM t").await });
+    let until_waiting = async |n: usize| {
+        until("they wait", || async {
             let states = shown(&console, "CLIENTS", ("database", "d"), "state").await;
-            states.iter().any(|state| state == "waiting")
+            states.iter().filter(|state| *state == "waiting").count() == n
         })
         .await;
-        read
     };
     // One that waits before the name leads elsewhere, and one that comes after that.
-    let early = waiting(client).await;
+    let early = read(client);
+    until_waiting(1).await;
     let client = helios.client("postgres", "d").await;
     std::fs::write(helios.folder().join("helios.toml"), config(&new)).expect("written");
     console.batch_execute("RELOAD").await.expect("reloaded");
-    let late = waiting(client).await;
+    let late = read(client);
+    until_waiting(2).await;
     console.batch_execute("RESUME d").await.expect("resumed");
     for waiting in [early, late] {
         // Their patience is longer.
