@@ -23,6 +23,7 @@ impl Bouncer {
         let port = free_port().expect("a port");
         let file = folder.path().join("pgbouncer.ini");
         std::fs::write(&file, ini(port, folder.path())).expect("written");
+        std::fs::write(folder.path().join("users"), "\"postgres\" \"secret\"\n").expect("written");
         let child = Command::new(env!("CARGO_BIN_EXE_helios"))
             .args(["serve", "--quiet", "--pgbouncer-ini"])
             .arg(&file)
@@ -100,7 +101,7 @@ fn ini(cluster: &PostgresCluster, port: u16, folder: &Path, more: &str) -> Strin
         ";; as packages have it\n[databases]\nd = host=127.0.0.1 port={server} dbname=postgres user=postgres\n\
          * = host=127.0.0.1 port={server}\n\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
          unix_socket_dir = {folder}\nlogfile = {folder}/log\npidfile = {folder}/pid\nauth_type = trust\n\
-         auth_file = {folder}/none\nadmin_users = postgres\nserver_reset_query = DISCARD ALL\n{more}"
+         auth_file = {folder}/users\nadmin_users = postgres\nserver_reset_query = DISCARD ALL\n{more}"
     )
 }
 
