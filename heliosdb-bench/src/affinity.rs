@@ -290,7 +290,7 @@ fn prepared(port: u16) -> anyhow::Result<[u64; 2]> {
     libpq_environment(&mut command);
     let output = command
         .args(["-X", "-q", "-A", "-t", "-h", "127.0.0.1", "-U", "postgres"])
-        .args(["-p", &port.to_string(), "-d", "helios", "-c", "SHOW STATS"])
+        .args(["-p", &port.to_string(), "-d", "helios", "-c", "SHOW TOTALS"])
         .stdin(Stdio::null())
         .output()
         .context("cannot run psql")?;

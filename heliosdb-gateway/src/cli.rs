@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::pgbouncer::{self, Note};
 use crate::config::{Config, ConfigError, parse_http};
 use crate::query::QueryOptions;
 
@@ -15,6 +16,7 @@ use crate::query::QueryOptions;
 pub(crate) enum Command {
     Check(Source),
     Explain(Source, String),
+    Migrate(Box<(Config, Vec<Note>)>),
     Query(QueryOptions),
     Serve(Source),
 }
@@ -26,7 +28,7 @@ impl Command {
             Self::Check(source) | Self::Explain(source, _) | Self::Serve(source) => {
                 Some(&source.config)
             }
-            Self::Query(_) => None,
+            Self::Migrate(_) | Self::Query(_) => None,
         }
     }
 }
@@ -35,20 +37,29 @@ impl Command {
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub(crate) config: Config,
+    /// What became of the keys of PgBouncer's file, if it is one.
+    pub(crate) notes: Vec<Note>,
     options: Options,
 }
 
 impl Source {
     fn new(options: Options) -> Result<Self, ConfigError> {
+        let (config, notes) = load(&options, Path::new(DEFAULT_FILE))?;
         Ok(Self {
-            config: load(&options, Path::new(DEFAULT_FILE))?,
+            config,
+            notes,
             options,
         })
     }
 
+    /// True where the configuration is PgBouncer's.
+    pub(crate) fn is_pgbouncer(&self) -> bool {
+        self.options.pgbouncer_ini.is_some()
+    }
+
     /// Reads file, environment and flags again.
     pub(crate) fn reload(&self) -> Result<Config, ConfigError> {
-        load(&self.options, Path::new(DEFAULT_FILE))
+        load(&self.options, Path::new(DEFAULT_FILE)).map(|(config, _)| config)
     }
 }
 
@@ -88,6 +99,11 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     Ok(match cli.command {
         Verb::Check { options } => Command::Check(source(options)?),
         Verb::Explain { options, statement } => Command::Explain(source(options)?, statement),
+        Verb::Migrate { file } => {
+            let (config, notes) = pgbouncer::from_file(&file).map_err(CliError::Config)?;
+            config.validate().map_err(CliError::Config)?;
+            Command::Migrate(Box::new((config, notes)))
+        }
         Verb::Query { options } => Command::Query(options),
         Verb::Serve { options } => Command::Serve(source(options)?),
     })
@@ -108,6 +124,7 @@ const EXAMPLES: &str = "\
 Examples:
   helios serve                                           embedded PostgreSQL, data in ./helios-data
   helios serve --upstream postgres://app@db:5432/shop    in front of a server
+  helios serve --pgbouncer-ini /etc/pgbouncer/pgbouncer.ini   in PgBouncer's place
   helios check                                           is helios.toml valid, does the server answer?
   psql -h 127.0.0.1 -p 6432                              connect to it
   psql -h 127.0.0.1 -p 6432 helios -c 'SHOW CACHE'       the admin console (SHOW HELP lists the rest)
@@ -137,6 +154,12 @@ enum Verb {
         #[arg(value_name = "SQL")]
         statement: String,
     },
+    /// Print the helios.toml that means the same as a pgbouncer.ini, with notes on what has no counterpart
+    Migrate {
+        /// PgBouncer's configuration file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Ask a running helios over HIDB: one statement, or those that are typed or piped in
     Query {
         #[command(flatten)]
@@ -149,6 +172,15 @@ struct Options {
     /// Configuration file [default: ./helios.toml if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// PgBouncer's configuration file, read instead of a helios.toml, with PgBouncer's defaults
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    pgbouncer_ini: Option<PathBuf>,
+    /// Log to the file that the configuration names, and not to standard error
+    #[arg(short, long)]
+    quiet: bool,
+    /// Log more; twice: still more
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
     /// Address for PostgreSQL clients; may be repeated [default: 127.0.0.1:6432]
     #[arg(
         long,
@@ -192,11 +224,17 @@ fn parse_http_flag(text: &str) -> Result<Http, String> {
     parse_http(text).map(Http)
 }
 
-fn load(options: &Options, default_file: &Path) -> Result<Config, ConfigError> {
-    let mut config = match &options.config {
-        Some(file) => Config::from_file(file)?,
-        None if default_file.exists() => Config::from_file(default_file)?,
-        None => Config::default(),
+fn load(options: &Options, default_file: &Path) -> Result<(Config, Vec<Note>), ConfigError> {
+    let mut notes = Vec::new();
+    let mut config = match (&options.pgbouncer_ini, &options.config) {
+        (Some(file), _) => {
+            let config;
+            (config, notes) = pgbouncer::from_file(file)?;
+            config
+        }
+        (None, Some(file)) => Config::from_file(file)?,
+        (None, None) if default_file.exists() => Config::from_file(default_file)?,
+        (None, None) => Config::default(),
     };
     if !options.listen.is_empty() {
         config.listen.clone_from(&options.listen);
@@ -217,11 +255,17 @@ fn load(options: &Options, default_file: &Path) -> Result<Config, ConfigError> {
             .filter_map(|Http(address)| *address)
             .collect();
     }
-    if let Some(level) = &options.log {
-        config.log.level.clone_from(level);
+    match (&options.log, options.verbose) {
+        (Some(level), _) => config.log.level.clone_from(level),
+        (None, 0) => {}
+        (None, 1) => "debug".clone_into(&mut config.log.level),
+        (None, _) => "trace".clone_into(&mut config.log.level),
+    }
+    if options.quiet {
+        config.log.stderr = false;
     }
     config.validate()?;
-    Ok(config)
+    Ok((config, notes))
 }
 
 #[cfg(test)]
@@ -245,13 +289,15 @@ mod tests {
             "http = \"off\"\n[pool]\nsize = 3\n[upstream]\nurl = \"postgres://a@b/c\"\n",
         )
         .expect("written");
-        let config = load(&options(&["--upstream", "postgres://x@y/z"]), &file).expect("valid");
+        let config = load(&options(&["--upstream", "postgres://x@y/z"]), &file)
+            .expect("valid")
+            .0;
         assert_eq!(config.pool.size, 3);
         assert_eq!(config.http, None);
         assert_eq!(config.upstream.url.as_deref(), Some("postgres://x@y/z"));
         let absent = folder.path().join("absent.toml");
         assert_eq!(
-            load(&options(&[]), &absent).expect("defaults"),
+            load(&options(&[]), &absent).expect("defaults").0,
             Config::default()
         );
         let named = options(&["--config", absent.to_str().expect("UTF-8")]);
@@ -273,7 +319,7 @@ mod tests {
             "--hidb",
             "off",
         ]);
-        let config = load(&options, Path::new("/nonexistent")).expect("valid");
+        let (config, _) = load(&options, Path::new("/nonexistent")).expect("valid");
         assert_eq!((config.listen.len(), config.hidb.listen.len()), (2, 0));
         assert_eq!(config.http, None);
     }
@@ -290,7 +336,7 @@ mod tests {
                 "listen = [\"127.0.0.1:9\"]\ndata = \"file\"\n[log]\nlevel = \"error\"\n",
             )
             .expect("written");
-            let config = load(&options(&["--data", "flag"]), &file).expect("valid");
+            let (config, _) = load(&options(&["--data", "flag"]), &file).expect("valid");
             assert_eq!(config.listen, ["127.0.0.1:1", "127.0.0.1:2"].map(address));
             assert_eq!(config.http, None);
             assert_eq!(config.upstream.url.as_deref(), Some("postgres://env@h/d"));
@@ -329,7 +375,7 @@ mod tests {
         let mut command = Cli::command();
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
-        for verb in ["serve", "check", "explain", "query"] {
+        for verb in ["serve", "check", "explain", "migrate", "query"] {
             assert!(help.contains(&format!("  {verb}")), "{help}");
         }
         let serve = command
@@ -338,7 +384,16 @@ mod tests {
             .render_long_help()
             .to_string();
         for flag in [
-            "config", "listen", "upstream", "data", "http", "hidb", "log",
+            "config",
+            "pgbouncer-ini",
+            "quiet",
+            "verbose",
+            "listen",
+            "upstream",
+            "data",
+            "http",
+            "hidb",
+            "log",
         ] {
             assert!(serve.contains(&format!("--{flag}")), "{serve}");
         }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
@@ -23,6 +23,8 @@ pub(crate) enum Signal {
     Drain = 2,
     /// End now.
     Kill = 4,
+    /// End as soon as no transaction is open and there is no server connection; wait for none.
+    Leave = 8,
 }
 
 /// Where a client comes from.
@@ -31,6 +33,30 @@ pub(crate) enum Peer {
     Tcp(SocketAddr),
     /// Over a Unix-domain socket, as the system's user of this id.
     Unix(Option<u32>),
+}
+
+impl Peer {
+    /// Where it comes from; `None` for a Unix-domain socket.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip()),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The name of the system's user at the other end of a Unix-domain socket, by the file that has the local ones.
+    pub(crate) fn user_name(&self) -> Option<String> {
+        let Self::Unix(Some(uid)) = self else {
+            return None;
+        };
+        let uid = uid.to_string();
+        let users = std::fs::read_to_string("/etc/passwd").ok()?;
+        let mut entries = users.lines().map(|line| line.split(':'));
+        entries.find_map(|mut fields| {
+            let name = fields.next()?;
+            (fields.nth(1)? == uid).then(|| name.to_owned())
+        })
+    }
 }
 
 impl fmt::Display for Peer {
@@ -73,10 +99,19 @@ pub(crate) struct ClientInfo {
     pub(crate) application_name: String,
     pub(crate) peer: Peer,
     pub(crate) connected_at: SystemTime,
+    connected: Instant,
+    /// Microseconds from `connected` to the last request that went to a server.
+    requested_us: AtomicU64,
+    /// Microseconds from `connected` to the beginning of the wait under way.
+    waiting_since_us: AtomicU64,
+    /// Statements that the client has prepared, as of its last use of a server connection.
+    pub(crate) prepared: AtomicU32,
     /// The process id that the client was told.
     pub(crate) pid: i32,
     secret: Bytes,
     pub(crate) counters: Counters,
+    /// What it does counts from here on.
+    pub(crate) is_let_in: AtomicBool,
     activity: AtomicU8,
     pins: AtomicU32,
     /// How many channels it listens to by the pool's listener.
@@ -127,6 +162,16 @@ pub(crate) struct Counters {
     pub(crate) prepared_hits: AtomicU64,
     /// Those for which it had to be prepared first.
     pub(crate) prepared_misses: AtomicU64,
+    /// Statements that the client prepared under a name.
+    pub(crate) parses: AtomicU64,
+    /// Times that the session got a server connection.
+    pub(crate) assignments: AtomicU64,
+    /// Time that requests took on a server.
+    pub(crate) query_us: AtomicU64,
+    /// Time that transactions took on a server, from the first request to the end.
+    pub(crate) transaction_us: AtomicU64,
+    /// 1 once the client was let in.
+    pub(crate) logins: AtomicU64,
 }
 
 impl Counters {
@@ -138,7 +183,12 @@ impl Counters {
         );
     }
 
-    fn add_all(&self, other: &Self) {
+    /// Adds a time to a counter of microseconds.
+    pub(crate) fn add_time(counter: &AtomicU64, time: Duration) {
+        Self::add(counter, u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn add_all(&self, other: &Self) {
         for (own, other) in [
             (&self.queries, &other.queries),
             (&self.transactions, &other.transactions),
@@ -147,6 +197,11 @@ impl Counters {
             (&self.wait_us, &other.wait_us),
             (&self.prepared_hits, &other.prepared_hits),
             (&self.prepared_misses, &other.prepared_misses),
+            (&self.parses, &other.parses),
+            (&self.assignments, &other.assignments),
+            (&self.query_us, &other.query_us),
+            (&self.transaction_us, &other.transaction_us),
+            (&self.logins, &other.logins),
         ] {
             own.fetch_add(other.load(Ordering::Relaxed), Ordering::Relaxed);
         }
@@ -186,10 +241,19 @@ impl ClientInfo {
         self.or_signalled(Signal::Cancel, wait).await
     }
 
-    /// Runs a wait, unless the signal or a kill comes first.
+    /// Runs a wait, unless the signal comes first, or one after which there is nothing to wait for.
     pub(crate) async fn or_signalled<T>(
         &self,
         signal: Signal,
+        wait: impl Future<Output = T>,
+    ) -> Option<T> {
+        self.or_any_signal(&[signal], wait).await
+    }
+
+    /// As [`or_signalled`](Self::or_signalled), with several signals.
+    pub(crate) async fn or_any_signal<T>(
+        &self,
+        signals: &[Signal],
         wait: impl Future<Output = T>,
     ) -> Option<T> {
         let mut wait = std::pin::pin!(wait);
@@ -198,7 +262,11 @@ impl ClientInfo {
                 return Poll::Ready(Some(done));
             }
             self.register(cx);
-            let asked = self.has_signal(signal) || self.has_signal(Signal::Kill);
+            let also = [Signal::Kill, Signal::Leave];
+            let asked = signals
+                .iter()
+                .chain(&also)
+                .any(|signal| self.has_signal(*signal));
             if asked {
                 Poll::Ready(None)
             } else {
@@ -209,6 +277,10 @@ impl ClientInfo {
     }
 
     pub(crate) fn set_activity(&self, activity: Activity) {
+        if activity == Activity::Waiting {
+            self.waiting_since_us
+                .store(self.since_connected_us(), Ordering::Relaxed);
+        }
         self.activity.store(activity as u8, Ordering::Relaxed);
     }
 
@@ -218,6 +290,30 @@ impl ClientInfo {
             2 => Activity::Waiting,
             _ => Activity::Idle,
         }
+    }
+
+    fn since_connected_us(&self) -> u64 {
+        u64::try_from(self.connected.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// A request goes to a server.
+    pub(crate) fn note_request(&self) {
+        self.requested_us
+            .store(self.since_connected_us(), Ordering::Relaxed);
+    }
+
+    /// When the last request went to a server, or the client connected.
+    pub(crate) fn requested_at(&self) -> SystemTime {
+        self.connected_at + Duration::from_micros(self.requested_us.load(Ordering::Relaxed))
+    }
+
+    /// For how long it has been waiting, if it is.
+    pub(crate) fn waits_for(&self) -> Duration {
+        if self.activity() != Activity::Waiting {
+            return Duration::ZERO;
+        }
+        let since = self.waiting_since_us.load(Ordering::Relaxed);
+        Duration::from_micros(self.since_connected_us().saturating_sub(since))
     }
 
     pub(crate) fn set_pins(&self, pins: u32) {
@@ -350,10 +446,12 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct ClientRegistry {
     /// By the process id that the client was told. Why a lock: touched at login, logout, cancel and by the console.
     clients: Mutex<BTreeMap<i32, Arc<ClientInfo>>>,
-    next_id: AtomicU64,
     next_pid: AtomicI32,
-    /// The counts of those that left.
-    pub(crate) departed: Counters,
+    /// The counts of those that left, by database. Why a lock: taken at logout and by the console, under that of
+    /// `clients`, so that nobody is counted twice or not at all.
+    departed: Mutex<BTreeMap<String, Counters>>,
+    /// Told whenever a client has left.
+    left: Notify,
     pub(crate) connected_total: AtomicU64,
 }
 
@@ -385,15 +483,20 @@ impl ClientRegistry {
             }
         };
         let info = Arc::new(ClientInfo {
-            id: self.next_id.fetch_add(1, Ordering::Relaxed) + 1,
+            id: next_id(),
             user: identity.user,
             database: identity.database,
             application_name: identity.application_name,
             peer: identity.peer,
             connected_at: SystemTime::now(),
+            connected: Instant::now(),
+            requested_us: AtomicU64::new(0),
+            waiting_since_us: AtomicU64::new(0),
+            prepared: AtomicU32::new(0),
             pid,
             secret: secret.into(),
             counters: Counters::default(),
+            is_let_in: AtomicBool::new(false),
             activity: AtomicU8::new(Activity::Idle as u8),
             pins: AtomicU32::new(0),
             channels: AtomicU32::new(0),
@@ -440,11 +543,42 @@ impl ClientRegistry {
     /// The counts of all clients there are and were.
     pub(crate) fn totals(&self) -> Counters {
         let totals = Counters::default();
-        totals.add_all(&self.departed);
-        for client in self.list() {
-            totals.add_all(&client.counters);
+        for of_database in self.by_database().values() {
+            totals.add_all(of_database);
         }
         totals
+    }
+
+    /// The counts of all clients there are and were, by the names of their databases.
+    pub(crate) fn by_database(&self) -> BTreeMap<String, Counters> {
+        let mut counts = BTreeMap::<String, Counters>::new();
+        let clients = self.clients.lock();
+        for (database, departed) in &*self.departed.lock() {
+            counts
+                .entry(database.clone())
+                .or_default()
+                .add_all(departed);
+        }
+        for client in clients.values() {
+            if !counts.contains_key(&client.database) {
+                counts.insert(client.database.clone(), Counters::default());
+            }
+            if let Some(of_database) = counts.get(&client.database) {
+                of_database.add_all(&client.counters);
+            }
+        }
+        counts
+    }
+
+    /// Waits until none of the clients is left that `is_meant`.
+    pub(crate) async fn departed(&self, is_meant: impl Fn(&ClientInfo) -> bool) {
+        loop {
+            let left = self.left.notified();
+            if !self.clients.lock().values().any(|client| is_meant(client)) {
+                return;
+            }
+            left.await;
+        }
     }
 }
 
@@ -463,9 +597,28 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.registry.clients.lock().remove(&self.info.pid);
-        self.registry.departed.add_all(&self.info.counters);
+        let registry = &self.registry;
+        let mut clients = registry.clients.lock();
+        clients.remove(&self.info.pid);
+        // Who was not let in may have named anything.
+        if self.info.is_let_in.load(Ordering::Relaxed) {
+            let mut departed = registry.departed.lock();
+            if !departed.contains_key(&self.info.database) {
+                departed.insert(self.info.database.clone(), Counters::default());
+            }
+            if let Some(of_database) = departed.get(&self.info.database) {
+                of_database.add_all(&self.info.counters);
+            }
+        }
+        drop(clients);
+        registry.left.notify_waiters();
     }
+}
+
+/// The next number that clients and server connections are known by: no two have the same.
+pub(crate) fn next_id() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
@@ -502,6 +655,7 @@ pub(crate) mod tests {
         let first = registry.admit(identity(), 1).expect("one place");
         assert!(registry.admit(identity(), 1).is_none());
         Counters::add(&first.info.counters.queries, 3);
+        first.info.is_let_in.store(true, Ordering::Relaxed);
         drop(first);
         assert_eq!(registry.totals().queries.load(Ordering::Relaxed), 3);
         assert!(registry.admit(identity(), 1).is_some());

@@ -1,7 +1,7 @@
 //! What the program does for each of its commands.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,21 +19,27 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::access::Access;
 use crate::advice;
 use crate::cli::{self, Command};
-use crate::config::{Config, Eviction, PoolMode};
+use crate::config::pgbouncer::{self, Note};
+use crate::config::{Config, Eviction, LogConfig, PoolMode};
 use crate::gateway::{Course, Gateway, HandoverRequest};
 use crate::handover::{self, Predecessor};
 use crate::hidb;
 use crate::invalidate::replication::{Mode, report};
 use crate::listen::{Inherited, Listener};
+use crate::log;
 use crate::metrics;
 use crate::query;
+use crate::reload;
 use crate::server;
 use crate::sql::{self, Catalog, NameScope};
+use crate::traffic;
 #[cfg(feature = "embedded")]
 use crate::upstream;
 use crate::upstream::Upstream;
+use crate::upstream::control::ControlError;
 use crate::upstream::routes::Routes;
 
 /// Runs the program and returns its exit code: 0 done, 1 it failed, 2 it was asked for something impossible.
@@ -46,7 +52,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Before there are other threads.
     let inherited = Inherited::take();
     let config = command.config();
-    start_logging(config.map_or("warn", |config| &config.log.level));
+    let started = match config {
+        Some(config) => log::start(&config.log),
+        None => log::start(&LogConfig::quiet()),
+    };
+    if let Err(error) = started {
+        return failed(&anyhow::Error::new(error).context("cannot open the log file"));
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.map_or(1, |config| threads(config.threads)))
         .enable_all()
@@ -62,6 +74,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Serve(source) => serve(source, inherited).await,
             Command::Check(source) => check(source.config).await,
             Command::Explain(source, statement) => explain(source.config, &statement).await,
+            Command::Migrate(read) => migrate(&read.0, &read.1),
             Command::Query(options) => query::run(options).await,
         }
     });
@@ -87,15 +100,10 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn start_logging(level: &str) {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .try_init();
+/// `helios migrate`: PgBouncer's configuration as helios's.
+fn migrate(config: &Config, notes: &[Note]) -> anyhow::Result<()> {
+    let text = pgbouncer::to_toml(config, notes);
+    Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }
 
 /// The servers to stand in front of. Holds the embedded one, which ends with it.
@@ -152,7 +160,7 @@ impl Backend {
         let first = self
             .target
             .as_ref()
-            .or(listed.first().map(|(_, target)| *target));
+            .or_else(|| listed.first().map(|(_, target)| *target));
         first.cloned().context("there is no server")
     }
 
@@ -167,7 +175,11 @@ impl Backend {
 async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> {
     crate::fault::check()?;
     let config = source.config.clone();
+    for note in &source.notes {
+        tracing::info!("{note}");
+    }
     let hidb_door = hidb::door(&config.hidb)?;
+    let access = Access::open(&config, None)?;
     let doors = Doors::open(&config, inherited)?;
     let backend = Backend::open(&config).await?;
     let cache = cache(&config)?;
@@ -178,7 +190,7 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
         cache.versions(),
     )?;
     let (handovers, mut wishes) = mpsc::unbounded_channel();
-    let gateway = Gateway::new(config.clone(), cache, upstream, handovers);
+    let gateway = Gateway::new(config.clone(), access, cache, upstream, handovers);
     let version = server_version(&gateway).await;
     announce(&gateway, &config, version.as_deref(), &doors)?;
     // For a successor.
@@ -199,10 +211,13 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
     if let Some(listener) = http {
         tokio::spawn(metrics::serve(Arc::clone(&gateway), listener));
     }
+    let _ = gateway.source.set(source);
     let advising = tokio::spawn(advice::run(Arc::downgrade(&gateway)));
+    let sampling = tokio::spawn(traffic::run(Arc::downgrade(&gateway)));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    steer(&gateway, &source, sockets, &mut wishes, &mut serving).await?;
+    steer(&gateway, sockets, &mut wishes, &mut serving).await?;
     advising.abort();
+    sampling.abort();
     let mut impatient = signal(SignalKind::interrupt())?;
     if !serving.is_finished() {
         tokio::select! {
@@ -270,30 +285,58 @@ impl Drop for PidFile<'_> {
     }
 }
 
-/// Returns when the program should stop and has begun to. Reloads the configuration on SIGHUP, and hands over when asked.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy)]
+enum Asked {
+    Reload,
+    Pause,
+    Resume,
+    Stop(Course),
+}
+
+/// Returns when the program should stop and has begun to. Reloads the configuration on SIGHUP, pauses on SIGUSR1, resumes
+/// on SIGUSR2, and hands over when asked.
 async fn steer(
     gateway: &Arc<Gateway>,
-    source: &cli::Source,
-    sockets: Vec<OwnedFd>,
+    mut sockets: Vec<OwnedFd>,
     wishes: &mut mpsc::UnboundedReceiver<HandoverRequest>,
     serving: &mut JoinHandle<()>,
 ) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut quit = signal(SignalKind::quit())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut user1 = signal(SignalKind::user_defined1())?;
+    let mut user2 = signal(SignalKind::user_defined2())?;
     let mut course = gateway.course.subscribe();
+    let mut awaiting = gateway.course.subscribe();
+    // Who comes from PgBouncer has scripts that go by what its signals mean.
+    let patient = gateway.source.get().is_some_and(cli::Source::is_pgbouncer);
+    let (on_interrupt, on_terminate) = if patient {
+        (Course::AwaitServers, Course::AwaitClients)
+    } else {
+        (Course::Stop, Course::Stop)
+    };
     loop {
-        tokio::select! {
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
-            _ = hangup.recv() => reload(gateway, source),
-            _ = course.wait_for(|course| *course == Course::Stop) => break,
+        let asked = tokio::select! {
+            _ = interrupt.recv() => Asked::Stop(on_interrupt),
+            _ = terminate.recv() => Asked::Stop(on_terminate),
+            _ = quit.recv() => Asked::Stop(Course::Quit),
+            _ = hangup.recv() => Asked::Reload,
+            _ = user1.recv() => Asked::Pause,
+            _ = user2.recv() => Asked::Resume,
+            _ = course.wait_for(|course| course.is_stop()) => break,
+            _ = awaiting.wait_for(|course| course.is_awaiting()), if !sockets.is_empty() => {
+                // As long as one of these is open, clients are queued there.
+                sockets.clear();
+                continue;
+            }
             _ = &mut *serving => break,
             Some(told) = wishes.recv() => {
                 let duplicates = sockets.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
                 let done = match *gateway.course.borrow() {
                     Course::Serve => None,
-                    Course::HandOver | Course::Stop => Some("helios is stopping already".to_owned()),
+                    _ => Some("helios is stopping already".to_owned()),
                 };
                 let done = match done {
                     Some(refused) => Err(refused),
@@ -303,34 +346,41 @@ async fn steer(
                     }),
                 };
                 let _ = told.send(done);
+                continue;
+            }
+        };
+        match asked {
+            // Errors are in the log.
+            Asked::Reload => drop(reload::reload(gateway)),
+            Asked::Pause => say(gateway.upstream.pause(None), "paused"),
+            Asked::Resume if *gateway.course.borrow() != Course::Serve => {
+                tracing::info!("got SIGUSR2 while shutting down, ignoring");
+            }
+            Asked::Resume => say(gateway.upstream.resume(None), "resumed"),
+            // Asked once more, it does not wait any longer.
+            Asked::Stop(_) if gateway.course.borrow().is_awaiting() => {
+                gateway.steer_to(Course::Quit);
+            }
+            Asked::Stop(_) if *gateway.course.borrow() == Course::HandOver => {
+                gateway.steer_to(Course::Stop);
+            }
+            Asked::Stop(course) => {
+                gateway.steer_to(course);
+                if !course.is_stop() {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                }
             }
         }
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    gateway.course.send_replace(Course::Stop);
+    gateway.steer_to(Course::Stop);
     Ok(())
 }
 
-fn reload(gateway: &Arc<Gateway>, source: &cli::Source) {
-    match source.reload() {
-        Ok(config) => {
-            let diff = gateway.config().reloadable_diff(&config);
-            tracing::info!(applied = ?diff.applied, needs_restart = ?diff.needs_restart, "configuration reloaded");
-            if gateway.config().cache.enabled && !config.cache.enabled {
-                gateway.cache.clear();
-            }
-            let merged = gateway.config().reloaded(&config);
-            if let Err(error) = gateway.upstream.reload(&merged) {
-                tracing::error!(
-                    "configuration not reloaded, the one before stays in force: {error}"
-                );
-                return;
-            }
-            gateway.replace_config(merged);
-        }
-        Err(error) => {
-            tracing::error!("configuration not reloaded, the one before stays in force: {error}")
-        }
+fn say(done: Result<(), ControlError>, what: &str) {
+    match done {
+        Ok(()) => tracing::info!("{what}"),
+        Err(error) => tracing::info!("not {what}: {error}"),
     }
 }
 
@@ -543,6 +593,7 @@ fn announce_invalidation(
 /// `helios check`: the configuration is valid by now; is the server there?
 async fn check(config: Config) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
+    Access::open(&config, None)?;
     writeln!(out, "configuration: ok")?;
     let backend = Backend::open(&config).await?;
     let target = backend.main_target(&config)?;

@@ -3,10 +3,13 @@
 //! The types and their defaults are here; `file` reads them, `check` refuses what can't work, `show` prints them and
 //! says what a reload changes. `helios.example.toml` explains every key to the user.
 
+mod auth;
 mod check;
 mod databases;
 mod file;
+pub mod pgbouncer;
 mod show;
+mod write;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,6 +19,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+pub use auth::{AuthConfig, AuthType, MinVersion, TlsConfig, TlsMode};
 pub(crate) use databases::names_database;
 pub use databases::{Bound, DatabaseConfig, Databases, UserConfig, Users};
 pub use file::ConfigError;
@@ -41,6 +45,9 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// Folder of the embedded PostgreSQL's data. Default `./helios-data`.
     pub data: PathBuf,
+    /// How often the averages of the console are taken anew. Default 60 s, longer than zero.
+    #[serde(deserialize_with = "file::duration")]
+    pub stats_period: Duration,
     /// Threads that serve clients. Default 0: half of the processors, at least one. More than needed cost more than they
     /// bring: waking a thread for one request takes longer than the request.
     pub threads: usize,
@@ -62,6 +69,10 @@ pub struct Config {
     pub cache: CacheSection,
     /// Client connections.
     pub clients: ClientsConfig,
+    /// What clients have to prove.
+    pub auth: AuthConfig,
+    /// Encryption of their connections.
+    pub tls: TlsConfig,
     /// HIDB, HeliosDB's native protocol.
     pub hidb: HidbConfig,
     /// What is logged.
@@ -311,8 +322,7 @@ pub struct ClientsConfig {
     /// disconnected. For those that begin to listen later. Default 1 MiB, at least 16 KiB.
     #[serde(deserialize_with = "file::size")]
     pub notification_queue: ByteSize,
-    /// Clients are not authenticated by this version. Listening on an address that others can reach needs this.
-    /// Default false.
+    /// Whether clients from elsewhere than this machine may be trusted without a proof. Default false.
     pub allow_remote_trust: bool,
 }
 
@@ -367,6 +377,10 @@ pub struct HidbConfig {
 pub struct LogConfig {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,heliosdb_network=debug`. Default `info`.
     pub level: String,
+    /// A file that the log is added to; opened anew by a reload. Default: none.
+    pub file: Option<PathBuf>,
+    /// Whether the log goes to standard error. Default true.
+    pub stderr: bool,
 }
 
 impl Default for Config {
@@ -377,6 +391,7 @@ impl Default for Config {
             unix_socket_mode: 0o777,
             pid_file: None,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 6480))),
+            stats_period: Duration::from_secs(60),
             threads: 0,
             data: PathBuf::from("./helios-data"),
             invalidation: Invalidation::Auto,
@@ -388,6 +403,8 @@ impl Default for Config {
             pool: PoolConfig::default(),
             cache: CacheSection::default(),
             clients: ClientsConfig::default(),
+            auth: AuthConfig::default(),
+            tls: TlsConfig::default(),
             hidb: HidbConfig::default(),
             log: LogConfig::default(),
         }
@@ -490,6 +507,18 @@ impl Default for LogConfig {
     fn default() -> Self {
         Self {
             level: "info".to_owned(),
+            file: None,
+            stderr: true,
+        }
+    }
+}
+
+impl LogConfig {
+    /// Of a program that people look at.
+    pub(crate) fn quiet() -> Self {
+        Self {
+            level: "warn".to_owned(),
+            ..Self::default()
         }
     }
 }

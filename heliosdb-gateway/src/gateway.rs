@@ -7,9 +7,12 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use heliosdb_cache::{CacheManager, HashedStr};
+use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::access::Access;
+use crate::cli::Source;
 use crate::clients::ClientRegistry;
 use crate::config::Config;
 use crate::policies::Policies;
@@ -18,6 +21,7 @@ use crate::sql::memo::ClassMemo;
 use crate::sql::{Class, NameScope};
 use crate::statements::Statements;
 use crate::stats::Stats;
+use crate::traffic::Traffic;
 use crate::upstream::Upstream;
 use crate::upstream::database::{Database, LoadedCatalog};
 
@@ -27,8 +31,26 @@ pub(crate) enum Course {
     Serve,
     /// Clients that are in may go on; a successor has the listening sockets.
     HandOver,
+    /// Nobody is let in any more but administrators over Unix-domain sockets; ends when the last client has left.
+    AwaitClients,
+    /// As that; clients that have no server connection are told to go, and the rest as they give theirs back.
+    AwaitServers,
     /// Clients are told to go.
     Stop,
+    /// The end, whatever is under way.
+    Quit,
+}
+
+impl Course {
+    /// True once clients are told to go.
+    pub(crate) fn is_stop(self) -> bool {
+        matches!(self, Self::Stop | Self::Quit)
+    }
+
+    /// True while this process waits for its clients to leave.
+    pub(crate) fn is_awaiting(self) -> bool {
+        matches!(self, Self::AwaitClients | Self::AwaitServers)
+    }
 }
 
 /// A wish for a successor, and where to say what came of it.
@@ -44,6 +66,8 @@ pub(crate) struct Gateway {
     cache_paused: AtomicBool,
     affinity_enabled: AtomicBool,
     defers_transactions: AtomicBool,
+    /// Who is let in.
+    pub(crate) access: ArcSwap<Access>,
     pub(crate) cache: CacheManager,
     pub(crate) upstream: Upstream,
     pub(crate) clients: Arc<ClientRegistry>,
@@ -57,6 +81,11 @@ pub(crate) struct Gateway {
     pub(crate) handovers: mpsc::UnboundedSender<HandoverRequest>,
     /// Open as long as this process lives.
     pub(crate) successor: OnceLock<UnixStream>,
+    /// Where the configuration was read.
+    pub(crate) source: OnceLock<Source>,
+    /// Held while a configuration is taken over.
+    pub(crate) reloading: Mutex<()>,
+    pub(crate) traffic: Traffic,
     memo: ClassMemo,
     /// The class of what is not understood at all.
     unknown: Arc<Class>,
@@ -73,6 +102,7 @@ impl Gateway {
     /// `handovers` is where wishes for a successor go.
     pub(crate) fn new(
         config: Config,
+        access: Access,
         cache: CacheManager,
         upstream: Upstream,
         handovers: mpsc::UnboundedSender<HandoverRequest>,
@@ -94,6 +124,7 @@ impl Gateway {
             affinity_enabled: AtomicBool::new(config.pool.affinity),
             defers_transactions: AtomicBool::new(config.cache_in_transactions.defers()),
             config: ArcSwap::from_pointee(config),
+            access: ArcSwap::from_pointee(access),
             cache,
             upstream,
             clients: Arc::default(),
@@ -101,12 +132,26 @@ impl Gateway {
             stats: Stats::default(),
             statements: Statements::default(),
             policies: Policies::default(),
+            source: OnceLock::new(),
+            reloading: Mutex::default(),
+            traffic: Traffic::new(Instant::now()),
             memo: ClassMemo::new(MEMO_BYTES),
             unknown,
             instance: rand::random(),
             started_at: SystemTime::now(),
             started: Instant::now(),
         })
+    }
+
+    /// Heads somewhere else, unless the end is near already.
+    pub(crate) fn steer_to(&self, course: Course) {
+        self.course.send_if_modified(|now| {
+            let is_new = *now != course && (!now.is_stop() || course == Course::Quit);
+            if is_new {
+                *now = course;
+            }
+            is_new
+        });
     }
 
     pub(crate) fn config(&self) -> arc_swap::Guard<Arc<Config>> {

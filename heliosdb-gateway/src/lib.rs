@@ -4,6 +4,7 @@
 //! The program is the interface; what is public here serves its tests.
 #![forbid(unsafe_code)]
 
+mod access;
 mod admin;
 mod advice;
 pub mod cli;
@@ -18,15 +19,18 @@ mod hidb;
 mod invalidate;
 mod level;
 mod listen;
+mod log;
 mod metrics;
 mod notifications;
 mod policies;
 mod query;
+mod reload;
 mod server;
 mod session;
 pub mod sql;
 mod statements;
 mod stats;
+mod traffic;
 mod upstream;
 
 pub use commands::run;

@@ -8,7 +8,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::clients::{Peer, Signal};
+use crate::admin;
+use crate::clients::{ClientInfo, Peer, Signal};
 use crate::gateway::{Course, Gateway};
 use crate::listen::Listener;
 use crate::session::{self, ClientStream, Greeted};
@@ -23,8 +24,10 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, listeners: Vec<Listener>) {
             gateway.accepting.subscribe(),
         ));
     }
-    while accepting.join_next().await.is_some() {}
+    let mut course = gateway.course.subscribe();
+    let _ = course.wait_for(|course| *course != Course::Serve).await;
     wait_for_departures(&gateway).await;
+    while accepting.join_next().await.is_some() {}
     drain(&gateway).await;
 }
 
@@ -34,9 +37,9 @@ async fn accept(gateway: Arc<Gateway>, listener: Listener, _accepting: watch::Re
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = course.wait_for(|course| *course != Course::Serve) => {
+            _ = course.wait_for(|course| is_over(*course, &listener)) => {
                 if let Listener::Unix(_, path) = &listener
-                    && *gateway.course.borrow() == Course::Stop
+                    && gateway.course.borrow().is_stop()
                 {
                     let _ = std::fs::remove_file(path);
                 }
@@ -54,6 +57,16 @@ async fn accept(gateway: Arc<Gateway>, listener: Listener, _accepting: watch::Re
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+}
+
+/// Whether nobody is let in here any more.
+fn is_over(course: Course, listener: &Listener) -> bool {
+    match course {
+        Course::Serve => false,
+        // Administrators may have a look.
+        Course::AwaitClients | Course::AwaitServers => matches!(listener, Listener::Tcp(_)),
+        Course::HandOver | Course::Stop | Course::Quit => true,
     }
 }
 
@@ -79,11 +92,72 @@ pub(crate) fn prepare_socket(stream: &TcpStream) -> std::io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// After a handover the clients that are in may go on for a while, and leave as they like.
+/// The clients that are in may go on, and leave as they like: after a handover for a while.
 async fn wait_for_departures(gateway: &Arc<Gateway>) {
-    if *gateway.course.borrow() != Course::HandOver {
-        return;
+    let mut course = gateway.course.subscribe();
+    let now = *course.borrow();
+    match now {
+        Course::HandOver => wait_for_handed_over(gateway).await,
+        Course::AwaitClients | Course::AwaitServers => {
+            tracing::info!(
+                clients = gateway.clients.len(),
+                "waiting for clients to leave"
+            );
+            let departed = async {
+                if now == Course::AwaitServers {
+                    wait_for_servers(gateway).await;
+                } else {
+                    gateway.clients.departed(is_served).await;
+                }
+            };
+            tokio::select! {
+                () = departed => {}
+                _ = course.wait_for(|course| *course != now) => {}
+            }
+            // They may come one after the other.
+            let then = *gateway.course.borrow();
+            if then.is_awaiting() && then != now {
+                return Box::pin(wait_for_departures(gateway)).await;
+            }
+        }
+        Course::Serve | Course::Stop | Course::Quit => {}
     }
+    gateway.course.send_if_modified(|course| {
+        let is_new = !course.is_stop() && *course != Course::HandOver;
+        if is_new {
+            *course = Course::Stop;
+        }
+        is_new
+    });
+}
+
+/// True for a client of a database.
+fn is_served(client: &ClientInfo) -> bool {
+    !admin::is_console(&client.database)
+}
+
+/// Closes server connections as they come back, and ends the clients that have none.
+async fn wait_for_servers(gateway: &Arc<Gateway>) {
+    // It may be paused already: that is as good.
+    let _ = gateway.upstream.pause(None);
+    let leave = async {
+        loop {
+            // Also those that were logging in when the others were told.
+            for client in gateway.clients.list() {
+                if is_served(&client) && !client.has_signal(Signal::Leave) {
+                    client.signal(Signal::Leave);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = leave => {}
+        () = gateway.upstream.let_go(None) => {}
+    }
+}
+
+async fn wait_for_handed_over(gateway: &Arc<Gateway>) {
     let patience = gateway.config().clients.handover_timeout;
     tracing::info!(
         clients = gateway.clients.len(),
@@ -98,13 +172,16 @@ async fn wait_for_departures(gateway: &Arc<Gateway>) {
     tokio::select! {
         () = departed => {}
         () = tokio::time::sleep(patience) => {}
-        _ = course.wait_for(|course| *course == Course::Stop) => {}
+        _ = course.wait_for(|course| course.is_stop()) => {}
     }
 }
 
 /// Lets every client end its transaction, then cuts off the rest at the deadline.
 async fn drain(gateway: &Arc<Gateway>) {
-    let patience = gateway.config().clients.shutdown_timeout;
+    let patience = match *gateway.course.borrow() {
+        Course::Quit => Duration::ZERO,
+        _ => gateway.config().clients.shutdown_timeout,
+    };
     let deadline = Instant::now() + patience;
     tracing::info!(
         clients = gateway.clients.len(),

@@ -116,10 +116,10 @@ async fn the_connections_are_one_cache_of_statements() {
     let (client, other) = (stack.client().await, stack.client().await);
     let statements = prepare(&client).await;
     run_in_turn(&client, &other, &statements, 2).await;
-    let misses = stack.helios.count("STATS", "prepared_misses").await;
+    let misses = stack.helios.count("TOTALS", "prepared_misses").await;
     run_in_turn(&client, &other, &statements, 10).await;
-    let hits = stack.helios.count("STATS", "prepared_hits").await;
-    let more = stack.helios.count("STATS", "prepared_misses").await - misses;
+    let hits = stack.helios.count("TOTALS", "prepared_hits").await;
+    let more = stack.helios.count("TOTALS", "prepared_misses").await - misses;
     // Where the other client has the very connection, another learns the statement.
     let executions = 10 * u64::try_from(STATEMENTS).expect("a count");
     assert!(
@@ -146,7 +146,7 @@ async fn each_statement_is_parsed_once_in_all_where_nothing_is_in_the_way() {
             client.query_one(statement, &[&round]).await.expect("a row");
         }
     }
-    assert_eq!(stack.helios.count("STATS", "prepared_misses").await, 0);
+    assert_eq!(stack.helios.count("TOTALS", "prepared_misses").await, 0);
     let on_each = prepared_on_each(&stack).await;
     assert_eq!(
         on_each.iter().sum::<usize>(),
@@ -160,7 +160,7 @@ async fn each_statement_is_parsed_once_in_all_where_nothing_is_in_the_way() {
     for statement in &same {
         second.query_one(statement, &[&1]).await.expect("a row");
     }
-    assert_eq!(stack.helios.count("STATS", "prepared_misses").await, 0);
+    assert_eq!(stack.helios.count("TOTALS", "prepared_misses").await, 0);
     let on_each = prepared_on_each(&stack).await;
     assert_eq!(
         on_each.iter().sum::<usize>(),
@@ -187,7 +187,7 @@ async fn without_affinity_the_hottest_connection_is_taken() {
         client.query_one(statement, &[&1]).await.expect("a row");
     }
     // In turn, each was given up before it is used again.
-    let misses = stack.helios.count("STATS", "prepared_misses").await;
+    let misses = stack.helios.count("TOTALS", "prepared_misses").await;
     assert_eq!(misses, 2 * u64::try_from(STATEMENTS).expect("a count"));
     assert_eq!(number(&pool(&stack).await, "hinted"), 0);
 }
@@ -240,7 +240,7 @@ async fn nobody_waits_for_the_connection_that_has_the_statement() {
     holder.batch_execute("BEGIN").await.expect("begun");
     holder.query_one(&held, &[&1]).await.expect("a row");
     // The statement is on the connection that the holder has now.
-    let misses = stack.helios.count("STATS", "prepared_misses").await;
+    let misses = stack.helios.count("TOTALS", "prepared_misses").await;
     let began = Instant::now();
     for _ in 0..10 {
         client.query_one(&same, &[&1]).await.expect("by another");
@@ -250,7 +250,7 @@ async fn nobody_waits_for_the_connection_that_has_the_statement() {
         "{:?}",
         began.elapsed()
     );
-    assert!(stack.helios.count("STATS", "prepared_misses").await <= misses + 1);
-    assert!(stack.helios.count("STATS", "wait_us").await < 1_000_000);
+    assert!(stack.helios.count("TOTALS", "prepared_misses").await <= misses + 1);
+    assert!(stack.helios.count("TOTALS", "wait_us").await < 1_000_000);
     holder.batch_execute("ROLLBACK").await.expect("ended");
 }

@@ -274,7 +274,7 @@ async fn cancel_reaches_the_statement_of_the_client_that_asked() {
         .cancel_query(tokio_postgres::NoTls)
         .await
         .expect("delivered");
-    while stack.helios.count("STATS", "cancel_requests").await < 2 {
+    while stack.helios.count("TOTALS", "cancel_requests").await < 2 {
         tokio::task::yield_now().await;
     }
     one.batch_execute("SELECT pg_sleep(0.1)")

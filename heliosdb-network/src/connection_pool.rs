@@ -358,7 +358,13 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         self.exchange.suspend();
     }
 
-    /// Ends what [`suspend`](Self::suspend) began.
+    /// As [`suspend`](Self::suspend), and closes every connection: idle ones at once, the others as they come back or
+    /// come to stand. [`emptied`](Self::emptied) says when none is left.
+    pub fn suspend_and_empty(&self) {
+        self.close_all(self.exchange.suspend_and_empty(&self.config, now()));
+    }
+
+    /// Ends what [`suspend`](Self::suspend) or [`suspend_and_empty`](Self::suspend_and_empty) began.
     pub fn resume(&self) {
         for connection in self.exchange.resume(now()) {
             self.spawn_close(connection);
@@ -392,18 +398,24 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// The pool stays closed.
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         self.close_all(self.exchange.drain(&self.config, now()));
-        let emptied = async {
-            loop {
-                let shrunk = self.shrunk.notified();
-                if self.exchange.is_empty() {
-                    return;
-                }
-                shrunk.await;
-            }
-        };
-        let _ = tokio::time::timeout(deadline, emptied).await;
+        let _ = tokio::time::timeout(deadline, self.emptied()).await;
         DrainReport {
             still_active: self.exchange.active(),
+        }
+    }
+
+    /// Waits until the pool holds no connection: none idle, on loan, being opened or being closed. Of use after
+    /// [`suspend_and_empty`](Self::suspend_and_empty), since otherwise the next acquire opens one.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn emptied(&self) {
+        loop {
+            let shrunk = self.shrunk.notified();
+            if self.exchange.is_empty() {
+                return;
+            }
+            shrunk.await;
         }
     }
 

@@ -18,7 +18,9 @@ pub use certificate::{CertificateIdentity, end_point};
 pub use client::{
     ChannelBindingMode, RootCertificates, SslMode, SslNegotiation, TlsOptions, TlsVersion,
 };
-pub use server::{AcceptedTls, ClientCertificates, ServerTls, ServerTlsOptions, TLS_HANDSHAKE};
+pub use server::{
+    AcceptedTls, ClientCertificates, ClientTlsStream, ServerTls, ServerTlsOptions, TLS_HANDSHAKE,
+};
 
 /// The name under which PostgreSQL's protocol is negotiated (ALPN).
 pub const POSTGRESQL_ALPN: &[u8] = b"postgresql";

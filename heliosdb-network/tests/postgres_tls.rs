@@ -217,7 +217,7 @@ async fn replication_and_cancel_requests_are_encrypted_too() {
     let (pid, secret) = (connection.backend_pid(), connection.backend_secret());
     let here = connection.target_here(&target);
     let sleeping =
-        tokio::spawn(async move { connection.simple_query("SELECT pg_sleep(600)").await });
+        tokio::spawn(async move { connection.simple_query("SELECT pg_sleep(30)").await });
     loop {
         let sleepers = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
         if cluster.psql("postgres", sleepers).expect("answered") == "1" {

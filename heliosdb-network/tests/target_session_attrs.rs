@@ -130,7 +130,7 @@ async fn a_cancel_goes_to_the_server_that_was_found() {
     let here = connection.target_here(&target);
     let (pid, secret) = (connection.backend_pid(), connection.backend_secret());
     let sleeping =
-        tokio::spawn(async move { connection.simple_query("SELECT pg_sleep(600)").await });
+        tokio::spawn(async move { connection.simple_query("SELECT pg_sleep(30)").await });
     let sleepers = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
     while servers
         .primary

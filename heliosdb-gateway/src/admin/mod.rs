@@ -1,22 +1,30 @@
-//! The admin console: the database `helios` on the same port, in PgBouncer's vocabulary where it has the word.
+//! The admin console: the databases `helios` and `pgbouncer` on the same port, in PgBouncer's vocabulary and columns where
+//! it has the word. helios's own columns stand behind PgBouncer's.
 
 mod caches;
 mod command;
+mod control;
+mod listings;
+mod settings;
+mod sockets;
+mod table;
 mod tables;
+mod traffic;
 
 use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
 use heliosdb_network::postgres::message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::oneshot;
 
+use crate::access::Role;
 use crate::clients::{Admitted, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
 use crate::session::ClientStream;
+use crate::upstream::control::Hold;
 
-use command::{Answer, run};
+use command::{Answer, Wait, run};
 
 pub(crate) use tables::{cache_counts, traffic_counts};
 
@@ -31,17 +39,27 @@ pub(crate) struct Console {
     gateway: Arc<Gateway>,
     stream: ClientStream,
     admitted: Admitted,
+    /// It said SUSPEND.
+    has_suspended: bool,
+    role: Role,
 }
 
 /// A console command is short.
 const MESSAGE_MAX: usize = 64 << 10;
 
 impl Console {
-    pub(crate) fn new(gateway: &Arc<Gateway>, stream: ClientStream, admitted: Admitted) -> Self {
+    pub(crate) fn new(
+        gateway: &Arc<Gateway>,
+        stream: ClientStream,
+        admitted: Admitted,
+        role: Role,
+    ) -> Self {
         Self {
             gateway: Arc::clone(gateway),
             stream,
             admitted,
+            has_suspended: false,
+            role,
         }
     }
 
@@ -61,13 +79,16 @@ impl Console {
             while let Some((tag, len)) = complete(&input) {
                 if len > MESSAGE_MAX {
                     ClientError::protocol("a console command is not that long").put(&mut out);
-                    return self.stream.write_all(&out).await;
+                    return self.send(&out).await;
                 }
                 let body = input.split_to(len).split_off(5);
                 match tag {
                     b'X' => return Ok(()),
-                    b'Q' if is_restart(&body) => self.restart(&mut out).await,
-                    b'Q' => self.answer(&body, &mut out),
+                    b'Q' => {
+                        if self.answer(&body, &mut input, &mut out).await? == Next::Leave {
+                            return self.send(&out).await;
+                        }
+                    }
                     b'S' => {
                         skip_to_sync = false;
                         message::put_ready_for_query(&mut out, b'I');
@@ -77,15 +98,15 @@ impl Console {
                         skip_to_sync = true;
                         ClientError::new(
                             ErrorKind::Client,
-                            "0A000",
-                            "the admin console speaks the simple query protocol only",
+                            "08P01",
+                            "extended query protocol not supported by admin console",
                         )
                         .hint("Use psql, or your driver's simple query mode.")
                         .put(&mut out);
                     }
                 }
             }
-            self.stream.write_all(&out).await?;
+            self.send(&out).await?;
             out.clear();
             let stopping = self.admitted.info.has_signal(Signal::Drain);
             let read = async { self.stream.read_buf(&mut input).await };
@@ -97,62 +118,155 @@ impl Console {
                     }
                 }
                 _ => {
-                    ClientError::new(ErrorKind::Config, "57P01", "helios is stopping")
-                        .fatal()
-                        .put(&mut out);
-                    return self.stream.write_all(&out).await;
+                    stopped().fatal().put(&mut out);
+                    return self.send(&out).await;
                 }
             }
         }
     }
 
-    /// Has a successor take over.
-    async fn restart(&self, out: &mut BytesMut) {
-        let (tell, told) = oneshot::channel();
-        let _ = self.gateway.handovers.send(tell);
-        match told.await {
-            Ok(Ok(())) => message::put_command_complete(out, "RESTART"),
-            Ok(Err(why)) => {
-                ClientError::new(ErrorKind::Config, "55000", format!("not restarted: {why}"))
-                    .put(out);
-            }
-            Err(_) => {
-                ClientError::new(ErrorKind::Config, "57P01", "helios is stopping").put(out);
-            }
-        }
-        message::put_ready_for_query(out, b'I');
+    async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
     }
 
-    fn answer(&self, body: &[u8], out: &mut BytesMut) {
+    /// Whether this client may do more than look.
+    fn may_change(&self) -> bool {
+        self.role == Role::Admin
+    }
+
+    /// Answers the commands of one message. `input` is what came behind it.
+    async fn answer(
+        &mut self,
+        body: &[u8],
+        input: &mut BytesMut,
+        out: &mut BytesMut,
+    ) -> std::io::Result<Next> {
         let text = String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body));
-        let mut empty = true;
-        for statement in text
-            .split(';')
-            .map(str::trim)
-            .filter(|statement| !statement.is_empty())
-        {
-            empty = false;
-            match run(&self.gateway, statement) {
-                Ok(Answer::Table(table)) => table.put(out),
-                Ok(Answer::Done(tag)) => message::put_command_complete(out, tag),
-                Err(error) => {
-                    error.put(out);
-                    break;
-                }
-            }
-        }
-        if empty {
+        let commands = command::split(&text);
+        if commands.is_empty() {
             message::put_empty_query_response(out);
         }
+        for statement in commands {
+            let done = match run(&self.gateway, statement, self.may_change()) {
+                Ok(Answer::Table(table)) => {
+                    table.put(out);
+                    Ok(())
+                }
+                Ok(Answer::Done(tag)) => {
+                    message::put_command_complete(out, &tag);
+                    Ok(())
+                }
+                Ok(Answer::Ignored(tag)) => {
+                    let notice = ClientError::new(ErrorKind::Client, "00000", "SET ignored");
+                    notice.put_warning(out);
+                    message::put_command_complete(out, tag);
+                    Ok(())
+                }
+                Ok(Answer::Suspended) => {
+                    self.has_suspended = true;
+                    message::put_command_complete(out, "SUSPEND");
+                    Ok(())
+                }
+                Ok(Answer::Wait(tag, wait)) => {
+                    // What is known already does not wait.
+                    self.send(out).await?;
+                    out.clear();
+                    match self.wait(wait, input).await {
+                        Waited::Done(Ok(())) => {
+                            message::put_command_complete(out, tag);
+                            Ok(())
+                        }
+                        Waited::Done(Err(error)) => Err(error),
+                        Waited::Gone => return Ok(Next::Leave),
+                        Waited::Stopped => {
+                            stopped().fatal().put(out);
+                            return Ok(Next::Leave);
+                        }
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = done {
+                error.put(out);
+                break;
+            }
+        }
         message::put_ready_for_query(out, b'I');
+        Ok(Next::GoOn)
+    }
+
+    /// Waits for what a command waits for, unless the client cancels it or leaves. What was begun stays begun.
+    async fn wait(&mut self, wait: Wait, input: &mut BytesMut) -> Waited {
+        let info = Arc::clone(&self.admitted.info);
+        let stream = &mut self.stream;
+        // More than that is not read ahead: the client may go on sending when there is an answer.
+        let reading = async {
+            while input.len() <= MESSAGE_MAX {
+                match stream.read_buf(input).await {
+                    Ok(0) | Err(_) => return Waited::Gone,
+                    Ok(_) => {}
+                }
+            }
+            std::future::pending().await
+        };
+        let either = async {
+            tokio::select! {
+                biased;
+                done = wait => Waited::Done(done),
+                gone = reading => gone,
+            }
+        };
+        let waited = info
+            .or_any_signal(&[Signal::Cancel, Signal::Drain], either)
+            .await;
+        match waited {
+            Some(waited) => waited,
+            None if info.has_signal(Signal::Drain) || info.has_signal(Signal::Kill) => {
+                Waited::Stopped
+            }
+            None => {
+                info.clear_signal(Signal::Cancel);
+                Waited::Done(Err(ClientError::new(
+                    ErrorKind::Client,
+                    "57014",
+                    "canceling statement due to user request",
+                )
+                .hint(
+                    "What the command has begun stays as it is: RESUME undoes a PAUSE.",
+                )))
+            }
+        }
     }
 }
 
-fn is_restart(body: &[u8]) -> bool {
-    let text = body.strip_suffix(b"\0").unwrap_or(body);
-    let text = text.trim_ascii();
-    let text = text.strip_suffix(b";").unwrap_or(text);
-    text.trim_ascii_end().eq_ignore_ascii_case(b"restart")
+impl Drop for Console {
+    fn drop(&mut self) {
+        // Nobody else knows that there is something to resume.
+        if self.has_suspended && self.gateway.upstream.hold() == Hold::Suspended {
+            tracing::info!("the administrator who suspended has left: resumed");
+            let _ = self.gateway.upstream.resume(None);
+        }
+    }
+}
+
+/// What becomes of a client of the console.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Leave,
+}
+
+enum Waited {
+    Done(Result<(), ClientError>),
+    /// The client has left.
+    Gone,
+    /// helios stops.
+    Stopped,
+}
+
+fn stopped() -> ClientError {
+    ClientError::new(ErrorKind::Config, "57P01", "helios is stopping")
 }
 
 /// What drivers expect to be told at login.

@@ -3,37 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::BytesMut;
-use heliosdb_network::postgres::message;
 use heliosdb_pooling::{QueryFingerprint, StatementStats};
 
-use crate::clients::{Activity, ClientInfo, Peer};
 use crate::gateway::Gateway;
 use crate::invalidate::replication::Mode;
-use crate::session::pins::PinNames;
 use crate::upstream::ServerPool;
 use crate::upstream::database::Database;
 
 use super::command::COMMANDS;
-
-/// Rows of text under named columns.
-pub(super) struct Table {
-    columns: &'static [&'static str],
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    /// Appends it as the answer to a query.
-    pub(super) fn put(&self, out: &mut BytesMut) {
-        message::put_row_description(out, self.columns);
-        for row in &self.rows {
-            message::put_data_row(out, row.iter().map(|value| Some(value.as_bytes())));
-        }
-        message::put_command_complete(out, "SHOW");
-    }
-}
+use super::table::Table;
 
 /// Name and value of each count of the cache, also the source of its metrics.
 pub(crate) fn cache_counts(gateway: &Gateway) -> [(&'static str, u64); 14] {
@@ -61,10 +41,7 @@ pub(crate) fn cache_counts(gateway: &Gateway) -> [(&'static str, u64); 14] {
 
 pub(super) fn cache(gateway: &Gateway) -> Table {
     let rows = cache_counts(gateway).map(|(name, value)| vec![name.to_owned(), value.to_string()]);
-    Table {
-        columns: &["name", "value"],
-        rows: rows.to_vec(),
-    }
+    Table::text(&["name", "value"], rows.to_vec())
 }
 
 pub(super) fn caches(gateway: &Gateway) -> Table {
@@ -82,10 +59,7 @@ pub(super) fn caches(gateway: &Gateway) -> Table {
             ]
         })
         .collect();
-    Table {
-        columns: &["name", "ttl", "stale", "uses", "statement"],
-        rows,
-    }
+    Table::text(&["name", "ttl", "stale", "uses", "statement"], rows)
 }
 
 pub(super) fn refusals(gateway: &Gateway) -> Table {
@@ -95,10 +69,7 @@ pub(super) fn refusals(gateway: &Gateway) -> Table {
         .iter()
         .map(|(reason, n)| vec![(*reason).to_owned(), n.to_string()])
         .collect();
-    Table {
-        columns: &["reason", "reads"],
-        rows,
-    }
+    Table::text(&["reason", "reads"], rows)
 }
 
 pub(super) fn invalidation(gateway: &Gateway) -> Table {
@@ -127,8 +98,8 @@ pub(super) fn invalidation(gateway: &Gateway) -> Table {
             view.closings.to_string(),
         ]
     };
-    Table {
-        columns: &[
+    Table::text(
+        &[
             "database",
             "mode",
             "state",
@@ -142,8 +113,8 @@ pub(super) fn invalidation(gateway: &Gateway) -> Table {
             "connects",
             "closings",
         ],
-        rows: gateway.upstream.databases().iter().map(row).collect(),
-    }
+        gateway.upstream.databases().iter().map(row).collect(),
+    )
 }
 
 pub(super) fn statements(gateway: &Gateway) -> Table {
@@ -167,8 +138,8 @@ pub(super) fn statements(gateway: &Gateway) -> Table {
             connections.unwrap_or(0).to_string(),
         ]
     };
-    Table {
-        columns: &[
+    Table::text(
+        &[
             "statement",
             "calls",
             "total_ms",
@@ -182,8 +153,8 @@ pub(super) fn statements(gateway: &Gateway) -> Table {
             "why_not",
             "prepared_on",
         ],
-        rows: gateway.statements.list().into_iter().map(row).collect(),
-    }
+        gateway.statements.list().into_iter().map(row).collect(),
+    )
 }
 
 /// How many server connections have each statement prepared that some client has prepared under a name. Texts that differ
@@ -227,10 +198,10 @@ pub(super) fn advice(gateway: &Gateway) -> Table {
         ]);
         row
     };
-    Table {
-        columns: &ADVICE_COLUMNS,
-        rows: gateway.upstream.pools().iter().map(row).collect(),
-    }
+    Table::text(
+        &ADVICE_COLUMNS,
+        gateway.upstream.pools().iter().map(row).collect(),
+    )
 }
 
 /// What a pool has, what it should have next and in the end, and why: the load of the last window with use, and the waits
@@ -257,164 +228,7 @@ pub(super) fn errors(gateway: &Gateway) -> Table {
         .iter()
         .map(|(kind, n)| vec![(*kind).to_owned(), n.to_string()])
         .collect();
-    Table {
-        columns: &["kind", "errors"],
-        rows,
-    }
-}
-
-pub(super) fn clients(gateway: &Gateway) -> Table {
-    let row = |client: Arc<ClientInfo>| {
-        let (host, port) = match client.peer {
-            Peer::Tcp(address) => (address.ip().to_string(), address.port()),
-            Peer::Unix(_) => ("unix".to_owned(), 0),
-        };
-        vec![
-            client.id.to_string(),
-            client.user.clone(),
-            client.database.clone(),
-            state(client.activity()).to_owned(),
-            host,
-            port.to_string(),
-            client.application_name.clone(),
-            client.counters.queries.load(Ordering::Relaxed).to_string(),
-            PinNames(client.pins()).to_string(),
-            client.channels().to_string(),
-            timestamp(client.connected_at),
-        ]
-    };
-    Table {
-        columns: &[
-            "id",
-            "user",
-            "database",
-            "state",
-            "addr",
-            "port",
-            "application_name",
-            "queries",
-            "pinned_by",
-            "channels",
-            "connect_time",
-        ],
-        rows: gateway.clients.list().into_iter().map(row).collect(),
-    }
-}
-
-fn state(activity: Activity) -> &'static str {
-    match activity {
-        Activity::Idle => "idle",
-        Activity::Active => "active",
-        Activity::Waiting => "waiting",
-    }
-}
-
-pub(super) fn pools(gateway: &Gateway) -> Table {
-    let rows = gateway
-        .upstream
-        .pools()
-        .iter()
-        .map(|pool| {
-            let metrics = pool.connections.metrics();
-            vec![
-                pool.name.clone(),
-                pool.user.clone(),
-                metrics.active.to_string(),
-                metrics.idle.to_string(),
-                metrics.connecting.to_string(),
-                metrics.closing.to_string(),
-                metrics.waiting.to_string(),
-                metrics.max.to_string(),
-                metrics.cap.to_string(),
-                metrics.acquired.to_string(),
-                metrics.created.to_string(),
-                metrics.timeouts.to_string(),
-                metrics.hinted.to_string(),
-                metrics.affinity_hits.to_string(),
-                format!("{:?}", pool.limits.load().mode).to_ascii_lowercase(),
-            ]
-        })
-        .collect();
-    Table {
-        columns: &[
-            "database",
-            "user",
-            "sv_active",
-            "sv_idle",
-            "sv_login",
-            "sv_closing",
-            "cl_waiting",
-            "pool_size",
-            "cap",
-            "acquired",
-            "created",
-            "timeouts",
-            "hinted",
-            "affinity_hits",
-            "pool_mode",
-        ],
-        rows,
-    }
-}
-
-pub(super) fn servers(gateway: &Gateway) -> Table {
-    let rows = gateway
-        .upstream
-        .servers
-        .live()
-        .iter()
-        .map(|server| {
-            let client = server.client();
-            vec![
-                server.id.to_string(),
-                server.user.clone(),
-                server.database.clone(),
-                match client {
-                    _ if server.is_listener => "listening",
-                    Some(_) => "active",
-                    None => "idle",
-                }
-                .to_owned(),
-                server.backend_pid.to_string(),
-                client.map(|id| id.to_string()).unwrap_or_default(),
-                server.leases().to_string(),
-                timestamp(server.connected_at),
-            ]
-        })
-        .collect();
-    Table {
-        columns: &[
-            "id",
-            "user",
-            "database",
-            "state",
-            "remote_pid",
-            "client_id",
-            "leases",
-            "connect_time",
-        ],
-        rows,
-    }
-}
-
-pub(super) fn databases(gateway: &Gateway) -> Table {
-    let rows = gateway
-        .upstream
-        .databases()
-        .iter()
-        .map(|database| {
-            let catalog = if database.catalog_now().is_some() {
-                "loaded"
-            } else {
-                "not loaded"
-            };
-            vec![database.name.clone(), catalog.to_owned()]
-        })
-        .collect();
-    Table {
-        columns: &["name", "catalog"],
-        rows,
-    }
+    Table::text(&["kind", "errors"], rows)
 }
 
 /// Name and value of each count of traffic, also the source of its metrics.
@@ -445,51 +259,21 @@ pub(crate) fn traffic_counts(gateway: &Gateway) -> [(&'static str, u64); 9] {
     ]
 }
 
-pub(super) fn stats(gateway: &Gateway) -> Table {
-    let mut rows: Vec<_> = traffic_counts(gateway)
-        .iter()
-        .map(|(name, value)| vec![(*name).to_owned(), value.to_string()])
-        .collect();
-    rows.push(vec![
-        "clients".to_owned(),
-        gateway.clients.len().to_string(),
-    ]);
-    rows.push(vec![
-        "uptime_seconds".to_owned(),
-        gateway.started.elapsed().as_secs().to_string(),
-    ]);
-    rows.push(vec!["started_at".to_owned(), timestamp(gateway.started_at)]);
-    Table {
-        columns: &["name", "value"],
-        rows,
-    }
-}
-
-pub(super) fn config(gateway: &Gateway) -> Table {
-    let rows = gateway
-        .config()
-        .rows()
-        .into_iter()
-        .map(|row| {
-            vec![
-                row.name,
-                row.value,
-                row.default,
-                if row.reloadable { "yes" } else { "no" }.to_owned(),
-            ]
-        })
-        .collect();
-    Table {
-        columns: &["key", "value", "default", "changeable"],
-        rows,
-    }
+/// helios's own counts, beside PgBouncer's in `SHOW TOTALS`.
+pub(super) fn helios_counts(gateway: &Gateway) -> Vec<(&'static str, u64)> {
+    let mut counts = traffic_counts(gateway).to_vec();
+    counts.push(("clients", gateway.clients.len() as u64));
+    counts.push(("uptime_seconds", gateway.started.elapsed().as_secs()));
+    let started = gateway.started_at.duration_since(UNIX_EPOCH);
+    counts.push(("started_at", started.map_or(0, |since| since.as_secs())));
+    counts
 }
 
 pub(super) fn version() -> Table {
-    Table {
-        columns: &["version"],
-        rows: vec![vec![format!("helios {}", env!("CARGO_PKG_VERSION"))]],
-    }
+    Table::text(
+        &["version"],
+        vec![vec![format!("helios {}", env!("CARGO_PKG_VERSION"))]],
+    )
 }
 
 pub(super) fn help() -> Table {
@@ -497,13 +281,5 @@ pub(super) fn help() -> Table {
         .iter()
         .map(|(name, what)| vec![(*name).to_owned(), (*what).to_owned()])
         .collect();
-    Table {
-        columns: &["command", "shows"],
-        rows,
-    }
-}
-
-/// Seconds since 1970 would be exact and unreadable.
-fn timestamp(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
+    Table::text(&["command", "shows"], rows)
 }

@@ -26,9 +26,12 @@ impl Config {
         self.validate_users()?;
         self.validate_replication()?;
         self.validate_threads()?;
+        longer_than_zero("stats_period", self.stats_period)?;
         self.validate_pool()?;
         self.validate_cache()?;
         self.validate_clients()?;
+        self.auth.validate(&self.tls)?;
+        self.tls.validate()?;
         self.validate_hidb()?;
         validate_level(&self.log.level)
     }
@@ -37,17 +40,8 @@ impl Config {
         if self.listen.is_empty() {
             return refuse("listen", "[]", "name at least one address");
         }
-        let open = self
-            .listen
-            .iter()
-            .find(|address| !address.ip().is_loopback());
-        if let Some(open) = open
-            && !self.clients.allow_remote_trust
-        {
-            let reason = "others can reach this address, and clients are not authenticated by this version. Listen on \
-                          127.0.0.1, or set clients.allow_remote_trust = true if the network keeps strangers out";
-            return refuse("listen", open, reason);
-        }
+        self.auth
+            .check_open(&self.listen, self.clients.allow_remote_trust)?;
         // Port 0 asks the system for any free port, so it can be asked for twice.
         for (at, address) in self.listen.iter().enumerate() {
             if address.port() != 0 && self.listen[..at].contains(address) {

@@ -254,7 +254,7 @@ fn section_of<'k>(valid: &[&str], keys: &'k [String]) -> Option<&'k str> {
         })
 }
 
-fn nearest<'v>(unknown: &str, valid: &[&'v str]) -> Option<&'v str> {
+pub(super) fn nearest<'v>(unknown: &str, valid: &[&'v str]) -> Option<&'v str> {
     valid
         .iter()
         .map(|known| (strsim::jaro_winkler(unknown, known), *known))

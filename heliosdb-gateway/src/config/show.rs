@@ -38,7 +38,16 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 28] = [
+const RELOADABLE: [&str; 44] = [
+    "auth.admin_users",
+    "auth.file",
+    "auth.hba_file",
+    "auth.ident_file",
+    "auth.query",
+    "auth.query_database",
+    "auth.query_user",
+    "auth.stats_users",
+    "auth.type",
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
@@ -66,6 +75,13 @@ const RELOADABLE: [&str; 28] = [
     "pool.reserve_size",
     "pool.reserve_timeout",
     "pool.size",
+    "stats_period",
+    "tls.ca",
+    "tls.certificate",
+    "tls.direct",
+    "tls.key",
+    "tls.min_version",
+    "tls.mode",
     "users",
 ];
 
@@ -116,12 +132,15 @@ impl Config {
     #[must_use]
     pub(crate) fn reloaded(&self, new: &Self) -> Self {
         let mut merged = self.clone();
+        merged.auth = new.auth.clone();
+        merged.tls = new.tls.clone();
         merged.cache_in_transactions = new.cache_in_transactions;
         merged.cache.enabled = new.cache.enabled;
         merged.cache.max_entry = new.cache.max_entry;
         merged.clients = new.clients.clone();
         merged.databases = new.databases.clone();
         merged.users = new.users.clone();
+        merged.stats_period = new.stats_period;
         merged.pool.advice = new.pool.advice;
         merged.pool.affinity = new.pool.affinity;
         merged.pool.max_prepared_statements = new.pool.max_prepared_statements;
@@ -138,7 +157,7 @@ impl Config {
 
     /// Every key with its value as the file would hold it, always in the same order. Destructured in full, so that a
     /// new key can't be forgotten here.
-    fn values(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn values(&self) -> Vec<(&'static str, String)> {
         let Self {
             listen,
             unix_socket_dir,
@@ -146,6 +165,7 @@ impl Config {
             pid_file,
             http,
             data,
+            stats_period,
             threads,
             invalidation,
             cache_in_transactions,
@@ -156,6 +176,8 @@ impl Config {
             pool,
             cache,
             clients,
+            auth: client_auth,
+            tls: client_tls,
             hidb,
             log,
         } = self;
@@ -221,12 +243,19 @@ impl Config {
             tls_certificate,
             tls_key,
         } = hidb;
-        let LogConfig { level } = log;
-        vec![
+        let LogConfig {
+            level,
+            file: log_file,
+            stderr,
+        } = log;
+        let mut values = client_auth.values();
+        values.extend(client_tls.values());
+        values.extend([
             ("listen", addresses(listen)),
             ("unix_socket_dir", path(unix_socket_dir.as_deref())),
             ("unix_socket_mode", format!("{unix_socket_mode:04o}")),
             ("pid_file", path(pid_file.as_deref())),
+            ("stats_period", duration(*stats_period)),
             ("threads", threads.to_string()),
             (
                 "http",
@@ -359,8 +388,16 @@ impl Config {
             ("hidb.tls_certificate", path(tls_certificate.as_deref())),
             ("hidb.tls_key", path(tls_key.as_deref())),
             ("log.level", level.clone()),
-        ]
+            ("log.file", path(log_file.as_deref())),
+            ("log.stderr", stderr.to_string()),
+        ]);
+        values
     }
+}
+
+/// Whether a reload changes the key.
+pub(super) fn is_reloadable(key: &str) -> bool {
+    RELOADABLE.contains(&key)
 }
 
 fn addresses(addresses: &[SocketAddr]) -> String {
@@ -455,11 +492,12 @@ unix_socket_mode = "0700"
 pid_file = "/run/helios.pid"
 http = "off"
 data = "/elsewhere"
+stats_period = "61s"
 threads = 3
 invalidation = "wire"
 cache_in_transactions = "never"
 upstream = { url = "postgres://a@b/c", connect_timeout = "6s", outage_timeout = "9s" }
-log = { level = "debug" }
+log = { level = "debug", file = "/var/log/helios.log", stderr = false }
 [replication]
 publication = "changes"
 create_publication = true
@@ -505,6 +543,23 @@ handover_timeout = "32s"
 shutdown_timeout = "31s"
 notification_queue = "2 MiB"
 allow_remote_trust = true
+[auth]
+type = "hba"
+file = "/etc/users"
+hba_file = "/etc/hba"
+ident_file = "/etc/ident"
+query = "SELECT a, b FROM c WHERE a = $1"
+query_user = "asker"
+query_database = "asked"
+admin_users = ["ada"]
+stats_users = ["bob", "carl"]
+[tls]
+mode = "verify-full"
+certificate = "/etc/chain.pem"
+key = "/etc/key.pem"
+ca = "/etc/ca.pem"
+min_version = "1.3"
+direct = false
 [hidb]
 listen = ["127.0.0.1:3"]
 auth = "scram-sha-256"
@@ -535,7 +590,7 @@ tls_key = "/etc/key.pem"
                 let is_bare = is_number || value.parse::<bool>().is_ok();
                 let line = match name.as_str() {
                     _ if value.is_empty() => continue,
-                    "listen" | "hidb.listen" => {
+                    "listen" | "hidb.listen" | "auth.admin_users" | "auth.stats_users" => {
                         format!("{name} = [\"{}\"]\n", value.replace(", ", "\", \""))
                     }
                     _ if is_bare => format!("{name} = {value}\n"),

@@ -307,6 +307,7 @@ impl Connection {
             && query.cache != CacheUse::Bypass
             && !self.is_ending
             && self.gateway.cache_enabled()
+            && self.entrance.pool.caches()
             && self.entrance.pool.database.follower.gate.is_open();
         if !may {
             return Ok(false);

@@ -23,7 +23,9 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::clients::next_id;
 use crate::error::{ClientError, ErrorKind};
+use crate::upstream::connection::Learnt;
 use crate::upstream::servers::{ServerInfo, ServerRegistry};
 
 use super::inbox::{Inbox, Notification};
@@ -63,6 +65,7 @@ const MESSAGE_MAX: usize = 1 << 20;
 /// Serves a pool until it is gone.
 pub(super) async fn run(
     target: PgTarget,
+    learnt: Arc<Learnt>,
     patience: Duration,
     servers: Arc<ServerRegistry>,
     mut commands: mpsc::UnboundedReceiver<Command>,
@@ -74,15 +77,16 @@ pub(super) async fn run(
         if batch.is_empty() {
             continue;
         }
-        match connect(&target, patience).await {
+        match connect(&learnt.login(&target), patience).await {
             Ok(pg) => {
                 let _shown = servers.register(
                     ServerInfo::new(
-                        0,
+                        next_id(),
                         &target.user,
                         &target.database,
                         pg.backend_pid(),
                         SystemTime::now(),
+                        pg.place(),
                     )
                     .listening(),
                 );

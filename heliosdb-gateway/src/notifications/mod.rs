@@ -39,6 +39,7 @@ use heliosdb_network::postgres::PgTarget;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ClientError;
+use crate::upstream::connection::Learnt;
 use crate::upstream::servers::ServerRegistry;
 
 use listener::Command;
@@ -54,6 +55,7 @@ pub(crate) const LINGER: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Listener {
     target: PgTarget,
+    learnt: Arc<Learnt>,
     patience: Duration,
     servers: Arc<ServerRegistry>,
     /// Unbounded, but a session waits for the answer to what it asks before it asks again, and takes back only what it has
@@ -76,6 +78,7 @@ impl Listener {
     /// `patience` is how long a client waits for a connection.
     pub(crate) fn new(
         mut target: PgTarget,
+        learnt: Arc<Learnt>,
         patience: Duration,
         servers: Arc<ServerRegistry>,
     ) -> Self {
@@ -90,6 +93,7 @@ impl Listener {
         }
         Self {
             target,
+            learnt,
             patience,
             servers,
             commands: OnceLock::new(),
@@ -101,6 +105,7 @@ impl Listener {
             let (sender, receiver) = mpsc::unbounded_channel();
             tokio::spawn(listener::run(
                 self.target.clone(),
+                Arc::clone(&self.learnt),
                 self.patience,
                 Arc::clone(&self.servers),
                 receiver,

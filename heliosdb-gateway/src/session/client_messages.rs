@@ -152,8 +152,11 @@ impl Session {
                 statement.record_refusal("session_state");
             }
         }
+        let now = Instant::now();
+        self.asked_at.get_or_insert(now);
+        self.begun_at.get_or_insert(now);
         self.running = match self.running {
-            Running::Nothing => Running::One(statement, Instant::now()),
+            Running::Nothing => Running::One(statement, now),
             // How the time is divided among them is not known.
             Running::One(..) | Running::Several => Running::Several,
         };
@@ -208,6 +211,7 @@ impl Session {
         }
         let statement = self.gateway.prepare(name, text, types, &scope, &database);
         self.statements.insert(name, Arc::clone(&statement));
+        Counters::add(&self.admitted.info.counters.parses, 1);
         if let Some(sql_use) = sql_use {
             self.note_sql_use(&statement, sql_use.clone());
         }

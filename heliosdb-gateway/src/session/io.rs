@@ -156,9 +156,9 @@ impl Session {
 
     fn check_signals(&self) -> Result<(), End> {
         let info = self.info();
-        if info.has_signal(Signal::Kill)
-            || (info.has_signal(Signal::Drain) && self.is_between_transactions())
-        {
+        let is_leaving =
+            info.has_signal(Signal::Drain) || info.has_signal(Signal::Leave) && self.link.is_none();
+        if info.has_signal(Signal::Kill) || is_leaving && self.is_between_transactions() {
             return Err(End::Error(shutting_down()));
         }
         Ok(())
@@ -185,6 +185,11 @@ impl Session {
                 }
                 Poll::Pending => return Ok(()),
             }
+        }
+        if self.stream.wants_flush()
+            && let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(cx)
+        {
+            return Err(End::Client);
         }
         // An idle client keeps no buffer.
         if self.out.capacity() > READ_MAX {
@@ -645,7 +650,7 @@ fn check_lengths(bytes: &[u8]) -> Result<(), End> {
     Ok(())
 }
 
-fn shutting_down() -> ClientError {
+pub(super) fn shutting_down() -> ClientError {
     ClientError::new(
         ErrorKind::Config,
         "57P01",

@@ -1,16 +1,19 @@
 //! From an accepted socket to a session: encryption requests, cancel requests, protocol version, startup parameters.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use heliosdb_cache::HashedStr;
 use heliosdb_network::postgres::message;
 use heliosdb_network::postgres::startup::{self, FirstPacket, Startup};
+use heliosdb_network::tls::TLS_HANDSHAKE;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::access::{Access, Caller, Claim, Role};
 use crate::admin;
-use crate::clients::{Admitted, Identity, Peer};
+use crate::clients::{Admitted, Counters, Identity, Peer};
 use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
@@ -18,6 +21,7 @@ use crate::upstream::connection::Baseline;
 use crate::upstream::{Parameters, ServerPool};
 
 use super::Session;
+use super::authentication::authenticate;
 use super::bounded::asked_level;
 use super::effects::name_scope;
 use super::pins::{Pin, Pins};
@@ -57,8 +61,8 @@ pub(crate) async fn greet(
         )),
     };
     match greeted {
-        Ok(LoggedIn::Console(admitted)) => Some(Greeted::Console(admin::Console::new(
-            gateway, stream, admitted,
+        Ok(LoggedIn::Console(admitted, role)) => Some(Greeted::Console(admin::Console::new(
+            gateway, stream, admitted, role,
         ))),
         Ok(LoggedIn::Replication(admitted, input, walsender)) => Some(Greeted::Replication(
             Relay::new(admitted, stream, input, walsender),
@@ -84,7 +88,7 @@ pub(crate) async fn greet(
     }
 }
 
-enum Refused {
+pub(super) enum Refused {
     /// The client left, or must not get an answer.
     Silently,
     Told(ClientError),
@@ -103,7 +107,7 @@ impl From<std::io::Error> for Refused {
 }
 
 enum LoggedIn {
-    Console(Admitted),
+    Console(Admitted, Role),
     Replication(Admitted, BytesMut, Walsender),
     Session(Box<Parts>),
 }
@@ -120,11 +124,20 @@ async fn login(
     stream: &mut ClientStream,
     peer: Peer,
 ) -> Result<LoggedIn, Refused> {
+    let access = gateway.access.load_full();
     let mut input = BytesMut::new();
+    let mut caller = Caller {
+        peer,
+        is_encrypted: false,
+        end_point: None,
+        certificate: None,
+    };
+    if access.allows_direct_tls && access.tls.is_some() && begins_with_tls(stream).await? {
+        encrypt(&access, stream, &mut caller, true).await?;
+    }
     let startup = loop {
         match read_first_packet(stream, &mut input).await? {
-            // No encryption yet: the client decides whether to go on without.
-            FirstPacket::Ssl | FirstPacket::GssEnc => {
+            request @ (FirstPacket::Ssl | FirstPacket::GssEnc) => {
                 // Bytes sent ahead of the answer would be read as if they had come encrypted (CVE-2021-23222).
                 if !input.is_empty() {
                     return Err(ClientError::protocol(
@@ -132,7 +145,18 @@ async fn login(
                     )
                     .into());
                 }
-                stream.write_all(b"N").await?;
+                let is_possible = request == FirstPacket::Ssl
+                    && !caller.is_encrypted
+                    && access.tls.is_some()
+                    && matches!(stream, ClientStream::Tcp(_));
+                if is_possible {
+                    stream.write_all(b"S").await?;
+                    encrypt(&access, stream, &mut caller, false).await?;
+                } else {
+                    // The client decides whether to go on without.
+                    stream.write_all(b"N").await?;
+                    stream.flush().await?;
+                }
             }
             FirstPacket::Cancel { pid, secret } => {
                 gateway.stats.count_cancel();
@@ -166,6 +190,14 @@ async fn login(
         .unwrap_or(&user)
         .to_owned();
     let replication = Replication::asked(&startup)?;
+    let who = Claim {
+        user: &user,
+        database: &database,
+        is_replication: replication == Replication::Physical,
+    };
+    let wire = (&mut *stream, &mut input, &mut out);
+    let credential = authenticate(&access, &gateway.upstream, &caller, &who, wire).await?;
+    let role = access.role(&caller, &user);
     let identity = Identity {
         user,
         database: database.clone(),
@@ -173,16 +205,26 @@ async fn login(
             .param("application_name")
             .unwrap_or_default()
             .to_owned(),
-        peer,
+        peer: caller.peer,
         secret_len: if startup.minor >= 2 { 32 } else { 4 },
     };
     let admitted = admit(gateway, identity)?;
     if admin::is_console(&database) {
+        let Some(role) = role else {
+            return Err(no_console(&admitted.info.user).into());
+        };
         message::put_authentication_ok(&mut out);
         admin::put_parameters(&mut out);
         finish(stream, out, &admitted).await?;
-        return Ok(LoggedIn::Console(admitted));
+        return Ok(LoggedIn::Console(admitted, role));
     }
+    if gateway.course.borrow().is_awaiting() {
+        return Err(no("57P03", "helios is shutting down").into());
+    }
+    gateway.upstream.let_in(&database)?;
+    gateway
+        .upstream
+        .learn(&admitted.info.user, &database, credential)?;
     if replication != Replication::No {
         let mut walsender = Walsender::open(gateway, &admitted, &startup, replication).await?;
         walsender::put_greeting(&mut out, &walsender.parameters());
@@ -200,6 +242,56 @@ async fn login(
         entrance,
         input,
     })))
+}
+
+/// True if the client begins with TLS, and not with a request for it. Nothing is taken from the socket.
+async fn begins_with_tls(stream: &ClientStream) -> std::io::Result<bool> {
+    let ClientStream::Tcp(stream) = stream else {
+        return Ok(false);
+    };
+    let mut first = [0];
+    Ok(stream.peek(&mut first).await? == 1 && first == [TLS_HANDSHAKE])
+}
+
+/// Agrees with the client on TLS.
+async fn encrypt(
+    access: &Access,
+    stream: &mut ClientStream,
+    caller: &mut Caller,
+    is_direct: bool,
+) -> Result<(), Refused> {
+    let (Some(tls), Some(socket)) = (&access.tls, stream.take_tcp()) else {
+        return Err(Refused::Silently);
+    };
+    match tls.accept(socket, is_direct).await {
+        Ok(accepted) => {
+            caller.is_encrypted = true;
+            caller.end_point = accepted.end_point;
+            caller.certificate = accepted.client;
+            *stream = ClientStream::Tls(Box::new(accepted.stream));
+            Ok(())
+        }
+        Err(error) => {
+            // It has been told by TLS, as far as it can be.
+            tracing::info!(peer = %caller.peer, "{}", with_cause(&error));
+            Err(Refused::Silently)
+        }
+    }
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+fn no_console(user: &str) -> ClientError {
+    no(
+        "28000",
+        &format!("user \"{user}\" may not use the admin console"),
+    )
+    .hint("Add it to `auth.admin_users` or `auth.stats_users` in the configuration of helios.")
 }
 
 /// Gives a client a place in the registry.
@@ -234,12 +326,15 @@ pub(crate) async fn enter(
 ) -> Result<Entrance, ClientError> {
     let settings = Settings::new(settings);
     let info = &admitted.info;
+    gateway.upstream.let_in(&info.database)?;
     let pool = gateway.upstream.pool(&info.user, &info.database)?;
     match server_parameters(&pool, &settings).await {
         Ok((baseline, parameters)) => {
             if gateway.cache_enabled() && pool.caches() {
                 gateway.upstream.follow_decided(&pool.database).await;
             }
+            info.is_let_in.store(true, Ordering::Relaxed);
+            Counters::add(&info.counters.logins, 1);
             Ok(Entrance {
                 pool,
                 baseline,
@@ -315,6 +410,7 @@ async fn finish(
     message::put_backend_key_data(&mut out, admitted.info.pid, admitted.secret());
     message::put_ready_for_query(&mut out, b'I');
     stream.write_all(&out).await?;
+    stream.flush().await?;
     Ok(())
 }
 
@@ -367,6 +463,7 @@ impl Entrance {
             pins.add(Pin::SessionMode);
         }
         admitted.info.set_pins(pins.bits());
+        admitted.info.is_let_in.store(true, Ordering::Relaxed);
         let names = name_scope(&settings, &baseline, &pool.user);
         let mut out = BytesMut::new();
         let level = asked_level(&settings, &mut out);
@@ -408,6 +505,8 @@ impl Entrance {
             intent: None,
             capture: None,
             running: super::Running::default(),
+            asked_at: None,
+            begun_at: None,
             class: None,
             skip_to_sync: false,
             reply_buffer: Vec::new(),

@@ -5,6 +5,7 @@
 //! ([`io`]); what has to wait for something goes through [`request`]. From there it is message by message
 //! ([`client_messages`], [`server_messages`]) until the server connection is free to go back to its pool.
 
+mod authentication;
 mod bound;
 mod bounded;
 mod client_messages;
@@ -31,6 +32,7 @@ mod walsender;
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -124,6 +126,9 @@ pub(crate) struct Session {
     intent: Option<WriteIntent>,
     capture: Option<Capture>,
     running: Running,
+    /// Since when the server has been at the unit under way, and at the transaction.
+    asked_at: Option<Instant>,
+    begun_at: Option<Instant>,
     /// The class of the statement that is sent next, where the cache asked for it already.
     class: Option<Arc<Class>>,
     /// An error was answered here: everything up to the next Sync is dropped.
@@ -255,8 +260,14 @@ impl Session {
         let mut lease = link.into_lease();
         // Back to a state with a name.
         lease.dirty |= !lease.applied.is_known();
+        lease
+            .info
+            .prepared
+            .store(lease.statements.len(), Ordering::Relaxed);
         lease.info.returned();
+        let prepared = u32::try_from(self.statements.len()).unwrap_or(u32::MAX);
         let info = self.info();
+        info.prepared.store(prepared, Ordering::Relaxed);
         info.set_activity(Activity::Idle);
         if info.unlink() {
             // A cancel request is on its way to this server process: the next client must not be hit by it.

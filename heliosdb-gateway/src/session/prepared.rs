@@ -302,6 +302,11 @@ impl Named {
         self.bytes
     }
 
+    /// How many have a name.
+    pub(crate) fn len(&self) -> usize {
+        self.named.len()
+    }
+
     pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
         if name.is_empty() {
             self.unnamed.as_ref()
@@ -404,6 +409,11 @@ pub(crate) struct GivenUp {
 }
 
 impl ServerStatements {
+    /// How many are prepared under a name.
+    pub(crate) fn len(&self) -> usize {
+        self.named.len()
+    }
+
     /// Before anything else, what the pool calls the connection: it is the same for its whole life.
     pub(crate) fn lent_as(&mut self, connection: u64) {
         debug_assert!(self.named.is_empty() || self.connection == connection);

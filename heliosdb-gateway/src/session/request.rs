@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Buf as _;
 use heliosdb_cache::{Flight, Follower, KeyRef};
-use heliosdb_network::connection_pool::ConnectionHint;
+use heliosdb_network::connection_pool::{AcquireError, ConnectionHint};
 use heliosdb_network::error::HeliosError;
 use heliosdb_pooling::StatementHandle;
 
@@ -17,7 +17,7 @@ use crate::upstream::ServerLease;
 use crate::upstream::database::{LoadedCatalog, SlotsRead};
 
 use super::client_messages::CLOSE_COMPLETE;
-use super::io::Step;
+use super::io::{Step, shutting_down};
 use super::link::Link;
 use super::pins::Pin;
 use super::prepared::Named;
@@ -87,8 +87,9 @@ impl Session {
             decided = match decided {
                 Decided::Ask => break,
                 Decided::No => {
-                    let own = self.link.as_mut().map(|link| &mut **link.lease);
-                    let catalog = self.pool.catalog(own).await;
+                    let Some(catalog) = self.catalog().await else {
+                        return self.refuse(cancelled(), input, first_unit(input));
+                    };
                     match self.try_cache(input, Some(catalog))? {
                         Some(Step::Request(decided)) => decided,
                         Some(Step::Done(len)) => return Ok(len),
@@ -174,6 +175,19 @@ impl Session {
         }
         self.forward_all(&input[..len])?;
         Ok(len)
+    }
+
+    /// The catalog as it is now, if it can be had; `None` where the client gives up the wait for it.
+    async fn catalog(&mut self) -> Option<Option<Arc<LoadedCatalog>>> {
+        if let Some(link) = &mut self.link {
+            // Cut short, it would leave replies behind.
+            return Some(self.pool.catalog(Some(&mut **link.lease)).await);
+        }
+        let info = Arc::clone(self.info());
+        info.set_activity(Activity::Waiting);
+        let catalog = info.or_cancelled(self.pool.catalog(None)).await;
+        info.set_activity(Activity::Idle);
+        catalog
     }
 
     /// Answers the request at the front of `input` with another client's reply to the same.
@@ -389,7 +403,10 @@ impl Session {
             self.class = None;
         }
         lease.sequences.lend_to(self.info().id);
-        lease.info.lent_to(self.info().id);
+        let info = self.info();
+        info.note_request();
+        Counters::add(&info.counters.assignments, 1);
+        lease.info.lent_to(info.id);
         self.info().link(Arc::clone(&lease.key));
         self.link = Some(Link::new(lease));
     }
@@ -431,8 +448,13 @@ impl Session {
             u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         );
         match acquired {
+            None if info.has_signal(Signal::Leave) => Err(shutting_down()),
             None => Err(cancelled()),
             Some(Ok(lease)) => Ok(lease),
+            // The name leads elsewhere since the wait began: it goes on there.
+            Some(Err(AcquireError::Closed)) if self.pool.is_retired() => {
+                Box::pin(self.acquire(hint)).await
+            }
             Some(Err(error)) => Err(ClientError::from_acquire(&error)),
         }
     }

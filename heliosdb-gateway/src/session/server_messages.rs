@@ -6,7 +6,7 @@
 use bytes::{Buf as _, Bytes};
 use heliosdb_network::postgres::ErrorFields;
 
-use crate::clients::Origin;
+use crate::clients::{Counters, Origin};
 use crate::error::{ClientError, ErrorKind};
 
 use super::link::{Completed, Expect, Link};
@@ -145,6 +145,19 @@ impl Session {
         Ok(())
     }
 
+    /// Counts how long the request under way took, and the transaction if it has ended.
+    fn note_times(&mut self, status: u8) {
+        let counters = &self.admitted.info.counters;
+        if let Some(since) = self.asked_at.take() {
+            Counters::add_time(&counters.query_us, since.elapsed());
+        }
+        if status == b'I'
+            && let Some(since) = self.begun_at.take()
+        {
+            Counters::add_time(&counters.transaction_us, since.elapsed());
+        }
+    }
+
     fn on_ready_for_query(&mut self, status: u8) -> Result<(), End> {
         let Some(link) = &mut self.link else {
             return Ok(());
@@ -179,6 +192,7 @@ impl Session {
             statement.record_time(took);
             self.pool.advisor.record_execution(took);
         }
+        self.note_times(status);
         if let Some(capture) = self.capture.take()
             && (status == b'I' || status == b'T' && self.sees_committed)
             && (capture.bound.is_some() || !is_standby)

@@ -89,7 +89,7 @@ impl Walsender {
     ) -> Result<Self, ClientError> {
         let info = &admitted.info;
         let pool = gateway.upstream.pool(&info.user, &info.database)?;
-        let mut target = pool.connections.connector().target.clone();
+        let mut target = pool.connections.connector().login();
         let own = ["user", "database"];
         let asked = startup.params.iter();
         target
@@ -102,8 +102,9 @@ impl Walsender {
         let mut walsender = Self { connection };
         let pg = walsender.pg();
         let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
+        let here = pg.target_here(&target);
         info.link(Arc::new(ServerKey {
-            target,
+            target: here,
             pid,
             secret,
         }));
@@ -178,6 +179,7 @@ impl Relay {
                     .fatal()
                     .put(&mut out);
                 let _ = self.stream.write_all(&out).await;
+                let _ = self.stream.flush().await;
             }
         }
     }
@@ -185,7 +187,9 @@ impl Relay {
     async fn relay(&mut self) -> std::io::Result<()> {
         let (server, unread) = self.walsender.pg().parts();
         server.write_all(&self.input).await?;
+        server.flush().await?;
         self.stream.write_all(unread).await?;
+        self.stream.flush().await?;
         unread.clear();
         let passed = tokio::io::copy_bidirectional(&mut self.stream, server).await?;
         let counters = &self.admitted.info.counters;

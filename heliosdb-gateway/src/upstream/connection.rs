@@ -1,13 +1,13 @@
 //! A server connection as the gateway lends it out: the wire plus what is known of its session state.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use heliosdb_cache::VersionSlots;
 use heliosdb_network::connection_pool::{Connector, Disposition};
 use heliosdb_network::error::{HeliosError, Result};
-use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
+use heliosdb_network::postgres::{Credential, PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
 
 use crate::invalidate::wire::STRANGERS;
@@ -16,7 +16,7 @@ use crate::session::prepared::ServerStatements;
 use crate::session::sequences::Sequences;
 use crate::session::settings::{Effective, SettingMap};
 
-use crate::clients::ServerKey;
+use crate::clients::{ServerKey, next_id};
 
 use super::servers::{ServerInfo, ServerRegistry};
 
@@ -91,9 +91,9 @@ pub(crate) struct ServerConnector {
     /// What each connection begins with.
     connect_query: Option<String>,
     registry: Arc<ServerRegistry>,
-    next_id: AtomicU64,
     no_settings: Arc<Effective>,
     versions: Arc<VersionSlots>,
+    learnt: Arc<Learnt>,
     run: Arc<ServerRun>,
 }
 
@@ -108,6 +108,7 @@ impl ServerConnection {
 impl ServerConnector {
     pub(crate) fn new(
         target: PgTarget,
+        learnt: Arc<Learnt>,
         name: &str,
         connect_query: Option<String>,
         registry: Arc<ServerRegistry>,
@@ -119,11 +120,45 @@ impl ServerConnector {
             name: name.to_owned(),
             connect_query,
             versions,
+            learnt,
             target,
             registry,
-            next_id: AtomicU64::new(1),
             no_settings: Effective::new(SettingMap::new()),
         }
+    }
+}
+
+impl ServerConnector {
+    /// From now on connections log in with that, unless the target has something of its own.
+    pub(crate) fn learn(&self, credential: Credential) {
+        self.learnt.learn(credential);
+    }
+
+    /// The target, with what its user proves itself with.
+    pub(crate) fn login(&self) -> PgTarget {
+        self.learnt.login(&self.target)
+    }
+}
+
+/// What a client proved itself with: what a target has none of, the server may ask for. Shared by all that logs in as
+/// the user of a pool.
+#[derive(Debug, Default)]
+pub(crate) struct Learnt(ArcSwap<Credential>);
+
+impl Learnt {
+    fn learn(&self, credential: Credential) {
+        if **self.0.load() != credential {
+            self.0.store(Arc::new(credential));
+        }
+    }
+
+    /// A target, with what its user proves itself with.
+    pub(crate) fn login(&self, target: &PgTarget) -> PgTarget {
+        let mut target = target.clone();
+        if target.credential == Credential::None {
+            target.credential.clone_from(&self.0.load());
+        }
+        target
     }
 }
 
@@ -198,7 +233,7 @@ impl Connector for ServerConnector {
     type Connection = Box<ServerConnection>;
 
     async fn connect(&self) -> Result<Box<ServerConnection>> {
-        let mut pg = PgConnection::connect(&self.target).await?;
+        let mut pg = PgConnection::connect(&self.login()).await?;
         if let Some(sql) = &self.connect_query {
             pg.simple_query(sql).await?;
         }
@@ -239,7 +274,7 @@ impl Connector for ServerConnector {
         let run = self
             .run
             .note(&server_started, running_since.as_deref(), &self.versions);
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = next_id();
         let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
         let here = pg.target_here(&self.target);
         let info = self.registry.register(ServerInfo::new(
@@ -248,6 +283,7 @@ impl Connector for ServerConnector {
             &self.name,
             pid,
             SystemTime::now(),
+            pg.place(),
         ));
         Ok(Box::new(ServerConnection {
             pg,

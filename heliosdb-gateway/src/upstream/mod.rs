@@ -1,6 +1,7 @@
 //! The database servers behind the gateway: their pools, one per (user, database), and their databases.
 
 pub(crate) mod connection;
+pub(crate) mod control;
 pub(crate) mod database;
 #[cfg(feature = "embedded")]
 pub(crate) mod embedded;
@@ -18,7 +19,7 @@ use heliosdb_network::connection_pool::{
     AcquireError, ConnectionHint, ConnectionPoolConfig, EnhancedConnectionPool, Lease,
 };
 use heliosdb_network::error::HeliosError;
-use heliosdb_network::postgres::PgTarget;
+use heliosdb_network::postgres::{Credential, PgTarget};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -31,7 +32,8 @@ use crate::invalidate::wire;
 use crate::notifications::Listener;
 use crate::session::settings::Effective;
 
-use connection::{Baseline, ServerConnection, ServerConnector, ServerRun};
+use connection::{Baseline, Learnt, ServerConnection, ServerConnector, ServerRun};
+use control::Controls;
 use database::{Database, LoadedCatalog};
 use routes::{Destination, PoolLimits, Routes, server_of};
 use servers::ServerRegistry;
@@ -54,6 +56,8 @@ pub(crate) struct Upstream {
     /// By the user at the server and the database's name for clients.
     /// Why a lock: a look-up per client login. Pools are made under it, but making one does no I/O.
     pools: Mutex<BTreeMap<(String, String), Arc<ServerPool>>>,
+    /// What administrators hold up or refuse.
+    controls: Controls,
     /// By server and name there.
     databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
     pub(crate) servers: Arc<ServerRegistry>,
@@ -81,6 +85,8 @@ pub(crate) struct ServerPool {
     /// Answers may be cached: so configured, and the last connection was to a primary.
     caches: AtomicBool,
     allows_cache: AtomicBool,
+    /// An administrator has everybody wait: nothing is answered from memory either.
+    is_held: AtomicBool,
     /// Its name leads elsewhere by now: sessions move there with their next statement.
     is_retired: AtomicBool,
     /// Which run of the server the last connection was to; zero before the first.
@@ -128,6 +134,7 @@ impl Upstream {
             versions: Arc::clone(versions),
             row_level: config.cache.row_level,
             pools: Mutex::default(),
+            controls: Controls::default(),
             databases: Mutex::default(),
             servers: Arc::default(),
             runs: Mutex::default(),
@@ -159,6 +166,13 @@ impl Upstream {
                 None => {
                     pool.is_retired.store(true, Ordering::Release);
                     pool.connections.evict_all();
+                    if pool.is_held.load(Ordering::Acquire) {
+                        // Who waits there goes on waiting where the name leads now.
+                        let connections = Arc::clone(&pool.connections);
+                        tokio::spawn(async move { connections.drain(Duration::ZERO).await });
+                    }
+                    let name = &pool.name;
+                    self.servers.need_close(|database| database == name);
                     is_moved = true;
                 }
             }
@@ -276,8 +290,28 @@ impl Upstream {
             }
         }
         let pool = Arc::new(self.new_pool(destination, &key.1)?);
+        pool.hold(self.controls.hold_on(&key.1));
         pools.insert(key, Arc::clone(&pool));
         Ok(pool)
+    }
+
+    /// What a client has proved may be what its server connections need to log in.
+    ///
+    /// # Errors
+    /// As [`pool`](Self::pool).
+    pub(crate) fn learn(
+        &self,
+        user: &str,
+        database: &str,
+        credential: Credential,
+    ) -> Result<(), ClientError> {
+        if credential != Credential::None {
+            let pool = self.pool(user, database)?;
+            if pool.user == user {
+                pool.connections.connector().learn(credential);
+            }
+        }
+        Ok(())
     }
 
     fn new_pool(&self, destination: Destination, name: &str) -> Result<ServerPool, ClientError> {
@@ -295,15 +329,18 @@ impl Upstream {
             config.min_idle = limits.min_idle;
             config.max_lifetime = Some(limits.max_lifetime);
         }
+        let learnt = Arc::new(Learnt::default());
         let listener = (!embedded).then(|| {
             let patience = self.pool_config.acquire_timeout;
-            Listener::new(target.clone(), patience, Arc::clone(&self.servers))
+            let (learnt, servers) = (Arc::clone(&learnt), Arc::clone(&self.servers));
+            Listener::new(target.clone(), learnt, patience, servers)
         });
         let advisor = PoolAdvisor::new(config.max_connections, config.min_idle, self.advice);
         let user = target.user.clone();
         let run = Arc::clone(self.runs.lock().entry(server_of(&target)).or_default());
         let connector = ServerConnector::new(
             target,
+            learnt,
             name,
             limits.connect_query.clone(),
             Arc::clone(&self.servers),
@@ -324,6 +361,7 @@ impl Upstream {
             limits: ArcSwap::from_pointee(limits),
             caches: AtomicBool::new(caches),
             allows_cache: AtomicBool::new(caches),
+            is_held: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
             run: AtomicU64::new(0),
             listener,
@@ -393,6 +431,11 @@ impl Upstream {
 }
 
 impl ServerPool {
+    /// True where all clients of the database share it, whoever they are.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.limits.load().is_shared
+    }
+
     /// What a reload says of it.
     fn adopt(&self, destination: Destination) {
         let Destination { limits, caches, .. } = destination;
@@ -412,7 +455,7 @@ impl ServerPool {
 
     /// Whether answers may be cached.
     pub(crate) fn caches(&self) -> bool {
-        self.caches.load(Ordering::Relaxed)
+        self.caches.load(Ordering::Relaxed) && !self.is_held.load(Ordering::Acquire)
     }
 
     /// True where the database's name leads elsewhere by now.

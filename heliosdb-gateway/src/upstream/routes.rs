@@ -44,6 +44,16 @@ pub(crate) struct Destination {
     pub(crate) can_follow: bool,
 }
 
+/// What is shown of a name.
+#[derive(Debug)]
+pub(crate) struct Shown<'r> {
+    pub(crate) target: &'r PgTarget,
+    pub(crate) forces_user: bool,
+    pub(crate) takes_name: bool,
+    pub(crate) config: &'r DatabaseConfig,
+    pub(crate) limits: PoolLimits,
+}
+
 /// What a pool of server connections is held to.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PoolLimits {
@@ -54,6 +64,8 @@ pub(crate) struct PoolLimits {
     pub(crate) reserve_timeout: Duration,
     pub(crate) max_lifetime: Duration,
     pub(crate) connect_query: Option<String>,
+    /// All clients of the database are one user to the server.
+    pub(crate) is_shared: bool,
     /// Server connections of all users of the database together.
     pub(crate) max_per_database: Option<usize>,
     /// Server connections of the user to all databases together.
@@ -133,11 +145,17 @@ impl Routes {
         }
         let names_user = route.forces_user || route.config.url.is_none();
         Ok(Destination {
-            limits: self.limits(&target.user, &route.config),
+            limits: self.limits(&target.user, route),
             caches: route.config.cache.unwrap_or(true),
             can_follow: !self.embedded && names_user,
             target,
         })
+    }
+
+    /// The target that the server is asked for its users with, for a database that a client wants: as the user of the
+    /// URL.
+    pub(crate) fn asking(&self, database: &str) -> Option<PgTarget> {
+        (!self.embedded).then(|| self.following(database)).flatten()
     }
 
     /// The target that the server's log is followed with, for a database that a client of any name reached.
@@ -150,7 +168,8 @@ impl Routes {
         Some(target)
     }
 
-    fn limits(&self, user: &str, database: &DatabaseConfig) -> PoolLimits {
+    fn limits(&self, user: &str, route: &Route) -> PoolLimits {
+        let database = &route.config;
         let pool = &self.config.pool;
         let user = self.config.users.get(user);
         let of_user =
@@ -171,9 +190,30 @@ impl Routes {
             reserve_timeout: pool.reserve_timeout,
             max_lifetime: database.max_lifetime.unwrap_or(pool.max_lifetime),
             connect_query: database.connect_query.clone(),
+            is_shared: route.forces_user,
             max_per_database: database.max_connections.or(pool.max_per_database),
             max_per_user: of_user(&|user| user.max_connections).or(pool.max_per_user),
         }
+    }
+
+    /// What the console shows of a name.
+    pub(crate) fn shown(&self, database: &str) -> Option<Shown<'_>> {
+        let route = self.by_name.get(database).or(self.fallback.as_ref())?;
+        // The limits of a user that nothing is said about.
+        Some(Shown {
+            target: &route.target,
+            forces_user: route.forces_user,
+            takes_name: route.takes_name,
+            config: &route.config,
+            limits: self.limits(
+                if route.forces_user {
+                    &route.target.user
+                } else {
+                    ""
+                },
+                route,
+            ),
+        })
     }
 
     /// The names that lead somewhere, and where, for the console. The last one stands for all others, if there is one.

@@ -1,11 +1,13 @@
 //! The list of server connections that `SHOW SERVERS` prints.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use heliosdb_network::postgres::{Host, Place};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// What is shown of a server connection.
 #[derive(Debug)]
@@ -15,10 +17,19 @@ pub(crate) struct ServerInfo {
     pub(crate) database: String,
     pub(crate) backend_pid: i32,
     pub(crate) connected_at: SystemTime,
+    pub(crate) host: Host,
+    pub(crate) port: u16,
     /// The id of the client that has it, 0 while idle.
     client: AtomicU64,
     /// Times lent to a client.
     leases: AtomicU64,
+    /// Seconds since 1970 when it was last lent.
+    lent_at: AtomicU64,
+    /// Statements that are prepared there, as of when it was last given back.
+    pub(crate) prepared: AtomicUsize,
+    /// It is closed when its client gives it back.
+    close_needed: AtomicBool,
+    closed: Arc<Notify>,
     /// It listens for the clients of its pool, and is not lent.
     pub(crate) is_listener: bool,
 }
@@ -30,6 +41,7 @@ impl ServerInfo {
         database: &str,
         backend_pid: i32,
         connected_at: SystemTime,
+        place: &Place,
     ) -> Self {
         Self {
             id,
@@ -37,8 +49,14 @@ impl ServerInfo {
             database: database.to_owned(),
             backend_pid,
             connected_at,
+            host: place.host.clone(),
+            port: place.port,
             client: AtomicU64::new(0),
             leases: AtomicU64::new(0),
+            lent_at: AtomicU64::new(seconds(connected_at)),
+            prepared: AtomicUsize::new(0),
+            close_needed: AtomicBool::new(false),
+            closed: Arc::default(),
             is_listener: false,
         }
     }
@@ -52,6 +70,8 @@ impl ServerInfo {
     pub(crate) fn lent_to(&self, client: u64) {
         self.client.store(client, Ordering::Relaxed);
         self.leases.fetch_add(1, Ordering::Relaxed);
+        self.lent_at
+            .store(seconds(SystemTime::now()), Ordering::Relaxed);
     }
 
     pub(crate) fn returned(&self) {
@@ -65,6 +85,26 @@ impl ServerInfo {
     pub(crate) fn leases(&self) -> u64 {
         self.leases.load(Ordering::Relaxed)
     }
+
+    /// When it was last lent, or made.
+    pub(crate) fn lent_at(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.lent_at.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn close_needed(&self) -> bool {
+        self.close_needed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for ServerInfo {
+    fn drop(&mut self) {
+        self.closed.notify_waiters();
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// All live server connections of the process.
@@ -73,10 +113,13 @@ pub(crate) struct ServerRegistry {
     /// Why a lock: touched at connect and by the admin console only.
     servers: Mutex<BTreeMap<u64, Weak<ServerInfo>>>,
     next_key: AtomicU64,
+    /// Told whenever a connection is gone.
+    closed: Arc<Notify>,
 }
 
 impl ServerRegistry {
-    pub(crate) fn register(&self, info: ServerInfo) -> Arc<ServerInfo> {
+    pub(crate) fn register(&self, mut info: ServerInfo) -> Arc<ServerInfo> {
+        info.closed = Arc::clone(&self.closed);
         let info = Arc::new(info);
         let mut servers = self.servers.lock();
         servers.retain(|_, server| server.strong_count() > 0);
@@ -93,5 +136,29 @@ impl ServerRegistry {
             .values()
             .filter_map(Weak::upgrade)
             .collect()
+    }
+
+    /// All that stand to the databases meant are closed as they come back.
+    pub(crate) fn need_close(&self, is_meant: impl Fn(&str) -> bool) {
+        for server in self.live() {
+            if is_meant(&server.database) {
+                server.close_needed.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Waits until none of those is left.
+    pub(crate) async fn outdated_closed(&self, is_meant: impl Fn(&str) -> bool) {
+        loop {
+            let closed = self.closed.notified();
+            let is_left = self
+                .live()
+                .iter()
+                .any(|server| server.close_needed() && is_meant(&server.database));
+            if !is_left {
+                return;
+            }
+            closed.await;
+        }
     }
 }

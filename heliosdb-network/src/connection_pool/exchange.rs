@@ -438,10 +438,24 @@ impl<T> Exchange<T> {
         self.state.lock().suspended = true;
     }
 
+    /// Lets everybody wait, and holds no connection, until [`resume`](Self::resume). What is idle is returned.
+    pub(super) fn suspend_and_empty(
+        &self,
+        config: &ConnectionPoolConfig,
+        now: Instant,
+    ) -> Vec<Item<T>> {
+        let mut state = self.state.lock();
+        state.suspended = true;
+        state.is_emptied = true;
+        state.generation += 1;
+        state.take_expired(config, now)
+    }
+
     /// Serves those who waited meanwhile with what is idle. Returns what is to be closed.
     pub(super) fn resume(&self, now: Instant) -> Vec<T> {
         let mut state = self.state.lock();
         state.suspended = false;
+        state.is_emptied = false;
         let (mut wakers, mut unwanted) = (Vec::new(), Vec::new());
         while let Some(at) = state.line.first()
             && let Some(mut idle) = state.take_idle(0)

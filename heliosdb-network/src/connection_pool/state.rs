@@ -41,6 +41,8 @@ pub(super) struct State<T> {
     pub(super) renewal: Option<(usize, Instant)>,
     pub(super) draining: bool,
     pub(super) suspended: bool,
+    /// While suspended: what comes back, or is opened still, is closed.
+    pub(super) is_emptied: bool,
     /// Somebody calls `expire` when the time of the first who waits is over.
     pub(super) is_watched: bool,
     /// Connections of an older generation are closed as they come back.
@@ -120,6 +122,7 @@ impl<T> State<T> {
             renewal: None,
             draining: false,
             suspended: false,
+            is_emptied: false,
             is_watched: false,
             generation: 0,
             breaker: Breaker::default(),
@@ -290,6 +293,7 @@ impl<T> State<T> {
     /// Why a connection must not be used again.
     pub(super) fn is_unwanted(&self, meta: &ConnectionMeta, now: Instant) -> Option<Why> {
         let is_unwanted = self.draining
+            || self.is_emptied
             || meta.generation != self.generation
             || self.total() - self.closing > self.max;
         let is_expired = || {

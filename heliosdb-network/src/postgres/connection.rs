@@ -212,11 +212,42 @@ impl PgConnection {
                 "a statement can't hold a NUL byte".to_owned(),
             ));
         }
-        self.owed = true;
-        self.is_used = true;
         let mut out = BytesMut::new();
         message::put_query(&mut out, sql);
-        self.send(&out).await?;
+        self.run(&out).await
+    }
+
+    /// Runs one statement with parameters, which are sent apart from it: nothing in them can become a part of it. Their
+    /// types are those that the server makes of their places, their values in text form.
+    ///
+    /// # Errors
+    /// As [`simple_query`](Self::simple_query).
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe, as there.
+    pub async fn query(&mut self, sql: &str, params: &[Option<&str>]) -> Result<QueryResult> {
+        let is_text = |text: &str| !text.contains('\0');
+        if !is_text(sql) || !params.iter().flatten().all(|value| is_text(value)) {
+            return Err(HeliosError::Unsupported(
+                "a statement can't hold a NUL byte".to_owned(),
+            ));
+        }
+        let mut out = BytesMut::new();
+        message::put_parse(&mut out, "", sql, &[]);
+        let values = params.iter().map(|value| value.map(str::as_bytes));
+        message::put_bind(&mut out, "", "", &[], values, &[]);
+        message::put_describe(&mut out, message::Named::Portal, "");
+        message::put_execute(&mut out, "", 0);
+        message::put_sync(&mut out);
+        let results = self.run(&out).await?;
+        Ok(results.into_iter().next().unwrap_or_default())
+    }
+
+    /// Sends a request and collects its answer.
+    async fn run(&mut self, request: &[u8]) -> Result<Vec<QueryResult>> {
+        self.owed = true;
+        self.is_used = true;
+        self.send(request).await?;
         let mut results = Vec::new();
         let mut current = QueryResult::default();
         let mut error: Option<ErrorFields> = None;
@@ -250,9 +281,10 @@ impl PgConnection {
                 // Nobody here has anything to copy in; the server then ends the statement with an error.
                 b'G' => self.send(b"f\0\0\0\x05\0").await?,
                 b'Z' => break,
-                // An empty query, what a COPY to the client sends, and what may come at any time.
-                b'I' | b'H' | b'd' | b'c' | b'N' | b'S' | b'A' => {}
-                tag => return Err(unexpected(tag, "the answer to a simple query")),
+                // An empty query, what a COPY to the client sends, what says that there are no rows or that a part of a
+                // request is done, and what may come at any time.
+                b'I' | b'H' | b'd' | b'c' | b'n' | b'1' | b'2' | b'N' | b'S' | b'A' => {}
+                tag => return Err(unexpected(tag, "the answer to a query")),
             }
         }
         self.owed = false;

@@ -64,6 +64,9 @@ struct Loaded {
     end_point: Option<Vec<u8>>,
 }
 
+/// The byte stream of a client under TLS.
+pub type ClientTlsStream<S> = TlsStream<S>;
+
 /// An encrypted connection of a client.
 #[derive(Debug)]
 #[non_exhaustive]

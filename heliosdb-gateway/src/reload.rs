@@ -1,0 +1,47 @@
+//! Taking over a changed configuration while the program runs.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use crate::access::Access;
+use crate::config::Config;
+use crate::gateway::Gateway;
+
+/// Reads the configuration again, from where it was read at the start.
+///
+/// # Errors
+/// It can't be read or can't work. The one before stays in force.
+pub(crate) fn reload(gateway: &Arc<Gateway>) -> anyhow::Result<()> {
+    let reloaded = gateway
+        .source
+        .get()
+        .context("there is nothing to read again")
+        .and_then(|source| Ok(source.reload()?))
+        .and_then(|config| apply(gateway, &config));
+    if let Err(error) = &reloaded {
+        tracing::error!("configuration not reloaded, the one before stays in force: {error:#}");
+    }
+    reloaded
+}
+
+/// Takes over those values of `new` that can change while the program runs.
+///
+/// # Errors
+/// A server's URL or a file that is named can't be used. Nothing changes then.
+pub(crate) fn apply(gateway: &Arc<Gateway>, new: &Config) -> anyhow::Result<()> {
+    // One at a time: what is changed goes by what is in force.
+    let _one = gateway.reloading.lock();
+    let diff = gateway.config().reloadable_diff(new);
+    let merged = gateway.config().reloaded(new);
+    let access = Access::open(&merged, Some(&gateway.access.load()))?;
+    gateway.upstream.reload(&merged)?;
+    gateway.access.store(Arc::new(access));
+    if gateway.config().cache.enabled && !merged.cache.enabled {
+        gateway.cache.clear();
+    }
+    gateway.replace_config(merged);
+    crate::log::reopen();
+    tracing::info!(applied = ?diff.applied, needs_restart = ?diff.needs_restart, "configuration reloaded");
+    Ok(())
+}

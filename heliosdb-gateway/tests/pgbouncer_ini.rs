@@ -1,0 +1,277 @@
+//! PgBouncer's configuration file in place of helios's: what is served, reloaded, migrated and signalled.
+
+mod support;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use heliosdb_testkit::{PostgresCluster, free_port};
+use support::connect;
+use tokio_postgres::{Client, NoTls};
+
+/// A helios that was started with an ini file.
+struct Bouncer {
+    child: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Bouncer {
+    async fn start(ini: impl Fn(u16, &Path) -> String) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = free_port().expect("a port");
+        let file = folder.path().join("pgbouncer.ini");
+        std::fs::write(&file, ini(port, folder.path())).expect("written");
+        std::fs::write(folder.path().join("users"), "\"postgres\" \"secret\"\n").expect("written");
+        let child = Command::new(env!("CARGO_BIN_EXE_helios"))
+            .args(["serve", "--quiet", "--pgbouncer-ini"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("helios starts");
+        let bouncer = Self {
+            child,
+            port,
+            folder,
+        };
+        until("it listens", || async {
+            tokio::net::TcpStream::connect(("127.0.0.1", port))
+                .await
+                .is_ok()
+        })
+        .await;
+        bouncer
+    }
+
+    async fn client(&self, database: &str) -> Client {
+        connect(self.port, "postgres", database).await
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([format!("-{name}"), self.child.id().to_string()])
+            .status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("waitable").is_some()
+    }
+}
+
+impl Drop for Bouncer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let waited = tokio::time::timeout(Duration::from_secs(60), async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.expect(what);
+}
+
+async fn text(client: &Client, sql: &str) -> String {
+    client.query_one(sql, &[]).await.expect(sql).get(0)
+}
+
+/// A value of the console's `SHOW CONFIG`.
+async fn setting(console: &Client, key: &str) -> String {
+    let shown = console.simple_query("SHOW CONFIG").await.expect("shown");
+    shown
+        .iter()
+        .find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) if row.get("key") == Some(key) => {
+                row.get("value").map(str::to_owned)
+            }
+            _ => None,
+        })
+        .unwrap_or_else(|| panic!("no {key}"))
+}
+
+fn ini(cluster: &PostgresCluster, port: u16, folder: &Path, more: &str) -> String {
+    let (folder, server) = (folder.display(), cluster.port());
+    format!(
+        ";; as packages have it\n[databases]\nd = host=127.0.0.1 port={server} dbname=postgres user=postgres\n\
+         * = host=127.0.0.1 port={server}\n\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+         unix_socket_dir = {folder}\nlogfile = {folder}/log\npidfile = {folder}/pid\nauth_type = trust\n\
+         auth_file = {folder}/users\nadmin_users = postgres\nserver_reset_query = DISCARD ALL\n{more}"
+    )
+}
+
+#[tokio::test]
+async fn an_ini_is_served_with_the_defaults_of_pgbouncer() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, "")).await;
+    let folder = bouncer.folder.path();
+    let (named, any) = (bouncer.client("d").await, bouncer.client("postgres").await);
+    for client in [&named, &any] {
+        assert_eq!(
+            text(client, "SELECT current_database()::text").await,
+            "postgres"
+        );
+    }
+    let socket = format!(
+        "host={} port={} user=postgres dbname=d",
+        folder.display(),
+        bouncer.port
+    );
+    let (over_socket, connection) = tokio_postgres::connect(&socket, NoTls)
+        .await
+        .expect("let in");
+    tokio::spawn(connection);
+    assert_eq!(text(&over_socket, "SELECT 'x'").await, "x");
+    // A client has its server connection to its end.
+    let pid = "SELECT pg_backend_pid()::text";
+    assert_ne!(text(&named, pid).await, text(&over_socket, pid).await);
+    let console = bouncer.client("pgbouncer").await;
+    for (key, value) in [
+        ("pool_mode", "session"),
+        ("max_client_conn", "100"),
+        ("pool.size", "20"),
+    ] {
+        assert_eq!(setting(&console, key).await, value, "{key}");
+    }
+    let written = std::fs::read_to_string(folder.join("pid")).expect("there");
+    assert_eq!(written.trim(), bouncer.child.id().to_string());
+    let log = std::fs::read_to_string(folder.join("log")).expect("there");
+    assert!(log.contains("server_reset_query: left out: "), "{log}");
+}
+
+#[tokio::test]
+async fn a_reload_reads_the_ini_again_and_the_log_is_opened_anew() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let bouncer = Bouncer::start(|port, folder| {
+        ini(
+            &cluster,
+            port,
+            folder,
+            "default_pool_size = 3\npool_mode = transaction\n",
+        )
+    })
+    .await;
+    let folder = bouncer.folder.path();
+    let file = folder.join("pgbouncer.ini");
+    let console = bouncer.client("pgbouncer").await;
+    assert_eq!(setting(&console, "default_pool_size").await, "3");
+    // What is not there any more is as by default.
+    std::fs::write(
+        &file,
+        ini(&cluster, bouncer.port, folder, "pool_mode = statement\n"),
+    )
+    .expect("written");
+    std::fs::rename(folder.join("log"), folder.join("log.1")).expect("moved");
+    bouncer.signal("HUP");
+    until("the reload is seen", || async {
+        setting(&console, "pool_mode").await == "statement"
+    })
+    .await;
+    assert_eq!(setting(&console, "default_pool_size").await, "20");
+    until("the log is there", || async { folder.join("log").exists() }).await;
+
+    std::fs::write(
+        &file,
+        ini(&cluster, bouncer.port, folder, "pool_mod = session\n"),
+    )
+    .expect("written");
+    let refused = console
+        .batch_execute("RELOAD")
+        .await
+        .expect_err("unknown key");
+    assert_eq!(refused.code().map(|code| code.code()), Some("F0000"));
+    assert_eq!(setting(&console, "pool_mode").await, "statement");
+    let log = std::fs::read_to_string(folder.join("log")).expect("there");
+    assert!(
+        log.contains("unknown parameter pool_mod; did you mean pool_mode?"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn signals_mean_what_they_mean_to_pgbouncer() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let more = "pool_mode = transaction\n";
+    let mut bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, more)).await;
+    let client = bouncer.client("d").await;
+    bouncer.signal("USR1");
+    let console = bouncer.client("pgbouncer").await;
+    until("it is paused", || async {
+        let shown = console.simple_query("SHOW STATE").await.expect("shown");
+        shown.iter().any(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => {
+                (row.get("key"), row.get("value")) == (Some("paused"), Some("yes"))
+            }
+            _ => false,
+        })
+    })
+    .await;
+    let waiting = tokio::spawn(async move { (text(&client, "SELECT 'x'").await, client) });
+    bouncer.signal("USR2");
+    let (answer, client) = waiting.await.expect("no panic");
+    assert_eq!(answer, "x");
+
+    // Who is in goes on, for as long as it likes.
+    bouncer.signal("TERM");
+    let port = bouncer.port;
+    until("nobody is let in", || async {
+        tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .is_err()
+    })
+    .await;
+    assert_eq!(text(&client, "SELECT 'y'").await, "y");
+    assert!(!bouncer.has_ended());
+    bouncer.signal("TERM");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !bouncer.has_ended() {
+        assert!(Instant::now() < deadline, "the second one does not wait");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn a_migrated_file_says_what_became_of_each_key() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("pgbouncer.ini");
+    let migrate = |text: &str| {
+        std::fs::write(&file, text).expect("written");
+        Command::new(env!("CARGO_BIN_EXE_helios"))
+            .arg("migrate")
+            .arg(&file)
+            .output()
+            .expect("run")
+    };
+    let text = "[databases]\nshop = host=db user=app password=secret\n[pgbouncer]\nauth_type = trust\n\
+                pkt_buf = 8192\nmax_client_conn = 500\n";
+    let done = migrate(text);
+    let toml = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success(), "{toml}");
+    for part in [
+        "pgbouncer.ini:5: pkt_buf: left out: ",
+        "pgbouncer.ini:6: max_client_conn: is clients.max\n",
+        "\n[clients]\n",
+        "max = 500\n",
+        "[databases.\"shop\"]\nurl = \"postgres://app:secret@db\"\n",
+    ] {
+        assert!(toml.contains(part), "{part}: {toml}");
+    }
+    let done = migrate(&text.replace("pkt_buf", "pkt_buff"));
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(2), "{told}");
+    assert!(
+        told.contains("pgbouncer.ini:5:1: unknown parameter pkt_buff; did you mean pkt_buf?"),
+        "{told}"
+    );
+}
