@@ -222,6 +222,10 @@ pub struct PoolConfig {
     pub health_check_interval: Duration,
     /// Prepared statements kept on each; the server pays for their plans. Default 256, at least 1.
     pub max_prepared_statements: usize,
+    /// Bound on the memory of all statements that clients have prepared under names: texts, each counted once, and the
+    /// names that clients have for them. One client may have an eighth of it. Default 256 MiB, at least 1 MiB.
+    #[serde(deserialize_with = "file::size")]
+    pub prepared_memory: ByteSize,
     /// Whether a client gets, of the idle ones, one that has its statement prepared. Default true.
     pub affinity: bool,
     /// What is done with the advice on `size`. Default `advise`.
@@ -435,6 +439,7 @@ impl Default for PoolConfig {
             idle_timeout: Duration::from_secs(600),
             health_check_interval: Duration::from_secs(30),
             max_prepared_statements: 256,
+            prepared_memory: ByteSize::mib(256),
             affinity: true,
             advice: PoolAdvice::Advise,
         }

@@ -161,6 +161,12 @@ impl Gateway {
         self.config.load().pool.max_prepared_statements
     }
 
+    /// Bytes that the statements of all clients may take.
+    pub(crate) fn prepared_memory(&self) -> usize {
+        let memory = self.config.load().pool.prepared_memory;
+        usize::try_from(memory.as_u64()).unwrap_or(usize::MAX)
+    }
+
     /// The class of a function call and of statements that nobody has seen the text of.
     pub(crate) fn unknown_class(&self) -> Arc<Class> {
         Arc::clone(&self.unknown)

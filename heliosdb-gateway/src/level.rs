@@ -11,6 +11,9 @@ use crate::fault::is_removed;
 /// The setting that holds a session's level.
 pub(crate) const SETTING: &str = "helios.cache";
 
+/// What it is called where nobody has set it.
+pub(crate) const NAME_OF_DEFAULT: &str = "session";
+
 /// What a client asks of answers from memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Level {

@@ -177,7 +177,6 @@ async fn what_cannot_be_moved_pins_and_unpins() {
             "DECLARE c CURSOR WITH HOLD FOR SELECT 1; DECLARE d CURSOR WITH HOLD FOR SELECT 1; CLOSE c",
             "CLOSE d",
         ),
-        ("PREPARE p AS SELECT 1", "DEALLOCATE ALL"),
     ];
     for (tie, untie) in ties {
         one.simple_query(tie).await.expect("tied");

@@ -301,3 +301,26 @@ fn deallocate_in_a_transaction_forgets_a_statement_prepared_by_message() {
         (2, ["SELECT random() < 2", "DEALLOCATE s"].map(query).into()),
     ]);
 }
+
+/// The names are the client's alone: the server is not asked, nor missed.
+#[test]
+fn closing_statements_needs_no_server() {
+    let mut stack = Stack::start_with(
+        heliosdb_testkit::PostgresCluster::builder(),
+        "upstream.outage_timeout = \"0s\"\n",
+    );
+    let mut client = stack.wire();
+    for name in ["one", "two"] {
+        client.ask(&[parse(name, "SELECT random() > 2"), sync()]);
+    }
+    let run = |name| [bind("", name), execute("", 0), sync()];
+    assert!(client.ask(&run("one")).contains("SELECT 1"));
+    stack.cluster.stop().expect("stopped");
+    let closed = client.ask(&[close('S', "one"), close('S', "unknown"), sync()]);
+    assert_eq!(closed.matches('3').count(), 2, "{closed}");
+    assert!(!closed.contains("ERROR"), "{closed}");
+    stack.cluster.launch().expect("started");
+    let mut direct = stack.wire_direct();
+    assert_eq!(client.ask(&run("one")), direct.ask(&run("one")));
+    assert!(client.ask(&run("two")).contains("SELECT 1"));
+}

@@ -430,3 +430,85 @@ fn a_lock_taken_by_a_request_that_fails_or_stops_early_is_held_until_its_client_
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn what_one_client_does_to_its_session_is_not_seen_by_another() {
+    const CHARACTERISTICS: &str =
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY";
+    let roles = "CREATE ROLE worker; CREATE TEMP TABLE x ()";
+    // Each with what another client would see of it.
+    let seen = [
+        "SHOW default_transaction_isolation",
+        "SHOW default_transaction_read_only",
+        "SELECT current_user || session_user",
+        "SHOW work_mem",
+        "SELECT coalesce(current_setting('app.tenant', true), '')",
+        "SELECT count(*)::text FROM pg_class WHERE relname = 'scratch'",
+    ];
+    let stack = Stack::start_prepared(ONE_CONNECTION, roles);
+    let expected = seen.map(|sql| stack.wire_direct().value(sql));
+    for sql in [
+        CHARACTERISTICS,
+        "SET ROLE worker",
+        "SET SESSION AUTHORIZATION worker",
+        "SELECT set_config('work_mem', '9MB', false)",
+        "SELECT set_config('app.tenant', 'mine', false)",
+        "SELECT max(set_config('work_mem', '9MB', g < 0)) FROM generate_series(1, 2) g",
+        "SELECT (SELECT set_config('work_mem', '9MB', false))",
+        "SELECT 1 WHERE set_config('work_mem', '9MB', false) IS NOT NULL",
+        "WITH w AS (SELECT set_config('work_mem', '9MB', false) AS s) SELECT count(s) FROM w",
+        "SELECT CASE WHEN true THEN set_config('work_mem', '9MB', false) END",
+        "SELECT set_config('work' || '_mem', '9MB', false)",
+        "DO $$ BEGIN PERFORM set_config('work_mem', '9MB', false); END $$",
+        "DO $$ BEGIN EXECUTE 'PREPARE p AS SELECT 1'; SET work_mem = '9MB'; END $$",
+        "SET LOCAL work_mem = '9MB'",
+        "BEGIN; SET LOCAL work_mem = '9MB'; COMMIT",
+        "CREATE TEMP TABLE scratch ()",
+        "SELECT setseed(0.5)",
+    ] {
+        let mut one = stack.wire();
+        let said = one.query(sql);
+        assert!(!said.contains("E ERROR"), "{sql}: {said}");
+        for (sql_seen, expected) in seen.iter().zip(&expected) {
+            let said = stack.wire().query(sql_seen);
+            let row = format!("D {expected}");
+            // Who ties the only connection is not seen either.
+            let is_tied = said.contains("53300");
+            assert!(
+                is_tied || said.lines().any(|line| line == row.trim_end()),
+                "{sql}, {sql_seen}: {said}"
+            );
+            if is_tied {
+                break;
+            }
+        }
+        one.run("DISCARD ALL");
+        for (sql_seen, expected) in seen.iter().zip(&expected) {
+            assert_eq!(one.value(sql_seen), *expected, "{sql}, {sql_seen}");
+            assert_eq!(stack.wire().value(sql_seen), *expected, "{sql}, {sql_seen}");
+        }
+    }
+}
+
+#[test]
+fn the_level_can_be_shown_before_it_is_set() {
+    let stack = Stack::start_prepared(ONE_CONNECTION, SCHEMAS);
+    let mut client = stack.wire();
+    let shown = "T helios.cache of type 25\nD session\nC SHOW\nZ I\n";
+    assert_eq!(client.query("SHOW helios.cache"), shown);
+    assert_eq!(client.query(" show  HELIOS.cache; "), shown);
+    assert_eq!(
+        client.ask(&[step("SHOW helios.cache"), sync()]),
+        "1\n2\nD session\nC SHOW\nZ I\n"
+    );
+    client.run("BEGIN");
+    assert_eq!(client.value("SHOW helios.cache"), "session");
+    client.run("SELECT random()");
+    assert_eq!(client.value("SHOW helios.cache"), "session");
+    client.run("COMMIT");
+    client.run("SET helios.cache TO 'strict'");
+    assert_eq!(client.value("SHOW helios.cache"), "strict");
+    client.run("RESET helios.cache");
+    assert_eq!(client.value("SHOW helios.cache"), "session");
+    assert_eq!(stack.wire().value("SHOW helios.cache"), "session");
+}

@@ -4,11 +4,15 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use heliosdb_network::postgres::PgTarget;
 
 use crate::admin;
 
 use super::{Config, ConfigError, HidbAuth, HidbTls, Invalidation, show};
+
+/// With less, programs that prepare what they use would not run.
+const PREPARED_MEMORY_MIN: ByteSize = ByteSize::mib(1);
 
 impl Config {
     /// Checks what reading a single value does not show.
@@ -156,6 +160,11 @@ impl Config {
         let pool = &self.pool;
         at_least_one("pool.size", pool.size)?;
         at_least_one("pool.max_prepared_statements", pool.max_prepared_statements)?;
+        if pool.prepared_memory < PREPARED_MEMORY_MIN {
+            let reason = format!("must be at least {}", show::size(PREPARED_MEMORY_MIN));
+            let value = show::size(pool.prepared_memory);
+            return refuse("pool.prepared_memory", value, reason);
+        }
         if pool.min_idle > pool.size {
             let reason = format!("must not be larger than pool.size, {}", pool.size);
             return refuse("pool.min_idle", pool.min_idle, reason);
@@ -397,6 +406,10 @@ mod tests {
             (
                 "pool.health_check_interval = \"1500ms\"",
                 "pool.health_check_interval = 1s 500ms: must be whole seconds",
+            ),
+            (
+                "pool.prepared_memory = \"1 kB\"",
+                "pool.prepared_memory = 1000 B: must be at least 1 MiB",
             ),
             (
                 "pool.max_prepared_statements = 0",

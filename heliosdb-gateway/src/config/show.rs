@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 42] = [
+const RELOADABLE: [&str; 43] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
@@ -71,6 +71,7 @@ const RELOADABLE: [&str; 42] = [
     "pool.max_prepared_statements",
     "pool.min_idle",
     "pool.mode",
+    "pool.prepared_memory",
     "pool.reserve_size",
     "pool.reserve_timeout",
     "pool.size",
@@ -145,6 +146,7 @@ impl Config {
         merged.pool.max_per_user = new.pool.max_per_user;
         merged.pool.min_idle = new.pool.min_idle;
         merged.pool.mode = new.pool.mode;
+        merged.pool.prepared_memory = new.pool.prepared_memory;
         merged.pool.reserve_size = new.pool.reserve_size;
         merged.pool.reserve_timeout = new.pool.reserve_timeout;
         merged.pool.size = new.pool.size;
@@ -202,6 +204,7 @@ impl Config {
             idle_timeout,
             health_check_interval,
             max_prepared_statements,
+            prepared_memory,
             affinity,
             advice,
         } = pool;
@@ -312,6 +315,7 @@ impl Config {
                 "pool.max_prepared_statements",
                 max_prepared_statements.to_string(),
             ),
+            ("pool.prepared_memory", size(*prepared_memory)),
             ("pool.affinity", affinity.to_string()),
             (
                 "pool.advice",
@@ -498,6 +502,7 @@ max_lifetime = "90m"
 idle_timeout = "11m"
 health_check_interval = "31s"
 max_prepared_statements = 257
+prepared_memory = "9 MiB"
 affinity = false
 advice = "auto"
 [cache]

@@ -14,18 +14,70 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::clients::Origin;
 use crate::error::{ClientError, ErrorKind};
-use crate::level::{AgeBound, Level, SETTING, hinted};
+use crate::level::{AgeBound, Level, NAME_OF_DEFAULT, SETTING, hinted};
 use crate::sql::{Class, FunctionRefusal, Read, Refusal, Write, value_items};
 use crate::upstream::ServerPool;
 
 use super::io::Step;
 use super::link::put_frame;
-use super::request::{Decided, refusal_label};
+use super::request::{Decided, is_taken, refusal_label};
 use super::settings::{Effective, Settings};
-use super::unit::{Front, Protocol, ReadUnit, recognise};
+use super::unit::{Front, Protocol, ReadUnit, put_reply, recognise};
 use super::{Capture, End, Session};
 
 impl Session {
+    /// `SHOW helios.cache` where it was not set: the server does not know it then.
+    pub(super) fn answer_show_level(&mut self, input: &[u8]) -> Option<usize> {
+        const SHOWN_MAX: usize = 160;
+        let name = SETTING.as_bytes();
+        let start = &input[..input.len().min(SHOWN_MAX)];
+        memchr::memmem::find(&start.to_ascii_lowercase(), name)?;
+        let unit = match recognise(input, &self.statements, &self.scope) {
+            Front::Read(unit) if !unit.is_prepare() && !is_taken(&unit, &self.statements) => unit,
+            _ => return None,
+        };
+        let text = unit.text.as_str().trim_ascii();
+        let text = text.strip_suffix(';').unwrap_or(text);
+        let is_show = text
+            .split_ascii_whitespace()
+            .map(str::to_ascii_lowercase)
+            .eq(["show", SETTING]);
+        if !is_show || self.settings.get(SETTING).is_some() || self.status == b'E' {
+            return None;
+        }
+        let value = NAME_OF_DEFAULT;
+        let mut reply = BytesMut::with_capacity(96);
+        let is_described = match &unit.protocol {
+            Protocol::Extended { describe, .. } => *describe,
+            _ => true,
+        };
+        if is_described {
+            put_frame(&mut reply, b'T', |out| {
+                out.put_slice(b"\0\x01");
+                out.put_slice(name);
+                // No column of a table; a text of any length, in text form.
+                out.put_slice(b"\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
+            });
+        }
+        put_frame(&mut reply, b'D', |out| {
+            out.put_slice(b"\0\x01\0\0\0");
+            out.put_u8(u8::try_from(value.len()).unwrap_or_default());
+            out.put_slice(value.as_bytes());
+        });
+        put_frame(&mut reply, b'C', |out| out.put_slice(b"SHOW\0"));
+        put_reply(&mut self.out, &unit.protocol, &reply, Some(self.status));
+        let (len, is_simple) = (unit.len, unit.is_simple());
+        if let Some((name, statement)) = self.statement_to_remember(&unit) {
+            self.statements.insert(&name, statement);
+        }
+        if is_simple {
+            self.statements.remove(b"");
+        }
+        self.note_portal();
+        self.count_query();
+        Some(len)
+    }
+
     /// What this client asks of an answer to the statement.
     pub(super) fn level_of(&self, text: &str) -> Level {
         if let Some(level) = hinted(text) {

@@ -31,11 +31,12 @@ enum Sent<'a> {
 }
 
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
-const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+pub(super) const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 
 impl Session {
     /// Sends whole messages on. The session has a server connection.
     pub(super) fn forward_all(&mut self, messages: &[u8]) -> Result<(), End> {
+        self.keep_for_retry(messages);
         let mut at = 0;
         while let Some((tag, _, len)) = message(&messages[at..]) {
             self.forward(tag, &messages[at..at + len])?;
@@ -83,7 +84,7 @@ impl Session {
                 let Some(link) = &mut self.link else {
                     return Ok(());
                 };
-                link.expect_query(class, Vec::new());
+                link.expect_query(class, Vec::new(), None);
                 link.out.extend_from_slice(message);
                 return Ok(());
             }
@@ -101,7 +102,13 @@ impl Session {
         let text = message[5..]
             .strip_suffix(b"\0")
             .ok_or_else(|| malformed("Query"))?;
-        let class = self.classify_now(text);
+        let mut class = self.classify_now(text);
+        let translated = self.translate_query(text, &class);
+        if let Some(translated) = &translated {
+            class = self.with_executed(class, &translated.uses);
+            self.make_room_for(&translated.uses);
+        }
+        self.guard_sequences(&class);
         let readable = String::from_utf8_lossy(text);
         self.mark_writes(&class, &Sent::Text(&readable));
         self.count_query();
@@ -113,19 +120,20 @@ impl Session {
         };
         link.lease.statements.unnamed = None;
         self.unnamed_portal_is_here = false;
-        match with_restored(text, &class, &self.settings) {
-            Some((text, own)) => {
-                put_frame(&mut link.out, b'Q', |out| {
-                    out.put_slice(text.as_bytes());
-                    out.put_u8(0);
-                });
-                link.expect_query(class, own);
-            }
-            None => {
-                link.expect_query(class, Vec::new());
-                link.out.extend_from_slice(message);
-            }
+        let sent = translated
+            .as_ref()
+            .map_or(text, |translated| translated.text.as_bytes());
+        let (restored, own) = with_restored(sent, &class, &self.settings).unzip();
+        if restored.is_none() && translated.is_none() {
+            link.out.extend_from_slice(message);
+        } else {
+            put_frame(&mut link.out, b'Q', |out| {
+                out.put_slice(restored.as_ref().map_or(sent, |text| text.as_bytes()));
+                out.put_u8(0);
+            });
         }
+        let own = own.or_else(|| translated.as_ref().map(|translated| translated.own.clone()));
+        link.expect_query(class, own.unwrap_or_default(), translated.map(Box::new));
         Ok(())
     }
 
@@ -155,6 +163,14 @@ impl Session {
         let Some((name, text, types)) = split_parse(body) else {
             return self.forward_foreign_parse(body);
         };
+        let translated = self.translate_parse(text);
+        let (text, sql_use) = match &translated {
+            Some((text, sql_use)) => (&**text, Some(sql_use)),
+            None => (text, None),
+        };
+        if let Some(sql_use) = sql_use {
+            self.ensure_spoken_of(sql_use);
+        }
         let database = Arc::clone(&self.pool.database);
         let scope = self.parse_scope();
         if name.is_empty() {
@@ -170,6 +186,9 @@ impl Session {
                 _ => self.gateway.prepare(name, text, types, &scope, &database),
             };
             self.statements.insert(name, Arc::clone(&statement));
+            if let Some(sql_use) = sql_use {
+                self.note_sql_use(&statement, sql_use.clone());
+            }
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
                 let name = Box::default();
@@ -178,17 +197,20 @@ impl Session {
             return Ok(());
         }
         let max = self.gateway.max_prepared_statements();
-        if self.statements.contains(name) {
+        if let Some(error) = self.refuses_to_prepare(name, text) {
             // PostgreSQL's own answer, with its effect on a transaction: a name that is taken for certain.
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
                 link.parse_under_taken_name(text, types);
-                link.expect(Expect::DuplicateParse { name: name.into() });
+                link.expect(Expect::RefusedParse(Box::new(error)));
             }
             return Ok(());
         }
         let statement = self.gateway.prepare(name, text, types, &scope, &database);
         self.statements.insert(name, Arc::clone(&statement));
+        if let Some(sql_use) = sql_use {
+            self.note_sql_use(&statement, sql_use.clone());
+        }
         if let Some(link) = &mut self.link {
             link.unit_open = true;
             let undo = Some(Undo {
@@ -228,6 +250,7 @@ impl Session {
     fn forward_bind(&mut self, message: &[u8]) -> Result<(), End> {
         let (portal, name, rest) = split_bind(&message[5..]).ok_or_else(|| malformed("Bind"))?;
         self.unnamed_portal_is_here &= !portal.is_empty();
+        self.bring_up_to_date(name);
         self.bring_into_scope(name);
         let max = self.gateway.max_prepared_statements();
         let Some(link) = &mut self.link else {
@@ -255,15 +278,23 @@ impl Session {
                     out.put_slice(rest);
                 });
             }
-            // Prepared by SQL, or unknown: the server says which.
+            // Prepared by SQL in a way that is not followed, or unknown: the server says which.
             None => {
                 if name.is_empty() {
                     link.ensure_no_unnamed();
                 }
-                link.out.extend_from_slice(message);
+                put_frame(&mut link.out, b'B', |out| {
+                    out.put_slice(portal);
+                    out.put_u8(0);
+                    out.put_slice(self.gateway.interner.not_a_server_name(name));
+                    out.put_u8(0);
+                    out.put_slice(rest);
+                });
             }
         }
-        link.expect(Expect::Bind);
+        link.expect(Expect::Bind(
+            self.statements.get(name).map(|known| known.id),
+        ));
         match self.statements.get(name) {
             Some(statement) => {
                 self.portals.insert(portal, Arc::clone(statement));
@@ -285,9 +316,12 @@ impl Session {
 
     fn forward_execute(&mut self, message: &[u8]) -> Result<(), End> {
         let (portal, _) = split_nul(&message[5..]).ok_or_else(|| malformed("Execute"))?;
+        let mut ahead = None;
         let class = match self.portals.get(portal).cloned() {
             Some(statement) => {
                 let class = self.classify_prepared_now(&statement);
+                let class = self.with_spoken_of(statement.id, class);
+                ahead = self.note_ahead(&statement, &class);
                 self.begin_statement(&statement.text, &class);
                 let sent = Sent::Portal {
                     statement: &statement,
@@ -304,6 +338,7 @@ impl Session {
             }
         };
         self.count_query();
+        self.guard_sequences(&class);
         let Some(link) = &mut self.link else {
             return Ok(());
         };
@@ -316,7 +351,10 @@ impl Session {
             .iter()
             .flat_map(|statement| resets(&statement.effects, &self.settings))
             .collect();
-        link.expect(Expect::Execute(Some(class)));
+        link.expect(Expect::Execute {
+            class: Some(class),
+            ahead,
+        });
         link.out.extend_from_slice(message);
         // What follows in the same unit finds the client's own defaults.
         link.run_within(restored.into_iter());
@@ -330,6 +368,7 @@ impl Session {
             .ok_or_else(|| malformed("Describe"))?;
         let (name, _) = split_nul(rest).ok_or_else(|| malformed("Describe"))?;
         if tag == b'D' && *kind == b'S' {
+            self.ensure_spoken_of_by(name);
             self.bring_into_scope(name);
         }
         let max = self.gateway.max_prepared_statements();
@@ -364,7 +403,15 @@ impl Session {
             } else if *kind == b'P' {
                 self.portals.remove(name);
             }
-            link.out.extend_from_slice(message);
+            let name = match kind {
+                b'S' => self.gateway.interner.not_a_server_name(name),
+                _ => name,
+            };
+            put_frame(&mut link.out, b'C', |out| {
+                out.put_u8(*kind);
+                out.put_slice(name);
+                out.put_u8(0);
+            });
             link.expect(Expect::Close {
                 evicted: None,
                 undo,
@@ -390,7 +437,15 @@ impl Session {
                 if *kind == b'S' && name.is_empty() {
                     link.ensure_no_unnamed();
                 }
-                link.out.extend_from_slice(message);
+                let name = match kind {
+                    b'S' => self.gateway.interner.not_a_server_name(name),
+                    _ => name,
+                };
+                put_frame(&mut link.out, b'D', |out| {
+                    out.put_u8(*kind);
+                    out.put_slice(name);
+                    out.put_u8(0);
+                });
             }
         }
         link.expect(Expect::Describe);
@@ -469,7 +524,7 @@ impl Session {
     }
 
     /// What a statement's meaning depends on besides its text, where it is parsed now.
-    fn parse_scope(&mut self) -> HashedStr {
+    pub(super) fn parse_scope(&mut self) -> HashedStr {
         if !self.names_in_doubt {
             return self.parse_scope.clone();
         }
@@ -498,10 +553,25 @@ impl Session {
         if is_there {
             return;
         }
-        let statement =
+        let statement = if known.declared.is_some() {
+            let epoch = epoch_of(&self.pool.database);
+            self.gateway.interner.again(&known, &scope, epoch)
+        } else {
             self.gateway
-                .prepare(name, &known.text, &known.types, &scope, &self.pool.database);
+                .prepare(name, &known.text, &known.types, &scope, &self.pool.database)
+        };
+        if let Some(sql_use) = self.sql_uses.get(&known.id).cloned() {
+            self.note_sql_use(&statement, sql_use);
+        }
         self.statements.insert(name, statement);
+    }
+
+    /// The class of a statement that is executed by another.
+    pub(super) fn classify_executed(&mut self, statement: &Prepared) -> Arc<Class> {
+        let own = self.class.take();
+        let class = self.classify_prepared_now(statement);
+        self.class = own;
+        class
     }
 
     /// The class of a prepared statement, as far as it can be known without waiting.

@@ -19,17 +19,8 @@ impl Session {
     pub(super) fn on_ready(&mut self, status: u8, completed: &[Completed], failed: bool) {
         let was_failed = self.status == b'E';
         let had_layers = self.settings.has_uncommitted();
-        for Completed { class, done } in completed {
-            let all = class.statements.len();
-            let done = if failed { all.min(*done) } else { all };
-            let (done, rest) = class.statements.split_at(done);
-            for effect in done.iter().flat_map(|statement| &statement.effects) {
-                self.apply(effect, was_failed, false);
-            }
-            // Behind the one that failed nothing was run.
-            for effect in rest.iter().take(1).flat_map(|statement| &statement.effects) {
-                self.apply(effect, was_failed, true);
-            }
+        for completed in completed {
+            self.apply_completed(completed, was_failed, failed);
         }
         self.names_in_doubt = false;
         self.doubtful_scope = None;
@@ -45,6 +36,10 @@ impl Session {
         if failed || !self.pins.has(Pin::Unknown) {
             // Everything is set again before the next statement, or nothing was reset.
             self.to_restore.clear();
+        }
+        if std::mem::take(&mut self.alters_defaults) {
+            // Sessions that begin from here on begin with the new ones.
+            self.gateway.upstream.forget_defaults();
         }
         self.sees_committed = false;
         self.unnamed_portal_is_here = false;
@@ -85,6 +80,46 @@ impl Session {
         }
     }
 
+    fn apply_completed(&mut self, completed: &Completed, was_failed: bool, failed: bool) {
+        let statements = &completed.class.statements;
+        let all = statements.len();
+        let done = if failed { all.min(completed.done) } else { all };
+        for (place, statement) in statements.iter().enumerate() {
+            let is_done = place < done;
+            let names_are_known = if is_done {
+                self.apply_use(completed, place)
+            } else {
+                completed.translated.is_some()
+            };
+            self.alters_defaults |= is_done && alters_defaults(statement.tag);
+            for effect in &statement.effects {
+                match effect {
+                    // Nobody's but the gateway's name, or dealt with.
+                    Effect::Prepare(_) if names_are_known => {}
+                    Effect::Prepare(name) if name.starts_with(self.gateway.interner.prefix()) => {}
+                    // It was dealt with when it was sent.
+                    Effect::Deallocate(None) if completed.is_ahead && is_done => {
+                        self.pins.remove(Pin::Prepare);
+                    }
+                    Effect::DiscardAll if completed.is_ahead && is_done => {
+                        self.discard_all_but_names();
+                    }
+                    effect => self.apply(effect, was_failed, !is_done),
+                }
+            }
+            if !is_done {
+                if let Some(link) = &mut self.link
+                    && let Some(translated) = &completed.translated
+                {
+                    // What was prepared for it may be there, or not.
+                    link.lease.dirty |= !translated.own.is_empty();
+                }
+                // Behind the one that failed nothing was run.
+                break;
+            }
+        }
+    }
+
     fn apply(&mut self, effect: &Effect, was_failed: bool, failed: bool) {
         match effect {
             // What failed changed no settings, but what is not transactional may have happened before the error: ties are
@@ -118,7 +153,7 @@ impl Session {
             Effect::DiscardAll => self.discard_all(),
             Effect::Deallocate(None) => {
                 self.pins.remove(Pin::Prepare);
-                self.statements.clear();
+                self.statements.take_names();
                 if let Some(link) = &mut self.link {
                     link.lease.statements.clear();
                 }
@@ -184,15 +219,22 @@ impl Session {
     }
 
     fn discard_all(&mut self) {
+        self.discard_all_but_names();
+        self.statements.take_names();
+        if let Some(link) = &mut self.link {
+            link.lease.statements.clear();
+        }
+    }
+
+    fn discard_all_but_names(&mut self) {
         self.was_reset = true;
         self.settings.discard_all();
         self.settings_changed();
         self.pins.discard_all();
         self.change_interest(Interest::clear);
         self.unresolved.clear();
-        self.statements.clear();
         if let Some(link) = &mut self.link {
-            link.lease.statements.clear();
+            link.lease.sequences.discard();
             link.lease.dirty = false;
         }
     }
@@ -217,6 +259,14 @@ impl Session {
             self.scope.clone()
         };
     }
+}
+
+/// Whether a statement of this kind may change what sessions begin with.
+fn alters_defaults(tag: &str) -> bool {
+    matches!(
+        tag,
+        "ALTER DATABASE" | "ALTER ROLE" | "ALTER SYSTEM" | "COMMIT PREPARED"
+    )
 }
 
 /// What the meaning of names depends on, in a session with these settings.

@@ -335,6 +335,7 @@ impl Session {
     }
 
     fn step(&mut self, bytes: &[u8]) -> Result<Step, End> {
+        self.translation = None;
         if let Some(b'X') = bytes.first() {
             return Ok(Step::Goodbye);
         }
@@ -355,7 +356,7 @@ impl Session {
             if !self.to_restore.is_empty() {
                 return Ok(Step::Request(Decided::Ask));
             }
-            if let Some(len) = self.answer_deallocate(bytes) {
+            if let Some(len) = self.answer_here(bytes) {
                 return Ok(Step::Done(len));
             }
             if let Some(step) = self.try_listen(bytes) {
@@ -373,6 +374,9 @@ impl Session {
         if must_wait {
             return Ok(Step::Hold);
         }
+        if is_quiet && tag == b'Q' && self.must_prepare(&bytes[..len]) {
+            return Ok(Step::Request(Decided::Ask));
+        }
         self.forward(tag, &bytes[..len])?;
         Ok(Step::Done(len))
     }
@@ -384,6 +388,9 @@ impl Session {
         }
         if let Some(step) = self.try_cache(bytes, None)? {
             return Ok(step);
+        }
+        if let Some(len) = self.answer_close(bytes) {
+            return Ok(Step::Done(len));
         }
         if let Some(step) = self.try_control(bytes) {
             return Ok(step);
@@ -544,10 +551,13 @@ impl Session {
     /// Sends a request to the server, if a connection is at hand that has this session's settings.
     pub(super) fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
         self.info().clear_signal(Signal::Cancel);
-        if let Some(len) = self.answer_deallocate(bytes) {
+        if let Some(len) = self.answer_here(bytes) {
             return Ok(Step::Done(len));
         }
         if !self.link_now(bytes) {
+            return Ok(Step::Request(Decided::Ask));
+        }
+        if self.must_prepare(&bytes[..len]) {
             return Ok(Step::Request(Decided::Ask));
         }
         self.forward_all(&bytes[..len])?;

@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
+use crate::error::ClientError;
 use crate::sql::Class;
 use crate::upstream::ServerLease;
 use crate::upstream::connection::BackendProcess;
 
-use super::prepared::{GivenUp, Interner, Prepared};
+use super::prepared::{GivenUp, Interner, Named, Prepared};
+use super::translated::Translated;
 
 /// A leased server connection with the replies it owes.
 ///
@@ -42,6 +44,10 @@ pub(crate) struct Link {
     pub(crate) told_fatal: bool,
     /// What was run since the last ReadyForQuery.
     pub(crate) completed: SmallVec<[Completed; 2]>,
+    /// The request under way, as long as it could be made again; else empty.
+    pub(crate) retry: Vec<u8>,
+    /// It is made again when the server is ready.
+    pub(crate) is_retrying: bool,
 }
 
 /// A text that was run, to its end or to where it failed.
@@ -50,12 +56,21 @@ pub(crate) struct Completed {
     pub(crate) class: Arc<Class>,
     /// How many of its statements are complete; the next one is the one that failed, if one did.
     pub(crate) done: usize,
+    /// The text that was sent in place of the client's, of a simple query.
+    pub(crate) translated: Option<Box<Translated>>,
+    /// Names of statements were dealt with when it was sent.
+    pub(crate) is_ahead: bool,
 }
 
 impl Completed {
     pub(crate) fn whole(class: Arc<Class>) -> Self {
         let done = class.statements.len();
-        Self { class, done }
+        Self {
+            class,
+            done,
+            translated: None,
+            is_ahead: true,
+        }
     }
 }
 
@@ -63,6 +78,7 @@ impl Completed {
 #[derive(Debug, Default)]
 pub(crate) struct LinkBuffers {
     expects: VecDeque<Expect>,
+    retry: Vec<u8>,
     out: BytesMut,
 }
 
@@ -72,8 +88,8 @@ const BUFFER_KEPT_MAX: usize = 64 << 10;
 /// A reply that is owed.
 #[derive(Debug)]
 pub(crate) enum Expect {
-    /// BindComplete.
-    Bind,
+    /// BindComplete, of a statement.
+    Bind(Option<u64>),
     /// CloseComplete; of no interest to the client where the gateway closed a statement to make room.
     Close {
         evicted: Option<GivenUp>,
@@ -81,10 +97,14 @@ pub(crate) enum Expect {
     },
     /// RowDescription or NoData, behind a ParameterDescription where a statement was described.
     Describe,
-    /// The error for a statement name that the client has used already.
-    DuplicateParse { name: Box<[u8]> },
+    /// The error for a Parse that is refused: under a name that the client has used already, for one.
+    RefusedParse(Box<ClientError>),
     /// Rows up to CommandComplete, EmptyQueryResponse or PortalSuspended.
-    Execute(Option<Arc<Class>>),
+    Execute {
+        class: Option<Arc<Class>>,
+        /// What it does to the names of statements, noted in advance.
+        ahead: Option<Box<Ahead>>,
+    },
     /// ParseComplete for a statement that only the server understands.
     ForeignParse,
     /// Bytes for the client that the server does not send.
@@ -99,6 +119,8 @@ pub(crate) enum Expect {
         undo: Option<Undo>,
         swallow: bool,
     },
+    /// The end of a PREPARE of the gateway's own.
+    OwnPrepare(Arc<Prepared>),
     /// The reply to a message of the gateway's own, by its tag.
     Own(u8),
     /// Everything up to ReadyForQuery.
@@ -110,6 +132,8 @@ pub(crate) enum Expect {
         place: usize,
         /// How many of the client's are complete.
         done: usize,
+        /// The text that was sent in place of the client's.
+        translated: Option<Box<Translated>>,
     },
     /// ReadyForQuery.
     Sync,
@@ -122,10 +146,32 @@ pub(crate) struct Undo {
     pub(crate) was: Option<Arc<Prepared>>,
 }
 
+/// What a PREPARE, DEALLOCATE or DISCARD ALL of the extended protocol does to the names of statements, the client's and
+/// the server connection's. It counts from when it is sent, since what follows in the same unit is sent before it is answered.
+#[derive(Debug)]
+pub(crate) enum Ahead {
+    Added {
+        name: Box<[u8]>,
+        statement: Arc<Prepared>,
+    },
+    Removed {
+        undo: Undo,
+        given_up: Option<GivenUp>,
+    },
+    RemovedAll {
+        names: Named,
+        given_up: Vec<GivenUp>,
+    },
+}
+
 impl Link {
     pub(crate) fn new(mut lease: ServerLease) -> Self {
         lease.lent = true;
-        let LinkBuffers { expects, out } = std::mem::take(&mut lease.link_buffers);
+        let LinkBuffers {
+            expects,
+            retry,
+            out,
+        } = std::mem::take(&mut lease.link_buffers);
         Self {
             lease,
             expects,
@@ -140,6 +186,8 @@ impl Link {
             unit_failed: false,
             told_fatal: false,
             completed: SmallVec::new(),
+            retry,
+            is_retrying: false,
         }
     }
 
@@ -148,14 +196,20 @@ impl Link {
         let Self {
             mut lease,
             mut expects,
+            mut retry,
             mut out,
             ..
         } = self;
         lease.lent = false;
         expects.clear();
+        retry.clear();
         out.clear();
         if out.capacity() <= BUFFER_KEPT_MAX {
-            lease.link_buffers = LinkBuffers { expects, out };
+            lease.link_buffers = LinkBuffers {
+                expects,
+                retry,
+                out,
+            };
         }
         lease
     }
@@ -217,12 +271,18 @@ impl Link {
     }
 
     /// Notes a simple query, with the places of the gateway's own statements in it, the last first.
-    pub(crate) fn expect_query(&mut self, class: Arc<Class>, own: Vec<usize>) {
+    pub(crate) fn expect_query(
+        &mut self,
+        class: Arc<Class>,
+        own: Vec<usize>,
+        translated: Option<Box<Translated>>,
+    ) {
         self.expect(Expect::Query {
             class,
             own,
             place: 0,
             done: 0,
+            translated,
         });
     }
 
@@ -239,15 +299,16 @@ impl Link {
     /// Returns what the client's names stood for before, the latest change first.
     pub(crate) fn skip_to_sync(&mut self, sqlstate: &str) -> Vec<Undo> {
         let mut undone = Vec::new();
-        self.skips_to_sync = true;
-        if let Some(Expect::Execute(class)) = self.expects.front_mut() {
+        if let Some(Expect::Execute { class, .. }) = self.expects.front_mut() {
             // It failed, but what is not transactional may have happened before.
             // Of a portal that there is not, nothing was run.
             let failed = class
                 .take()
                 .filter(|class| class.parsed || sqlstate != "34000");
-            self.completed
-                .extend(failed.map(|class| Completed { class, done: 0 }));
+            self.completed.extend(failed.map(|class| Completed {
+                done: 0,
+                ..Completed::whole(class)
+            }));
         }
         if let Some(Expect::Parse {
             named: false,
@@ -258,13 +319,14 @@ impl Link {
             // The server gives the unnamed statement up before it looks at the new text.
             undo.was = None;
         }
-        while let Some(expect) = self.expects.pop_front() {
+        let is_sync = |expect: &Expect| matches!(expect, Expect::Sync);
+        let sync = self.expects.iter().position(is_sync);
+        self.skips_to_sync = sync.is_none();
+        let skipped = self.expects.drain(..sync.unwrap_or(self.expects.len()));
+        let skipped: Vec<Expect> = skipped.collect();
+        // What was noted last is taken back first.
+        for expect in skipped.into_iter().rev() {
             match expect {
-                Expect::Sync => {
-                    self.expects.push_front(expect);
-                    self.skips_to_sync = false;
-                    break;
-                }
                 Expect::Parse {
                     statement,
                     named,
@@ -278,6 +340,14 @@ impl Link {
                         self.lease.statements.unnamed = None;
                     }
                 }
+                Expect::OwnPrepare(statement) => {
+                    self.lease.statements.remove(statement.id);
+                }
+                Expect::Execute {
+                    ahead: Some(ahead), ..
+                } => {
+                    undone.extend(self.take_back(*ahead));
+                }
                 Expect::Inject { undo, .. } => undone.extend(undo),
                 // Not closed after all: without this note a later Parse would find the name taken.
                 Expect::Close { evicted, undo } => {
@@ -289,7 +359,6 @@ impl Link {
                 _ => {}
             }
         }
-        undone.reverse();
         undone
     }
 
@@ -319,6 +388,74 @@ impl Link {
         is_known
     }
 
+    /// Notes a statement as prepared, and closes the one used least recently if there are too many.
+    pub(crate) fn make_room(&mut self, statement: &Arc<Prepared>, names: &Interner, max: usize) {
+        if let Some(oldest) = self.lease.statements.insert(statement, max) {
+            self.close_named(oldest, names);
+        }
+    }
+
+    /// Closes a statement that was given up.
+    pub(crate) fn close_named(&mut self, given_up: GivenUp, names: &Interner) {
+        put_frame(&mut self.out, b'C', |out| {
+            out.put_u8(b'S');
+            names.put_server_name(given_up.id, out);
+        });
+        self.expect(Expect::Close {
+            evicted: Some(given_up),
+            undo: None,
+        });
+    }
+
+    /// What the client called a statement before it sent messages that are not answered yet.
+    pub(crate) fn name_before(&self, id: u64) -> Option<&[u8]> {
+        let of = |undo: &'_ Undo| undo.was.as_ref().is_some_and(|was| was.id == id);
+        self.expects.iter().find_map(|expect| {
+            let undo = match expect {
+                Expect::Close { undo, .. }
+                | Expect::Inject { undo, .. }
+                | Expect::Parse { undo, .. } => undo.as_ref(),
+                Expect::Execute { ahead, .. } => match ahead.as_deref() {
+                    Some(Ahead::Removed { undo, .. }) => Some(undo),
+                    Some(Ahead::RemovedAll { names, .. }) => return names.name_of(id),
+                    _ => None,
+                },
+                _ => None,
+            };
+            undo.filter(|undo| of(undo)).map(|undo| &*undo.name)
+        })
+    }
+
+    /// Takes back what was noted in advance about the names of statements on the connection. Returns what is to be taken
+    /// back about the client's.
+    fn take_back(&mut self, ahead: Ahead) -> SmallVec<[Undo; 1]> {
+        let statements = &mut self.lease.statements;
+        match ahead {
+            Ahead::Added { name, statement } => {
+                statements.remove(statement.id);
+                smallvec![Undo { name, was: None }]
+            }
+            Ahead::Removed { undo, given_up } => {
+                if let Some(given_up) = given_up {
+                    statements.restore(&given_up);
+                }
+                smallvec![undo]
+            }
+            Ahead::RemovedAll { names, given_up } => {
+                for given_up in &given_up {
+                    statements.restore(given_up);
+                }
+                names
+                    .names()
+                    .map(|(name, was)| Undo {
+                        name: name.into(),
+                        was: Some(Arc::clone(was)),
+                    })
+                    .collect()
+            }
+        }
+    }
+
     /// Prepares a named statement, closing the one used least recently if there are too many.
     pub(crate) fn parse_named(
         &mut self,
@@ -327,15 +464,14 @@ impl Link {
         names: &Interner,
         max: usize,
     ) {
-        if let Some(oldest) = self.lease.statements.insert(statement, max) {
-            put_frame(&mut self.out, b'C', |out| {
-                out.put_u8(b'S');
-                names.put_server_name(oldest.id, out);
-            });
-            self.expect(Expect::Close {
-                evicted: Some(oldest),
-                undo: None,
-            });
+        self.make_room(statement, names, max);
+        if let Some(declared) = &statement.declared {
+            let sql = format!("PREPARE {}{declared}", names.server_name(statement.id));
+            self.run_within(std::iter::once(sql));
+            // In the place of its CommandComplete, behind which two things are closed.
+            let at = self.expects.len() - 3;
+            self.expects[at] = Expect::OwnPrepare(Arc::clone(statement));
+            return;
         }
         put_parse(&mut self.out, statement, |out| {
             names.put_server_name(statement.id, out)
@@ -440,7 +576,11 @@ impl Link {
 /// A statement and portal that no client uses, zero-terminated.
 const OWN_NAME: &[u8] = b"helios_own\0";
 
-fn put_parse(out: &mut BytesMut, statement: &Prepared, name: impl FnOnce(&mut BytesMut)) {
+pub(crate) fn put_parse(
+    out: &mut BytesMut,
+    statement: &Prepared,
+    name: impl FnOnce(&mut BytesMut),
+) {
     put_frame(out, b'P', |out| {
         name(out);
         out.put_slice(statement.text.as_bytes());

@@ -18,10 +18,14 @@ pub(crate) mod pins;
 pub(crate) mod prepared;
 mod request;
 mod resolve;
+pub(crate) mod sequences;
 mod server_messages;
 pub(crate) mod settings;
+mod sql_prepare;
+mod stale_plan;
 mod stream;
 mod transaction;
+mod translated;
 pub(crate) mod unit;
 mod walsender;
 
@@ -53,7 +57,9 @@ use pins::Pins;
 use prepared::Named;
 use resolve::Unresolved;
 use settings::Settings;
+use sql_prepare::SqlUses;
 use transaction::Deferred;
+use translated::Translated;
 
 pub(crate) use login::{Entrance, Greeted, admit, enter, greet};
 pub(crate) use stream::ClientStream;
@@ -97,6 +103,10 @@ pub(crate) struct Session {
     to_restore: BTreeSet<Box<str>>,
     /// Prepared statements by the client's names.
     statements: Named,
+    /// The client's own text of those that speak of others by name.
+    sql_uses: SqlUses,
+    /// The text of the query at the front of the input, and what it was translated to.
+    translation: Option<(Box<str>, Translated)>,
     /// Which statement each portal runs.
     portals: Named,
     /// What the unnamed one of them was bound with.
@@ -131,6 +141,12 @@ pub(crate) struct Session {
     was_reset: bool,
     /// What it listens to without a server connection of its own.
     listening: Option<Box<Listening>>,
+    /// The request at the front of `input` was made before, and is not made a third time.
+    is_second_attempt: bool,
+    /// It has asked for the last value of a sequence.
+    reads_sequences: bool,
+    /// The transaction in progress has changed what sessions begin with.
+    alters_defaults: bool,
     /// The client sends no more: what it has asked for is done, then the session ends.
     is_ending: bool,
     /// How much longer the statement of a client is let run whose connection has ended.

@@ -1,7 +1,7 @@
 //! Prepared statements as clients name them, and the one name that each distinct text has on every server connection.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
@@ -20,6 +20,8 @@ pub(crate) struct Prepared {
     pub(crate) text: HashedStr,
     /// The parameter type OIDs of the Parse message, as on the wire: a count and the OIDs, big-endian.
     pub(crate) types: Box<[u8]>,
+    /// What stands behind the name in the PREPARE that made it: types, `AS`, and `text`. `None` where it came by a Parse.
+    pub(crate) declared: Option<Box<str>>,
     /// The settings that it is parsed under: constants and names get their meaning then.
     pub(crate) scope: HashedStr,
     /// Of the catalog when the first client prepared it; 0 if there was none. Where the types are left open, the server
@@ -27,6 +29,9 @@ pub(crate) struct Prepared {
     pub(crate) epoch: u64,
     /// What the text meant to the session that asked last.
     pub(crate) class: ArcSwapOption<KnownClass>,
+    /// Counts its bytes for as long as anybody has it.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    held: Held,
     /// Which server connections have it. Shared with these, which may outlive the last client that uses it.
     pub(crate) affinity: Arc<StatementAffinity>,
 }
@@ -39,6 +44,19 @@ pub(crate) struct KnownClass {
     pub(crate) class: Arc<Class>,
 }
 
+/// Bytes that count for as long as this lives.
+#[derive(Debug)]
+struct Held {
+    bytes: usize,
+    of: Arc<AtomicUsize>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// Gives equal statements the same [`Prepared`], so that a server connection prepares each only once.
 ///
 /// Equal means: same text bytes, same parameter types, same settings, same schema epoch. The epoch is there because a server that
@@ -49,6 +67,8 @@ pub(crate) struct Interner {
     /// Why a lock: touched once per Parse of a named statement, never on the path of a hit. Nothing is called under it.
     map: Mutex<HashMap<Key, Weak<Prepared>>>,
     next_id: AtomicU64,
+    /// Bytes of all statements that anybody has.
+    bytes: Arc<AtomicUsize>,
     /// Not guessable, so that no client names another's statement.
     prefix: String,
 }
@@ -57,6 +77,7 @@ pub(crate) struct Interner {
 struct Key {
     text: HashedStr,
     types: Box<[u8]>,
+    declared: Option<Box<str>>,
     scope: HashedStr,
     epoch: u64,
 }
@@ -66,11 +87,17 @@ impl Key {
         Self {
             text: HashedStr::new(text),
             types: types.into(),
+            declared: None,
             scope: scope.clone(),
             epoch,
         }
     }
 }
+
+/// What no statement is called, by a client or on a server connection.
+pub(super) const NOBODYS_NAME: &str = "helios_nobodys";
+/// As in a Parse without types.
+const NO_TYPES: &[u8] = &[0, 0];
 
 /// The map is swept of dead entries when it has grown by this many.
 const SWEEP_AT: usize = 4096;
@@ -80,6 +107,7 @@ impl Interner {
         Self {
             map: Mutex::new(HashMap::new()),
             next_id: AtomicU64::new(1),
+            bytes: Arc::default(),
             prefix: format!("helios_{:016x}_", rand::random::<u64>()),
         }
     }
@@ -92,7 +120,54 @@ impl Interner {
         scope: &HashedStr,
         epoch: u64,
     ) -> Arc<Prepared> {
-        let key = Key::new(text, types, scope, epoch);
+        self.shared(Key::new(text, types, scope, epoch))
+    }
+
+    /// The shared statement of a PREPARE with this behind its name.
+    pub(crate) fn declared(
+        &self,
+        text: &str,
+        declared: &str,
+        scope: &HashedStr,
+        epoch: u64,
+    ) -> Arc<Prepared> {
+        let mut key = Key::new(text, NO_TYPES, scope, epoch);
+        key.declared = Some(declared.into());
+        self.shared(key)
+    }
+
+    /// The same statement under other settings or another epoch.
+    pub(crate) fn again(&self, known: &Prepared, scope: &HashedStr, epoch: u64) -> Arc<Prepared> {
+        let mut key = Key::new(&known.text, &known.types, scope, epoch);
+        key.declared.clone_from(&known.declared);
+        self.shared(key)
+    }
+
+    /// The same statement under a name that nobody else uses.
+    pub(crate) fn apart(&self, known: &Prepared) -> Arc<Prepared> {
+        Arc::new(Prepared {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            text: known.text.clone(),
+            types: known.types.clone(),
+            declared: known.declared.clone(),
+            scope: known.scope.clone(),
+            epoch: known.epoch,
+            held: self.hold(&known.text, &known.types),
+            class: ArcSwapOption::empty(),
+            affinity: Arc::default(),
+        })
+    }
+
+    /// As [`apart`](Self::apart), and whoever prepares the same from here on gets this one.
+    pub(crate) fn anew(&self, known: &Prepared) -> Arc<Prepared> {
+        let fresh = self.apart(known);
+        let mut key = Key::new(&known.text, &known.types, &known.scope, known.epoch);
+        key.declared.clone_from(&known.declared);
+        self.map.lock().insert(key, Arc::downgrade(&fresh));
+        fresh
+    }
+
+    fn shared(&self, key: Key) -> Arc<Prepared> {
         let mut map = self.map.lock();
         if let Some(known) = map.get(&key).and_then(Weak::upgrade) {
             return known;
@@ -100,7 +175,17 @@ impl Interner {
         if map.len() >= SWEEP_AT && map.len() == map.capacity() {
             map.retain(|_, statement| statement.strong_count() > 0);
         }
-        let fresh = self.unnamed(key.text.clone(), types, scope, epoch);
+        let fresh = Arc::new(Prepared {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            text: key.text.clone(),
+            types: key.types.clone(),
+            declared: key.declared.clone(),
+            scope: key.scope.clone(),
+            epoch: key.epoch,
+            held: self.hold(&key.text, &key.types),
+            class: ArcSwapOption::empty(),
+            affinity: Arc::default(),
+        });
         map.insert(key, Arc::downgrade(&fresh));
         fresh
     }
@@ -134,8 +219,10 @@ impl Interner {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         Arc::new(Prepared {
             id,
+            held: self.hold(&text, types),
             text,
             types: types.into(),
+            declared: None,
             scope: scope.clone(),
             epoch,
             class: ArcSwapOption::empty(),
@@ -143,10 +230,44 @@ impl Interner {
         })
     }
 
+    /// Bytes of all statements that anybody has.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn hold(&self, text: &str, types: &[u8]) -> Held {
+        // The text and the types are in the map's key, too.
+        let bytes = size_of::<Prepared>() + 2 * (text.len() + types.len());
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Held {
+            bytes,
+            of: Arc::clone(&self.bytes),
+        }
+    }
+
     /// A scope that nobody else has.
     pub(crate) fn unique_scope(&self) -> HashedStr {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         HashedStr::new(&format!("?{id}"))
+    }
+
+    /// The statement's name on server connections.
+    pub(crate) fn server_name(&self, id: u64) -> String {
+        format!("{}{id}", self.prefix)
+    }
+
+    /// What the names of all statements on server connections begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A name that the client has for no statement: never one that a server connection has for somebody's.
+    pub(crate) fn not_a_server_name<'n>(&self, name: &'n [u8]) -> &'n [u8] {
+        if name.starts_with(self.prefix.as_bytes()) {
+            NOBODYS_NAME.as_bytes()
+        } else {
+            name
+        }
     }
 
     /// The statement's name on server connections, zero-terminated for the wire.
@@ -159,13 +280,28 @@ impl Interner {
 
 /// What a client's names of statements or portals stand for. The empty name, which most requests use, has a place of
 /// its own.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Named {
     unnamed: Option<Arc<Prepared>>,
     named: HashMap<Box<[u8]>, Arc<Prepared>, rapidhash::fast::RandomState>,
+    /// Of the names and what they stand for.
+    bytes: usize,
 }
 
+/// Bytes that a name takes with what it stands for.
+pub(crate) fn weight_of(name: &[u8], text: &str) -> usize {
+    NAME_WEIGHT + name.len() + text.len()
+}
+
+/// What a name takes besides its bytes.
+const NAME_WEIGHT: usize = 128;
+
 impl Named {
+    /// Of those that have names, with what they stand for.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
         if name.is_empty() {
             self.unnamed.as_ref()
@@ -182,8 +318,11 @@ impl Named {
         if name.is_empty() {
             self.unnamed = Some(statement);
         } else if let Some(known) = self.named.get_mut(name) {
+            self.bytes += statement.text.len();
+            self.bytes -= known.text.len();
             *known = statement;
         } else {
+            self.bytes += weight_of(name, &statement.text);
             self.named.insert(name.into(), statement);
         }
     }
@@ -192,12 +331,45 @@ impl Named {
         if name.is_empty() {
             self.unnamed.take()
         } else {
-            self.named.remove(name)
+            let was = self.named.remove(name)?;
+            self.bytes -= weight_of(name, &was.text);
+            Some(was)
         }
     }
 
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// Takes those that have names, as DEALLOCATE ALL does.
+    pub(crate) fn take_names(&mut self) -> Self {
+        let unnamed = self.unnamed.take();
+        let named = std::mem::take(self);
+        self.unnamed = unnamed;
+        named
+    }
+
+    /// True if none has a name.
+    pub(crate) fn has_no_names(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// The names, and what they stand for.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&[u8], &Arc<Prepared>)> {
+        self.named.iter().map(|(name, known)| (&**name, known))
+    }
+
+    /// The names of a statement, the empty one if that is its.
+    pub(crate) fn names_of(&self, id: u64) -> impl Iterator<Item = &[u8]> {
+        let unnamed = self.unnamed.iter().filter(move |known| known.id == id);
+        let named = self.names().filter(move |(_, known)| known.id == id);
+        unnamed.map(|_| &b""[..]).chain(named.map(|(name, _)| name))
+    }
+
+    /// The first name found for a statement.
+    pub(crate) fn name_of(&self, id: u64) -> Option<&[u8]> {
+        self.names()
+            .find_map(|(name, known)| (known.id == id).then_some(name))
     }
 }
 
@@ -274,6 +446,22 @@ impl ServerStatements {
         let OnServer { affinity, .. } = self.named.remove(&id)?;
         affinity.forget_connection(self.connection);
         Some(affinity)
+    }
+
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.named.contains_key(&id)
+    }
+
+    /// Gives a statement up that is about to be closed.
+    pub(crate) fn give_up(&mut self, id: u64) -> Option<GivenUp> {
+        let affinity = self.remove(id)?;
+        Some(GivenUp { id, affinity })
+    }
+
+    /// Gives up all of them, as DEALLOCATE ALL is about to do.
+    pub(crate) fn give_up_all(&mut self) -> Vec<GivenUp> {
+        let ids: Vec<u64> = self.named.keys().copied().collect();
+        ids.into_iter().filter_map(|id| self.give_up(id)).collect()
     }
 
     /// Notes a statement as prepared that was given up but not closed. May exceed the maximum by one for a while.

@@ -16,6 +16,7 @@ use crate::sql::{Class, Effect, Read, mentions_now};
 use crate::upstream::ServerLease;
 use crate::upstream::database::{LoadedCatalog, SlotsRead};
 
+use super::client_messages::CLOSE_COMPLETE;
 use super::io::Step;
 use super::link::Link;
 use super::pins::Pin;
@@ -74,6 +75,7 @@ impl Session {
     /// Returns how many bytes of `input` are dealt with.
     async fn request_in(&mut self, input: &[u8], mut decided: Decided) -> Result<usize, End> {
         self.info().clear_signal(Signal::Cancel);
+        self.translation = None;
         // The answers that are ready do not wait for this one. What does not fit is sent later.
         if !self.out.is_empty()
             && let Ok(written) = self.stream.try_write(&self.out)
@@ -152,7 +154,7 @@ impl Session {
         }
         // What was found out before a wait may be out of date after it.
         self.class = None;
-        if let Some(len) = self.answer_deallocate(input) {
+        if let Some(len) = self.answer_here(input) {
             return Ok(len);
         }
         let len = first_unit(input);
@@ -164,6 +166,11 @@ impl Session {
         }
         if !self.to_restore.is_empty() {
             self.restore_startup_settings().await?;
+        }
+        if let Err(error) = self.prepare_needed(&input[..len]).await? {
+            self.fail_query(&error);
+            self.release_if_free();
+            return Ok(len);
         }
         self.forward_all(&input[..len])?;
         Ok(len)
@@ -381,6 +388,7 @@ impl Session {
             self.capture = None;
             self.class = None;
         }
+        lease.sequences.lend_to(self.info().id);
         lease.info.lent_to(self.info().id);
         self.info().link(Arc::clone(&lease.key));
         self.link = Some(Link::new(lease));
@@ -515,8 +523,42 @@ impl Session {
         Ok(len)
     }
 
+    /// Answers the request at the front if it asks for what is known here alone.
+    pub(super) fn answer_here(&mut self, input: &[u8]) -> Option<usize> {
+        self.answer_deallocate(input)
+            .or_else(|| self.answer_show_level(input))
+    }
+
+    /// Close of named statements, up to a Sync, where no server connection is held: the names are known here alone, and what
+    /// they stood for leaves each server connection when it is least recently used.
+    pub(super) fn answer_close(&mut self, input: &[u8]) -> Option<usize> {
+        if self.link.is_some() || input.first() != Some(&b'C') {
+            return None;
+        }
+        let mut at = 0;
+        while let (b'C', body, len) = message(&input[at..])? {
+            let (name, _) = split_nul(body.strip_prefix(b"S")?)?;
+            if name.is_empty() {
+                return None;
+            }
+            at += len;
+        }
+        let (b'S', _, sync) = message(&input[at..])? else {
+            return None;
+        };
+        let mut rest = &input[..at];
+        while let Some((_, body, len)) = message(rest) {
+            let (name, _) = split_nul(&body[1..])?;
+            self.statements.remove(name);
+            self.out.extend_from_slice(CLOSE_COMPLETE);
+            rest = &rest[len..];
+        }
+        self.put_ready();
+        Some(at + sync)
+    }
+
     /// `DEALLOCATE` of a statement that the client prepared by protocol message: the name is known here alone.
-    pub(super) fn answer_deallocate(&mut self, input: &[u8]) -> Option<usize> {
+    fn answer_deallocate(&mut self, input: &[u8]) -> Option<usize> {
         let (b'Q', body, len) = message(input)? else {
             return None;
         };
@@ -564,9 +606,21 @@ pub(super) fn refusal_label(class: &Class) -> &'static str {
     }
 }
 
-/// True for EXECUTE and FETCH, whose rows have the form of another statement, and for what could be one of these.
+/// True for EXECUTE and FETCH, whose rows have the form of another statement, for all others that may name a prepared
+/// statement, and for what could be one of these.
 fn means_what_the_session_has(class: &Class) -> bool {
-    let names_another = |tag: &str| matches!(tag, "EXECUTE" | "FETCH" | "UNKNOWN");
+    let names_another = |tag: &str| {
+        matches!(
+            tag,
+            "CREATE TABLE AS"
+                | "DEALLOCATE"
+                | "EXECUTE"
+                | "EXPLAIN"
+                | "FETCH"
+                | "PREPARE"
+                | "UNKNOWN"
+        )
+    };
     class
         .statements
         .iter()

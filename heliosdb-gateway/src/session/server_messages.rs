@@ -150,8 +150,18 @@ impl Session {
             return Ok(());
         };
         match link.expects.pop_front() {
-            Some(Expect::Query { class, done, .. }) => {
-                link.completed.push(Completed { class, done });
+            Some(Expect::Query {
+                class,
+                done,
+                translated,
+                ..
+            }) => {
+                link.completed.push(Completed {
+                    class,
+                    done,
+                    translated,
+                    is_ahead: false,
+                });
             }
             Some(Expect::Sync) => {}
             other => {
@@ -189,6 +199,10 @@ impl Session {
             }
         }
         self.on_ready(status, &completed, failed);
+        if self.repeat_request() {
+            self.input_waits = true;
+            return Ok(());
+        }
         if !self.delays_ready() {
             self.put_ready();
         }
@@ -204,28 +218,33 @@ impl Session {
         link.abort_copies_in();
         let fields = ErrorFields::parse(message.slice(5..));
         link.told_fatal |= matches!(fields.severity(), "FATAL" | "PANIC");
-        let duplicate = match link.expects.front() {
-            Some(Expect::DuplicateParse { name }) if fields.sqlstate() == "42P05" => {
-                Some(String::from_utf8_lossy(name).into_owned())
-            }
-            // The statement's result changed under the name it has on the server: the next use prepares it anew.
-            Some(Expect::Bind | Expect::Execute(_)) if fields.sqlstate() == "0A000" => {
-                link.lease.dirty = true;
-                None
+        let refused = match link.expects.front() {
+            Some(Expect::RefusedParse(error)) if fields.sqlstate() == "42P05" => {
+                Some(ClientError::clone(error))
             }
             _ => None,
         };
-        match duplicate {
-            Some(name) => {
-                ClientError::new(
-                    ErrorKind::Client,
-                    "42P05",
-                    format!("prepared statement \"{name}\" already exists"),
-                )
-                .put(&mut self.out);
+        let is_retried = self.is_retried(fields.sqlstate());
+        let Some(link) = &mut self.link else { return };
+        match refused {
+            _ if is_retried => {}
+            Some(error) => error.put(&mut self.out),
+            None => {
+                let translated = match link.expects.front_mut() {
+                    Some(Expect::Query { translated, .. }) => translated.take(),
+                    _ => None,
+                };
+                self.put_error(message, translated.as_deref());
+                if let Some(Link { expects, .. }) = &mut self.link
+                    && let Some(Expect::Query {
+                        translated: place, ..
+                    }) = expects.front_mut()
+                {
+                    *place = translated;
+                }
             }
-            None => self.out.extend_from_slice(message),
         }
+        let Some(link) = &mut self.link else { return };
         if matches!(link.expects.front(), Some(Expect::Query { .. })) {
             return;
         }
@@ -274,6 +293,7 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
         ) => {
             let mut pass = Pass::Forward;
             if tag == b'C' {
+                link.retry.clear();
                 if own.last() == Some(place) {
                     own.pop();
                     pass = Pass::Swallow;
@@ -304,9 +324,12 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
             link.expects.pop_front();
             pass
         }
-        (b'1', Some(Expect::ForeignParse))
-        | (b'2', Some(Expect::Bind))
-        | (b'T' | b'n', Some(Expect::Describe)) => {
+        (b'2', Some(Expect::Bind(_))) => {
+            link.expects.pop_front();
+            link.has_begun();
+            Pass::Forward
+        }
+        (b'1', Some(Expect::ForeignParse)) | (b'T' | b'n', Some(Expect::Describe)) => {
             link.expects.pop_front();
             Pass::Forward
         }
@@ -314,7 +337,11 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
             link.expects.pop_front();
             Pass::Swallow
         }
-        (b'C' | b'I' | b's', Some(Expect::Execute(class))) => {
+        (b'C', Some(Expect::OwnPrepare(_))) => {
+            link.expects.pop_front();
+            Pass::Swallow
+        }
+        (b'C' | b'I' | b's', Some(Expect::Execute { class, .. })) => {
             // A part of the rows is enough for what a statement does to its session.
             link.completed.extend(class.take().map(Completed::whole));
             link.expects.pop_front();

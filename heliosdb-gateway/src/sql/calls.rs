@@ -120,6 +120,7 @@ impl<'a> Walk<'a> {
             SessionEffect::None => {}
             SessionEffect::AdvisoryLock => self.found.effects.push(Effect::AdvisoryLock),
             SessionEffect::AdvisoryUnlockAll => self.found.effects.push(Effect::AdvisoryUnlockAll),
+            SessionEffect::ReadSequence => self.found.effects.push(Effect::ReadSequence),
             SessionEffect::Unknown => {
                 self.settings_unknown(&Unbounded::Setting(name.into()));
             }

@@ -107,6 +107,7 @@ fn describe(effect: &Effect) -> String {
         Effect::Load => "loads a library into the server process".to_owned(),
         Effect::Prepare(name) => format!("prepares statement {name}"),
         Effect::PrepareTransaction(gid) => format!("prepares transaction {gid}"),
+        Effect::ReadSequence => "asks for the last value of a sequence".to_owned(),
         Effect::Release(name) => format!("releases savepoint {name}"),
         Effect::Reset(name) => format!("resets {name}"),
         Effect::ResetAll => "resets all settings".to_owned(),

@@ -357,6 +357,7 @@ const COMMON: &[&str] = &[
 pub(super) enum SessionEffect {
     AdvisoryLock,
     AdvisoryUnlockAll,
+    ReadSequence,
     /// Changes session state that has no SET.
     Unknown,
     None,
@@ -410,6 +411,7 @@ pub(super) fn session_effect(name: &str) -> SessionEffect {
         | "pg_advisory_lock_shared"
         | "pg_try_advisory_lock"
         | "pg_try_advisory_lock_shared" => SessionEffect::AdvisoryLock,
+        "currval" | "lastval" => SessionEffect::ReadSequence,
         "pg_advisory_unlock_all" => SessionEffect::AdvisoryUnlockAll,
         // A backup belongs to its session, as does a replication origin and the random seed.
         "pg_backup_start"

@@ -24,6 +24,7 @@ mod names;
 mod reason;
 mod rows;
 mod settings;
+mod spots;
 mod sql_json;
 mod statement;
 mod time_casts;
@@ -48,6 +49,7 @@ pub use names::{NameScope, split_identifiers};
 pub use reason::{FunctionRefusal, Refusal, Unbounded};
 pub use rows::{EncodedKey, Parameters, RowKey, Rows, Values};
 pub use settings::{quote_literal, quote_setting_name, value_items};
+pub(crate) use spots::{Action, SpotKind, names_spoken_of, spots};
 
 use smallvec::SmallVec;
 
@@ -254,6 +256,8 @@ pub enum Effect {
     Prepare(String),
     /// `PREPARE TRANSACTION 'gid'`.
     PrepareTransaction(String),
+    /// `currval()` or `lastval()`: what it gives belongs to the server session in which the sequence was used.
+    ReadSequence,
     /// `RELEASE [SAVEPOINT] name`.
     Release(String),
     /// `RESET name`.

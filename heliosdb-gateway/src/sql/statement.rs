@@ -82,6 +82,7 @@ fn changes_meaning(effect: &Effect) -> bool {
             | Effect::HoldCursor(_)
             | Effect::Listen(_)
             | Effect::Prepare(_)
+            | Effect::ReadSequence
             | Effect::Release(_)
             | Effect::Savepoint(_)
             | Effect::SetTransaction(_)

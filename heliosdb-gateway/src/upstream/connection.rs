@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::invalidate::wire::STRANGERS;
 use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
+use crate::session::sequences::Sequences;
 use crate::session::settings::{Effective, SettingMap};
 
 use crate::clients::ServerKey;
@@ -76,6 +77,8 @@ pub(crate) struct ServerConnection {
     /// The server's process behind it.
     pub(crate) process: BackendProcess,
     pub(crate) info: Arc<ServerInfo>,
+    /// Whose values of sequences it has.
+    pub(crate) sequences: Sequences,
     /// Empty, with capacity.
     pub(crate) link_buffers: LinkBuffers,
 }
@@ -307,6 +310,7 @@ impl Connector for ServerConnector {
             }),
             process: BackendProcess { pid, started },
             info,
+            sequences: Sequences::default(),
             link_buffers: LinkBuffers::default(),
         }))
     }
@@ -326,6 +330,7 @@ impl Connector for ServerConnector {
         }
         connection.applied = Arc::clone(&self.no_settings);
         connection.statements.clear();
+        connection.sequences = Sequences::default();
         connection.dirty = false;
         Ok(())
     }

@@ -89,6 +89,8 @@ pub(crate) struct ServerPool {
     pub(crate) listener: Option<Listener>,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
+    /// `baseline` may not be true any more.
+    defaults_are_old: AtomicBool,
     /// What the server reports to a client with these settings, so that a login needs no server connection.
     /// Why a lock: a look-up per login.
     parameters: Mutex<Vec<KnownParameters>>,
@@ -348,6 +350,7 @@ impl Upstream {
             run: AtomicU64::new(0),
             listener,
             baseline: ArcSwapOption::empty(),
+            defaults_are_old: AtomicBool::new(false),
             parameters: Mutex::default(),
         })
     }
@@ -373,7 +376,15 @@ impl Upstream {
         self.pools.lock().values().cloned().collect()
     }
 
-    /// All databases in use, by server and name.
+    /// What sessions begin with may have changed: connections that began with what it was go as they come back.
+    pub(crate) fn forget_defaults(&self) {
+        for pool in self.pools() {
+            pool.defaults_are_old.store(true, Ordering::Release);
+            pool.connections.evict_all();
+        }
+    }
+
+    /// All databases in use, by name.
     pub(crate) fn databases(&self) -> Vec<Arc<Database>> {
         self.databases.lock().values().cloned().collect()
     }
@@ -451,7 +462,7 @@ impl ServerPool {
 
     /// What sessions begin with. Opens a connection to find out, if none stood before.
     pub(crate) async fn learn_baseline(&self) -> Result<Arc<Baseline>, AcquireError> {
-        if let Some(baseline) = self.baseline.load_full() {
+        if let Some(baseline) = self.known_baseline() {
             return Ok(baseline);
         }
         Ok(Arc::clone(&self.acquire(0, None).await?.baseline))
@@ -459,6 +470,9 @@ impl ServerPool {
 
     /// What sessions begin with, as far as is known.
     pub(crate) fn known_baseline(&self) -> Option<Arc<Baseline>> {
+        if self.defaults_are_old.load(Ordering::Acquire) {
+            return None;
+        }
         self.baseline.load_full()
     }
 
@@ -482,7 +496,7 @@ impl ServerPool {
         &self,
         settings: &Arc<Effective>,
     ) -> Option<(Arc<Baseline>, Parameters)> {
-        let current = self.baseline.load_full()?;
+        let current = self.known_baseline()?;
         let known = self.parameters.lock();
         known
             .iter()
@@ -529,7 +543,7 @@ impl ServerPool {
         let baseline = &mut lease.baseline;
         let known = self.baseline.load();
         match &*known {
-            Some(known) if Arc::ptr_eq(known, baseline) => {}
+            Some(known) if Arc::ptr_eq(known, baseline) => return,
             // Shared from here on: the next comparison is one of pointers.
             Some(known)
                 if known.fingerprint == baseline.fingerprint
@@ -553,6 +567,8 @@ impl ServerPool {
                 }
             }
         }
+        // A connection that is new.
+        self.defaults_are_old.store(false, Ordering::Release);
     }
 
     /// Statements are running that a gateway before this one may have begun: nothing is cached until they have ended.
