@@ -4,6 +4,8 @@ mod certificates;
 mod support;
 mod visitor;
 
+use std::time::Duration;
+
 use certificates::Authority;
 use heliosdb_network::postgres::{PgConnection, PgTarget};
 use heliosdb_testkit::PostgresCluster;
@@ -214,8 +216,8 @@ async fn a_connection_may_begin_with_tls_where_it_is_allowed() {
     assert!(PgConnection::connect(&target).await.is_err());
 }
 
-#[test]
-fn the_server_is_reached_encrypted_and_cancelled_encrypted() {
+/// A server that lets nobody in without TLS, and a helios that verifies it.
+fn encrypted_server() -> (PostgresCluster, Helios, Authority) {
     let authority = Authority::new("theirs");
     let signed = authority.sign(&["localhost"], None);
     let cluster = PostgresCluster::builder()
@@ -231,6 +233,27 @@ fn the_server_is_reached_encrypted_and_cancelled_encrypted() {
         authority.root().display()
     );
     let helios = Helios::start(&["--upstream", &url], "");
+    (cluster, helios, authority)
+}
+
+#[tokio::test]
+async fn what_waits_in_the_encryption_is_sent_without_being_asked_for() {
+    let (_cluster, helios, _authority) = encrypted_server();
+    let client = helios.client("postgres", "postgres").await;
+    // Longer than the socket takes at once: the last of it goes when there is room again, and nothing else is to be sent.
+    for len in [3_000_000, 10_000_000, 30_000_000] {
+        let text = "x".repeat(len);
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&text];
+        let asked = client.query_one("SELECT length($1::text)", &values);
+        let answered = tokio::time::timeout(Duration::from_secs(60), asked).await;
+        let row = answered.expect("it was never sent").expect("answered");
+        assert_eq!(row.get::<_, i32>(0), i32::try_from(len).expect("short"));
+    }
+}
+
+#[test]
+fn the_server_is_reached_encrypted_and_cancelled_encrypted() {
+    let (cluster, helios, _authority) = encrypted_server();
     let ask = |sql: &str| psql(helios.port, "postgres", "", "", sql);
     let question = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     assert_eq!(ask(question), Ok("t".to_owned()));
