@@ -1,5 +1,8 @@
 //! The connected clients: what the admin console lists, and the way a cancel request finds its session.
 
+mod limits;
+pub(crate) mod timeouts;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +16,13 @@ use heliosdb_network::postgres::{self, PgTarget};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::error::ClientError;
+
+pub(crate) use limits::ClientLimits;
+
+use limits::Counts;
+use timeouts::{Pace, Timeout};
+
 /// What somebody outside of the session asks of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
@@ -22,6 +32,8 @@ pub(crate) enum Signal {
     Drain = 2,
     /// End now.
     Kill = 4,
+    /// End, if what took too long is still going on.
+    Timeout = 8,
 }
 
 /// What a session is doing, for `SHOW CLIENTS`.
@@ -46,10 +58,24 @@ pub(crate) enum Origin {
     Server,
 }
 
+/// What somebody is who has a place in the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A client of PostgreSQL's protocol.
+    Client,
+    /// Looks after helios: it gets in where clients don't, and is not hurried.
+    Console,
+    /// A client of HIDB, whose statements are run by lanes.
+    Hidb,
+    /// A session that serves a client of HIDB.
+    Lane,
+}
+
 /// One client.
 #[derive(Debug)]
 pub(crate) struct ClientInfo {
     pub(crate) id: u64,
+    pub(crate) role: Role,
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) application_name: String,
@@ -71,6 +97,8 @@ pub(crate) struct ClientInfo {
     origin: AtomicU64,
     signals: AtomicU8,
     waker: AtomicWaker,
+    /// What the session is at, for who looks whether it takes too long.
+    pub(crate) pace: Pace,
     /// Where a cancel request goes while the session has a server connection.
     /// Why a lock: the connection must not be lent to the next client while a cancel is on its way to it.
     server: Mutex<CancelTarget>,
@@ -172,7 +200,9 @@ impl ClientInfo {
                 return Poll::Ready(Some(done));
             }
             self.register(cx);
-            let asked = self.has_signal(signal) || self.has_signal(Signal::Kill);
+            let asked = self.has_signal(signal)
+                || self.has_signal(Signal::Kill)
+                || self.due_timeout().is_some();
             if asked {
                 Poll::Ready(None)
             } else {
@@ -180,6 +210,19 @@ impl ClientInfo {
             }
         })
         .await
+    }
+
+    /// Why the session is to end, if what took too long is still going on.
+    pub(crate) fn due_timeout(&self) -> Option<Timeout> {
+        // Rarely set: the common case costs a load.
+        if !self.has_signal(Signal::Timeout) {
+            return None;
+        }
+        let due = self.pace.due(&self.counters);
+        if due.is_none() {
+            self.clear_signal(Signal::Timeout);
+        }
+        due
     }
 
     pub(crate) fn set_activity(&self, activity: Activity) {
@@ -310,8 +353,8 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// All clients of the process.
 #[derive(Debug, Default)]
 pub(crate) struct ClientRegistry {
-    /// By the process id that the client was told. Why a lock: touched at login, logout, cancel and by the console.
-    clients: Mutex<BTreeMap<i32, Arc<ClientInfo>>>,
+    /// Why a lock: touched at login, logout, cancel and by the console.
+    clients: Mutex<Clients>,
     next_id: AtomicU64,
     next_pid: AtomicI32,
     /// The counts of those that left.
@@ -319,9 +362,17 @@ pub(crate) struct ClientRegistry {
     pub(crate) connected_total: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct Clients {
+    /// By the process id that the client was told.
+    by_pid: BTreeMap<i32, Arc<ClientInfo>>,
+    counts: Counts,
+}
+
 /// Who a client says it is, at login.
 #[derive(Debug)]
 pub(crate) struct Identity {
+    pub(crate) role: Role,
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) application_name: String,
@@ -331,22 +382,28 @@ pub(crate) struct Identity {
 }
 
 impl ClientRegistry {
-    /// Admits a client, unless there are `max` already. It leaves when the returned guard goes.
-    pub(crate) fn admit(self: &Arc<Self>, identity: Identity, max: usize) -> Option<Admitted> {
+    /// Admits a client, unless there are too many already. It leaves when the returned guard goes.
+    ///
+    /// # Errors
+    /// One more would be too many, by the limit that it names.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        identity: Identity,
+        limits: &ClientLimits,
+    ) -> Result<Admitted, ClientError> {
         let mut secret = vec![0; identity.secret_len];
         rand::fill(&mut secret[..]);
         let mut clients = self.clients.lock();
-        if clients.len() >= max {
-            return None;
-        }
+        clients.counts.enter(&identity, limits)?;
         let pid = loop {
             let pid = self.next_pid.fetch_add(1, Ordering::Relaxed) & i32::MAX;
-            if pid != 0 && !clients.contains_key(&pid) {
+            if pid != 0 && !clients.by_pid.contains_key(&pid) {
                 break pid;
             }
         };
         let info = Arc::new(ClientInfo {
             id: self.next_id.fetch_add(1, Ordering::Relaxed) + 1,
+            role: identity.role,
             user: identity.user,
             database: identity.database,
             application_name: identity.application_name,
@@ -363,12 +420,13 @@ impl ClientRegistry {
             origin: AtomicU64::new(0),
             signals: AtomicU8::new(0),
             waker: AtomicWaker::new(),
+            pace: Pace::default(),
             server: Mutex::default(),
             cancelled: Notify::new(),
         });
-        clients.insert(pid, Arc::clone(&info));
+        clients.by_pid.insert(pid, Arc::clone(&info));
         self.connected_total.fetch_add(1, Ordering::Relaxed);
-        Some(Admitted {
+        Ok(Admitted {
             registry: Arc::clone(self),
             info,
         })
@@ -376,7 +434,7 @@ impl ClientRegistry {
 
     /// Carries out a cancel request. A wrong key is ignored, as PostgreSQL does.
     pub(crate) async fn cancel(&self, pid: i32, secret: &[u8]) {
-        let client = self.clients.lock().get(&pid).cloned();
+        let client = self.clients.lock().by_pid.get(&pid).cloned();
         if let Some(client) = client.filter(|client| equal_in_constant_time(&client.secret, secret))
         {
             client.cancel().await;
@@ -390,11 +448,11 @@ impl ClientRegistry {
     }
 
     pub(crate) fn list(&self) -> Vec<Arc<ClientInfo>> {
-        self.clients.lock().values().cloned().collect()
+        self.clients.lock().by_pid.values().cloned().collect()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.clients.lock().len()
+        self.clients.lock().by_pid.len()
     }
 
     /// The counts of all clients there are and were.
@@ -423,7 +481,10 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.registry.clients.lock().remove(&self.info.pid);
+        let mut clients = self.registry.clients.lock();
+        clients.by_pid.remove(&self.info.pid);
+        clients.counts.leave(&self.info);
+        drop(clients);
         self.registry.departed.add_all(&self.info.counters);
     }
 }
@@ -442,6 +503,7 @@ mod tests {
 
     fn identity() -> Identity {
         Identity {
+            role: Role::Client,
             user: "u".to_owned(),
             database: "d".to_owned(),
             application_name: String::new(),
@@ -453,18 +515,20 @@ mod tests {
     #[test]
     fn the_limit_holds_and_a_departure_frees_a_place() {
         let registry = Arc::new(ClientRegistry::default());
-        let first = registry.admit(identity(), 1).expect("one place");
-        assert!(registry.admit(identity(), 1).is_none());
+        let limits = ClientLimits::up_to(1);
+        let first = registry.admit(identity(), &limits).expect("one place");
+        assert!(registry.admit(identity(), &limits).is_err());
         Counters::add(&first.info.counters.queries, 3);
         drop(first);
         assert_eq!(registry.totals().queries.load(Ordering::Relaxed), 3);
-        assert!(registry.admit(identity(), 1).is_some());
+        assert!(registry.admit(identity(), &limits).is_ok());
     }
 
     #[tokio::test]
     async fn cancel_needs_the_right_key() {
         let registry = Arc::new(ClientRegistry::default());
-        let client = registry.admit(identity(), 1).expect("one place");
+        let limits = ClientLimits::up_to(1);
+        let client = registry.admit(identity(), &limits).expect("one place");
         let mut wrong = client.secret().to_vec();
         wrong[0] ^= 1;
         registry.cancel(client.info.pid, &wrong).await;

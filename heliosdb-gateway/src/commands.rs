@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::advice;
 use crate::cli::{self, Command};
+use crate::clients::timeouts;
 use crate::config::{Config, Eviction, PoolMode};
 use crate::gateway::Gateway;
 use crate::hidb;
@@ -201,8 +202,10 @@ async fn serve(source: cli::Source) -> anyhow::Result<()> {
         tokio::spawn(metrics::serve(Arc::clone(&gateway), listener, stopping));
     }
     let advising = tokio::spawn(advice::run(Arc::downgrade(&gateway)));
+    let watching = tokio::spawn(timeouts::watch(Arc::downgrade(&gateway)));
     wait_for_signals(&gateway, &source).await?;
     advising.abort();
+    watching.abort();
     let _ = stop.send(true);
     let mut impatient = signal(SignalKind::interrupt())?;
     tokio::select! {

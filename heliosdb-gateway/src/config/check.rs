@@ -199,6 +199,11 @@ impl Config {
 
     fn validate_clients(&self) -> Result<(), ConfigError> {
         at_least_one("clients.max", self.clients.max)?;
+        let message = self.clients.max_message;
+        if !(MESSAGE_MIN..=1 << 30).contains(&message.as_u64()) {
+            let reason = "must be at least 10 KB and at most 1 GiB";
+            return refuse("clients.max_message", show::size(message), reason);
+        }
         longer_than_zero("clients.login_timeout", self.clients.login_timeout)
     }
 }
@@ -236,6 +241,9 @@ impl Config {
         Ok(())
     }
 }
+
+/// As much as a startup packet may take.
+const MESSAGE_MIN: u64 = 10_000;
 
 /// More threads than any machine has processors are a mistake.
 const THREADS_MAX: usize = 1024;
@@ -412,6 +420,10 @@ mod tests {
                 "cache.flight_timeout = 0s: ",
             ),
             ("clients.max = 0", "clients.max = 0: "),
+            (
+                "clients.max_message = \"2 GiB\"",
+                "clients.max_message = 2 GiB: must be at least 10 KB and at most 1 GiB",
+            ),
             (
                 "clients.login_timeout = \"0s\"",
                 "clients.login_timeout = 0s: ",

@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 25] = [
+const RELOADABLE: [&str; 27] = [
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
@@ -47,11 +47,13 @@ const RELOADABLE: [&str; 25] = [
     "clients.idle_transaction_timeout",
     "clients.login_timeout",
     "clients.max",
+    "clients.max_message",
     "clients.max_per_database",
     "clients.max_per_user",
     "clients.query_timeout",
     "clients.shutdown_timeout",
     "clients.transaction_timeout",
+    "clients.write_timeout",
     "databases",
     "pool.advice",
     "pool.affinity",
@@ -198,6 +200,8 @@ impl Config {
             transaction_timeout,
             idle_transaction_timeout,
             idle_timeout: client_idle_timeout,
+            write_timeout,
+            max_message,
             login_timeout,
             shutdown_timeout,
             allow_remote_trust,
@@ -318,6 +322,8 @@ impl Config {
                 idle_transaction_timeout.to_string(),
             ),
             ("clients.idle_timeout", client_idle_timeout.to_string()),
+            ("clients.write_timeout", write_timeout.to_string()),
+            ("clients.max_message", size(*max_message)),
             ("clients.login_timeout", duration(*login_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
             ("clients.allow_remote_trust", allow_remote_trust.to_string()),
@@ -478,6 +484,8 @@ query_timeout = "1m"
 transaction_timeout = "2m"
 idle_transaction_timeout = "3m"
 idle_timeout = "4m"
+write_timeout = "5m"
+max_message = "1 MiB"
 login_timeout = "11s"
 shutdown_timeout = "31s"
 allow_remote_trust = true

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::admin;
-use crate::clients::{Admitted, Identity};
+use crate::clients::{Admitted, ClientLimits, Identity, Role};
 use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
@@ -173,7 +173,13 @@ async fn login(
         )
         .into());
     }
+    let role = if admin::is_console(&database) {
+        Role::Console
+    } else {
+        Role::Client
+    };
     let identity = Identity {
+        role,
         user,
         database: database.clone(),
         application_name: startup
@@ -205,16 +211,8 @@ async fn login(
 
 /// Gives a client a place in the registry.
 pub(crate) fn admit(gateway: &Gateway, identity: Identity) -> Result<Admitted, ClientError> {
-    let max = gateway.config().clients.max;
-    gateway.clients.admit(identity, max).ok_or_else(|| {
-        ClientError::new(
-            ErrorKind::Config,
-            "53300",
-            "sorry, too many clients already",
-        )
-        .hint("Raise `clients.max` in the configuration of helios.")
-        .fatal()
-    })
+    let limits = ClientLimits::of(&gateway.config(), &identity.user, &identity.database);
+    gateway.clients.admit(identity, &limits)
 }
 
 /// What an admitted client finds behind its database's name.

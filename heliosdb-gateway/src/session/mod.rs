@@ -180,7 +180,10 @@ impl Session {
         if let Err(End::Error(error)) = &end {
             self.gateway.stats.count_error(error.kind);
             tracing::info!(client = self.info().id, sqlstate = %error.sqlstate, "session ends: {error}");
-            error.put(&mut self.out);
+            // In the middle of a row it would be read as a part of it.
+            if self.link.as_ref().is_none_or(|link| link.skip == 0) {
+                error.put(&mut self.out);
+            }
             // The client may be gone: whether it reads this is its affair.
             let farewell = async {
                 self.stream.write_all(&self.out).await?;
@@ -194,8 +197,14 @@ impl Session {
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             match self.next_event().await? {
-                Event::Request(decided) => self.request(decided).await?,
-                Event::Resolve => self.resolve().await,
+                Event::Request(decided) => {
+                    self.note_work();
+                    self.request(decided).await?;
+                }
+                Event::Resolve => {
+                    self.note_work();
+                    self.resolve().await;
+                }
                 Event::Closed => return Ok(()),
             }
         }

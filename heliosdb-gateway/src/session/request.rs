@@ -10,7 +10,7 @@ use heliosdb_network::connection_pool::ConnectionHint;
 use heliosdb_network::error::HeliosError;
 use heliosdb_pooling::StatementHandle;
 
-use crate::clients::{Activity, Counters, Origin, Signal};
+use crate::clients::{Activity, ClientInfo, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::sql::{Class, Effect, Read, mentions_now};
 use crate::upstream::ServerLease;
@@ -98,7 +98,7 @@ impl Session {
                         .await;
                     info.set_activity(Activity::Idle);
                     match passed {
-                        None => return self.refuse(cancelled(), input, first_unit(input)),
+                        None => return self.refuse(cancelled(&info), input, first_unit(input)),
                         Some(false) => {
                             self.gateway.stats.count_bypass("fence");
                             Decided::Ask
@@ -120,7 +120,7 @@ impl Session {
                     let waited = info.or_cancelled(follower.wait()).await;
                     info.set_activity(Activity::Idle);
                     match waited {
-                        None => return self.refuse(cancelled(), input, first_unit(input)),
+                        None => return self.refuse(cancelled(&info), input, first_unit(input)),
                         Some(Some(reply)) => match self.answer_with(input, &reply) {
                             Some(len) => return Ok(len),
                             None => Decided::Ask,
@@ -398,7 +398,7 @@ impl Session {
             u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         );
         match acquired {
-            None => Err(cancelled()),
+            None => Err(cancelled(&info)),
             Some(Ok(lease)) => Ok(lease),
             Some(Err(error)) => Err(ClientError::from_acquire(&error)),
         }
@@ -558,7 +558,11 @@ fn ends_with_sync(input: &[u8], len: usize) -> bool {
     input[..len].ends_with(b"S\0\0\0\x04")
 }
 
-fn cancelled() -> ClientError {
+/// Why a wait was cut short.
+fn cancelled(info: &ClientInfo) -> ClientError {
+    if let Some(timeout) = info.due_timeout() {
+        return timeout.error();
+    }
     ClientError::new(
         ErrorKind::Client,
         "57014",

@@ -14,6 +14,7 @@ use bytes::{BufMut as _, BytesMut};
 use heliosdb_network::error::HeliosError;
 
 use crate::clients::Counters;
+use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::fault::is_removed;
 use crate::sql::{
@@ -159,6 +160,28 @@ fn usual_control(text: &str) -> Option<Control> {
 }
 
 impl Session {
+    /// True where a server connection is lent for one statement, and a transaction of several is refused.
+    pub(super) fn runs_statements_alone(&self) -> bool {
+        self.pool.limits.load().mode == PoolMode::Statement
+    }
+
+    /// Refuses a transaction that is open now that the server is ready: what it did is rolled back.
+    pub(super) fn refuse_transaction(&mut self, status: u8) -> End {
+        self.status = status;
+        End::Error(
+            ClientError::new(
+                ErrorKind::Client,
+                "0A000",
+                "transaction blocks not allowed in statement pooling mode",
+            )
+            .hint(
+                "Send what belongs together as one query, or set `pool_mode` to \"transaction\" for this database or user \
+                 in the configuration of helios.",
+            )
+            .fatal(),
+        )
+    }
+
     /// True outside of a transaction on the server.
     pub(super) fn is_at_rest(&self) -> bool {
         self.status == b'I' || self.deferred.is_some()
@@ -181,7 +204,10 @@ impl Session {
         let control = self.control(text)?;
         let is_end = matches!(control, Control::Commit { .. } | Control::Rollback { .. });
         let (tag, next): (&[u8], _) = match (control, &self.deferred) {
-            (Control::Begin(Some(begun)), None) if self.gateway.defers_transactions() => {
+            // In statement mode it is the server's to begin one, and to be stopped.
+            (Control::Begin(Some(begun)), None)
+                if self.gateway.defers_transactions() && !self.runs_statements_alone() =>
+            {
                 (begin_tag(text), Some(begun))
             }
             // The end of a transaction with something behind it in the same unit: too rare to be followed.
@@ -335,6 +361,9 @@ impl Session {
                     let reply = b"C\0\0\0\x0dROLLBACK\0";
                     put_reply(&mut self.out, &unit.protocol, reply, status);
                     self.count_query();
+                    if next.is_none() {
+                        Counters::add(&self.info().counters.transactions, 1);
+                    }
                     self.set_deferred(next);
                     return Ok(Step::Done(len));
                 }
