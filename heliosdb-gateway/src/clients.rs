@@ -6,7 +6,9 @@ pub(crate) mod timeouts;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -355,6 +357,8 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct ClientRegistry {
     /// Why a lock: touched at login, logout, cancel and by the console.
     clients: Mutex<Clients>,
+    /// Connections that are not let in yet.
+    logins: AtomicUsize,
     next_id: AtomicU64,
     next_pid: AtomicI32,
     /// The counts of those that left.
@@ -382,6 +386,14 @@ pub(crate) struct Identity {
 }
 
 impl ClientRegistry {
+    /// Counts a connection whose client has not said who it is, unless there are more than could be let in.
+    pub(crate) fn begin_login(self: &Arc<Self>, max: usize) -> Option<Login> {
+        // Counted out where it is too many, too.
+        let login = Login(Arc::clone(self));
+        let logins = self.logins.fetch_add(1, Ordering::Relaxed);
+        (logins < max + limits::CONSOLES_MAX).then_some(login)
+    }
+
     /// Admits a client, unless there are too many already. It leaves when the returned guard goes.
     ///
     /// # Errors
@@ -463,6 +475,16 @@ impl ClientRegistry {
             totals.add_all(&client.counters);
         }
         totals
+    }
+}
+
+/// A connection that is not let in yet.
+#[derive(Debug)]
+pub(crate) struct Login(Arc<ClientRegistry>);
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        self.0.logins.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

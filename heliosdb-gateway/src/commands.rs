@@ -161,6 +161,7 @@ impl Backend {
 async fn serve(source: cli::Source) -> anyhow::Result<()> {
     crate::fault::check()?;
     let config = source.config.clone();
+    server::raise_file_limit(&config);
     let listeners = Listeners::bind(&config.listen)?;
     let hidb_door = hidb::door(&config.hidb)?;
     let hidb_listeners = Listeners::bind(&config.hidb.listen)?;

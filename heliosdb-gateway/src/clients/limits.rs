@@ -9,7 +9,7 @@ use crate::error::{ClientError, ErrorKind};
 use super::{ClientInfo, Identity, Role};
 
 /// Clients of the console beside `clients.max`: who looks after a full gateway must get in, and is no way to fill it.
-const CONSOLES_MAX: usize = 100;
+pub(super) const CONSOLES_MAX: usize = 100;
 
 /// How many there may be of those whom a client is one of.
 #[derive(Debug, Clone, PartialEq, Eq)]

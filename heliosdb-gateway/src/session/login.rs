@@ -265,7 +265,7 @@ async fn server_parameters(
     let mut lease = pool
         .acquire(effective.label(), None)
         .await
-        .map_err(|error| ClientError::from_acquire(&error))?;
+        .map_err(|error| pool.acquire_error(&error))?;
     let sql = lease.applied.transition(effective);
     if !sql.is_empty() {
         lease.broken = true;

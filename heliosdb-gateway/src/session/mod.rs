@@ -184,6 +184,10 @@ impl Session {
             if self.link.as_ref().is_none_or(|link| link.skip == 0) {
                 error.put(&mut self.out);
             }
+        }
+        // First: whoever waits for the server connection does not wait for this client's goodbye.
+        self.let_go();
+        if matches!(end, Err(End::Error(_))) {
             // The client may be gone: whether it reads this is its affair.
             let farewell = async {
                 self.stream.write_all(&self.out).await?;
@@ -191,7 +195,6 @@ impl Session {
             };
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
         }
-        self.let_go();
     }
 
     async fn serve(&mut self) -> Result<(), End> {
@@ -255,7 +258,7 @@ impl Session {
     }
 
     /// The end of a session in any state: the connection is cleaned or closed, and no write is left unaccounted for.
-    fn let_go(mut self) {
+    fn let_go(&mut self) {
         self.capture = None;
         let intent = self.intent.take();
         let Some(link) = &mut self.link else {

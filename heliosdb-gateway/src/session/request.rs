@@ -400,7 +400,7 @@ impl Session {
         match acquired {
             None => Err(cancelled(&info)),
             Some(Ok(lease)) => Ok(lease),
-            Some(Err(error)) => Err(ClientError::from_acquire(&error)),
+            Some(Err(error)) => Err(self.pool.acquire_error(&error)),
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use heliosdb_cache::VersionSlots;
-use heliosdb_network::connection_pool::{Connector, Disposition};
+use heliosdb_network::connection_pool::{Admission, Connector, Disposition};
 use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
@@ -16,6 +16,7 @@ use crate::session::settings::{Effective, SettingMap};
 
 use crate::clients::ServerKey;
 
+use super::places::Member;
 use super::servers::{ServerInfo, ServerRegistry};
 
 /// What a new session on the server begins with, before any client asked for anything.
@@ -72,6 +73,8 @@ pub(crate) struct ServerConnection {
     pub(crate) info: Arc<ServerInfo>,
     /// Empty, with capacity.
     pub(crate) link_buffers: LinkBuffers,
+    /// Its place among those that several pools share.
+    admission: Admission,
 }
 
 /// Opens, checks and cleans the connections of one pool (one user on one database).
@@ -83,6 +86,8 @@ pub(crate) struct ServerConnector {
     /// What each connection begins with.
     connect_query: Option<String>,
     registry: Arc<ServerRegistry>,
+    /// What it shares with other pools.
+    pub(crate) member: Arc<Member>,
     next_id: AtomicU64,
     no_settings: Arc<Effective>,
     versions: Arc<VersionSlots>,
@@ -104,7 +109,7 @@ impl ServerConnector {
         target: PgTarget,
         name: &str,
         connect_query: Option<String>,
-        registry: Arc<ServerRegistry>,
+        (registry, member): (Arc<ServerRegistry>, Arc<Member>),
         versions: Arc<VersionSlots>,
     ) -> Self {
         Self {
@@ -114,6 +119,7 @@ impl ServerConnector {
             running_since: Mutex::default(),
             target,
             registry,
+            member,
             next_id: AtomicU64::new(1),
             no_settings: Effective::new(SettingMap::new()),
         }
@@ -218,7 +224,35 @@ impl Connector for ServerConnector {
             process: BackendProcess { pid, started },
             info,
             link_buffers: LinkBuffers::default(),
+            admission: Admission::default(),
         }))
+    }
+
+    async fn admit(&self, is_waited_for: bool) -> Option<Admission> {
+        let place = if is_waited_for {
+            self.member.take().await
+        } else {
+            self.member.try_take()?
+        };
+        Some(Admission::holding(place))
+    }
+
+    async fn connect_admitted(&self, admission: Admission) -> Result<Box<ServerConnection>> {
+        let mut connection = self.connect().await?;
+        connection.admission = admission;
+        Ok(connection)
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.member.is_crowded()
+    }
+
+    fn claim(&self, waits_since: Option<Instant>) -> bool {
+        self.member.claim(waits_since)
+    }
+
+    fn unclaim(&self) {
+        self.member.unclaim();
     }
 
     async fn check(&self, connection: &mut Box<ServerConnection>) -> Result<()> {

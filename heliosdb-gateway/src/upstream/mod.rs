@@ -4,12 +4,13 @@ pub(crate) mod connection;
 pub(crate) mod database;
 #[cfg(feature = "embedded")]
 pub(crate) mod embedded;
+mod places;
 pub(crate) mod routes;
 pub(crate) mod servers;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -31,6 +32,7 @@ use crate::session::settings::Effective;
 
 use connection::{Baseline, ServerConnection, ServerConnector};
 use database::{Database, LoadedCatalog};
+use places::{GivesUp, Places, Quota};
 use routes::{Destination, PoolLimits, Routes, server_of};
 use servers::ServerRegistry;
 
@@ -55,6 +57,8 @@ pub(crate) struct Upstream {
     /// By server and name there.
     databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
     pub(crate) servers: Arc<ServerRegistry>,
+    /// What pools share that have a user or a database in common.
+    places: Arc<Places>,
     invalidation: Invalidation,
     replication: ReplicationConfig,
     /// Why a lock: a task is added when a database is first used.
@@ -120,6 +124,7 @@ impl Upstream {
             pools: Mutex::default(),
             databases: Mutex::default(),
             servers: Arc::default(),
+            places: Arc::default(),
             invalidation: config.invalidation,
             replication: config.replication.clone(),
             followers: Mutex::default(),
@@ -265,6 +270,7 @@ impl Upstream {
             }
         }
         let pool = Arc::new(self.new_pool(destination, &key.1)?);
+        pool.share();
         pools.insert(key, Arc::clone(&pool));
         Ok(pool)
     }
@@ -283,6 +289,8 @@ impl Upstream {
             config.max_connections = limits.size;
             config.min_idle = limits.min_idle;
             config.max_lifetime = Some(limits.max_lifetime);
+            config.reserve_size = limits.reserve_size;
+            config.reserve_timeout = limits.reserve_timeout;
         }
         let advisor = PoolAdvisor::new(config.max_connections, config.min_idle, self.advice);
         let user = target.user.clone();
@@ -290,7 +298,7 @@ impl Upstream {
             target,
             name,
             limits.connect_query.clone(),
-            Arc::clone(&self.servers),
+            (Arc::clone(&self.servers), self.places.join(name, &user)),
             Arc::clone(&self.versions),
         );
         let connections =
@@ -373,6 +381,71 @@ impl ServerPool {
         {
             tracing::warn!(%error, "the pool's size was not changed");
         }
+        if !self.embedded {
+            let (size, timeout) = (limits.reserve_size, limits.reserve_timeout);
+            self.connections.set_reserve(size, timeout);
+            self.bound();
+        }
+    }
+
+    /// Takes its part in what is shared with other pools.
+    fn share(self: &Arc<Self>) {
+        if self.embedded {
+            return;
+        }
+        let this: Weak<Self> = Arc::downgrade(self);
+        self.connections.connector().member.serve(this);
+        self.bound();
+    }
+
+    /// Sets the bounds that it shares with others.
+    fn bound(&self) {
+        let (limits, [database, user]) = (self.limits.load(), self.quotas());
+        let places = self.connections.connector().member.places();
+        places.set_max(&database, limits.max_per_database);
+        places.set_max(&user, limits.max_per_user);
+    }
+
+    fn quotas(&self) -> [Quota; 2] {
+        [
+            Quota::Database(self.name.as_str().into()),
+            Quota::User(self.user.as_str().into()),
+        ]
+    }
+
+    /// What a client is told that could not get a connection.
+    pub(crate) fn acquire_error(&self, error: &AcquireError) -> ClientError {
+        let mut told = ClientError::from_acquire(error);
+        let reached = self.connections.connector().member.reached();
+        let AcquireError::Timeout {
+            active,
+            max,
+            waited,
+            ..
+        } = error
+        else {
+            return told;
+        };
+        // Where all of its own are in use, others would be of no help.
+        let Some((quota, all)) = reached.first().filter(|_| active < max) else {
+            return told;
+        };
+        let (whose, keys) = match quota {
+            Quota::Database(name) => (
+                format!("database \"{name}\""),
+                format!("`pool.max_per_database` or `databases.{name}.max_connections`"),
+            ),
+            Quota::User(name) => (
+                format!("user \"{name}\""),
+                format!("`pool.max_per_user` or `users.{name}.max_connections`"),
+            ),
+        };
+        let message =
+            format!("no server connection within {waited:?}: all {all} of {whose} are in use");
+        told.detail = Some(std::mem::replace(&mut told.message, message));
+        told.hint(format!(
+            "Raise {keys} in the configuration of helios, or shorten transactions."
+        ))
     }
 
     /// Whether answers may be cached.
@@ -539,6 +612,13 @@ impl ServerPool {
             "{}\u{0}{}\u{0}{}",
             self.database.name, self.database.server, baseline.fingerprint
         ))
+    }
+}
+
+impl GivesUp for ServerPool {
+    fn give_up_one(&self, all: bool) -> bool {
+        let keep = if all { 0 } else { self.limits.load().min_idle };
+        self.connections.evict_idle(1, keep) > 0
     }
 }
 
