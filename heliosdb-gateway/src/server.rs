@@ -257,3 +257,21 @@ async fn drain(gateway: &Arc<Gateway>) {
 }
 
 const KILL_GRACE: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F>(_: impl Fn(&'static Arc<Gateway>, TcpStream, SocketAddr) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// An idle client costs both: what is rare has boxes of its own.
+    #[test]
+    fn the_task_of_a_client_is_small_and_so_is_its_session() {
+        let task = size_of_future(client);
+        assert!(task <= 2048, "{task} bytes");
+        let session = size_of::<session::Session>();
+        assert!(session <= 1152, "{session} bytes");
+    }
+}

@@ -53,6 +53,8 @@ pub(super) enum Step {
 
 /// One read takes at most this much; so does one read from the server.
 const READ_MAX: usize = 64 << 10;
+/// Larger buffers are not kept for the next request.
+const KEPT_MAX: usize = 4 << 10;
 /// No more is read from one side while this much waits for the other.
 pub(super) const HIGH_WATER: usize = 256 << 10;
 /// How long a read goes on for a client whose connection has ended without a Terminate.
@@ -101,8 +103,18 @@ impl Session {
                 }
             }
             if !progress {
+                self.shed();
                 self.check_time()?;
                 return Poll::Pending;
+            }
+        }
+    }
+
+    /// Gives up what a large request has left behind.
+    fn shed(&mut self) {
+        for buffer in [&mut self.key_buffer, &mut self.text_buffer] {
+            if buffer.capacity() > KEPT_MAX {
+                *buffer = Vec::new();
             }
         }
     }
@@ -197,8 +209,8 @@ impl Session {
                 Poll::Pending => return Ok(()),
             }
         }
-        // An idle client keeps no buffer.
-        if self.out.capacity() > READ_MAX {
+        // An idle client keeps little.
+        if self.out.capacity() > KEPT_MAX {
             self.out = bytes::BytesMut::new();
         }
         Ok(())

@@ -175,7 +175,9 @@ impl Session {
     }
 
     /// Serves the client until it leaves or the session can't go on.
-    pub(crate) async fn run(mut self) {
+    ///
+    /// In a box: the task of a client has room for the session once.
+    pub(crate) async fn run(mut self: Box<Self>) {
         let end = self.serve().await;
         if let Err(End::Error(error)) = &end {
             self.gateway.stats.count_error(error.kind);
@@ -193,7 +195,7 @@ impl Session {
                 self.stream.write_all(&self.out).await?;
                 self.stream.shutdown().await
             };
-            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
+            let _ = Box::pin(tokio::time::timeout(FAREWELL_TIMEOUT, farewell)).await;
         }
     }
 
@@ -206,7 +208,8 @@ impl Session {
                 }
                 Event::Resolve => {
                     self.note_work();
-                    self.resolve().await;
+                    // As all that is rare and takes room: an idle client has none for it.
+                    Box::pin(self.resolve()).await;
                 }
                 Event::Closed => return Ok(()),
             }

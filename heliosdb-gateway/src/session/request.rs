@@ -82,7 +82,7 @@ impl Session {
                 Decided::Ask => break,
                 Decided::No => {
                     let own = self.link.as_mut().map(|link| &mut **link.lease);
-                    let catalog = self.pool.catalog(own).await;
+                    let catalog = Box::pin(self.pool.catalog(own)).await;
                     match self.try_cache(input, Some(catalog))? {
                         Some(Step::Request(decided)) => decided,
                         Some(Step::Done(len)) => return Ok(len),
@@ -151,7 +151,7 @@ impl Session {
             return self.refuse(error, input, len);
         }
         if !self.to_restore.is_empty() {
-            self.restore_startup_settings().await?;
+            Box::pin(self.restore_startup_settings()).await?;
         }
         self.forward_all(&input[..len])?;
         Ok(len)
@@ -391,7 +391,8 @@ impl Session {
         let info = Arc::clone(self.info());
         info.set_activity(Activity::Waiting);
         let started = Instant::now();
-        let acquired = info.or_cancelled(self.pool.acquire(label, hint)).await;
+        let waiting = Box::pin(self.pool.acquire(label, hint));
+        let acquired = info.or_cancelled(waiting).await;
         info.set_activity(Activity::Idle);
         Counters::add(
             &info.counters.wait_us,

@@ -146,7 +146,7 @@ impl Session {
         let completed = std::mem::take(&mut link.completed);
         let is_standby = link.lease.is_standby;
         link.lease.pg.set_transaction_status(status);
-        if status != b'I' && self.runs_statements_alone() {
+        if status != b'I' && self.pool.refuses_transactions() {
             return Err(self.refuse_transaction(status));
         }
         if let Running::One(statement, since) = std::mem::take(&mut self.running) {

@@ -14,7 +14,6 @@ use bytes::{BufMut as _, BytesMut};
 use heliosdb_network::error::HeliosError;
 
 use crate::clients::Counters;
-use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::fault::is_removed;
 use crate::sql::{
@@ -160,11 +159,6 @@ fn usual_control(text: &str) -> Option<Control> {
 }
 
 impl Session {
-    /// True where a server connection is lent for one statement, and a transaction of several is refused.
-    pub(super) fn runs_statements_alone(&self) -> bool {
-        self.pool.limits.load().mode == PoolMode::Statement
-    }
-
     /// Refuses a transaction that is open now that the server is ready: what it did is rolled back.
     pub(super) fn refuse_transaction(&mut self, status: u8) -> End {
         self.status = status;
@@ -206,7 +200,7 @@ impl Session {
         let (tag, next): (&[u8], _) = match (control, &self.deferred) {
             // In statement mode it is the server's to begin one, and to be stopped.
             (Control::Begin(Some(begun)), None)
-                if self.gateway.defers_transactions() && !self.runs_statements_alone() =>
+                if self.gateway.defers_transactions() && !self.pool.refuses_transactions() =>
             {
                 (begin_tag(text), Some(begun))
             }

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::advice::PoolAdvisor;
-use crate::config::{Config, Invalidation, PoolAdvice, ReplicationConfig};
+use crate::config::{Config, Invalidation, PoolAdvice, PoolMode, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
 use crate::session::settings::Effective;
@@ -78,6 +78,8 @@ pub(crate) struct ServerPool {
     pub(crate) embedded: bool,
     pub(crate) advisor: PoolAdvisor,
     pub(crate) limits: ArcSwap<PoolLimits>,
+    /// As in `limits`: asked for each statement of a transaction.
+    refuses_transactions: AtomicBool,
     /// Answers may be cached: so configured, and the last connection was to a primary.
     caches: AtomicBool,
     allows_cache: AtomicBool,
@@ -312,6 +314,7 @@ impl Upstream {
             connections,
             embedded,
             advisor,
+            refuses_transactions: AtomicBool::new(limits.mode == PoolMode::Statement),
             limits: ArcSwap::from_pointee(limits),
             caches: AtomicBool::new(caches),
             allows_cache: AtomicBool::new(caches),
@@ -373,6 +376,8 @@ impl ServerPool {
         if !caches {
             self.caches.store(false, Ordering::Relaxed);
         }
+        let refuses = limits.mode == PoolMode::Statement;
+        self.refuses_transactions.store(refuses, Ordering::Relaxed);
         let before = self.limits.swap(Arc::new(limits.clone()));
         let is_resized = (before.size, before.min_idle) != (limits.size, limits.min_idle);
         if is_resized
@@ -446,6 +451,11 @@ impl ServerPool {
         told.hint(format!(
             "Raise {keys} in the configuration of helios, or shorten transactions."
         ))
+    }
+
+    /// Whether a connection is lent for one statement, and a transaction of several is refused.
+    pub(crate) fn refuses_transactions(&self) -> bool {
+        self.refuses_transactions.load(Ordering::Relaxed)
     }
 
     /// Whether answers may be cached.
