@@ -213,7 +213,9 @@ fn log_in(to_first: &[u8], to_last: &[u8]) {
     match exchange.finish(&last) {
         Ok(Some(proof)) => {
             assert!(are_as_sent, "let in by {}", last.escape_ascii());
-            client.finish(proof.as_bytes()).expect("the server's proof");
+            client
+                .finish(proof.message.as_bytes())
+                .expect("the server's proof");
         }
         Ok(None) | Err(_) => assert!(!are_as_sent, "a password that is right is refused"),
     }

@@ -4,6 +4,7 @@ mod limits;
 pub(crate) mod timeouts;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -36,6 +37,23 @@ pub(crate) enum Signal {
     Kill = 4,
     /// End, if what took too long is still going on.
     Timeout = 8,
+}
+
+/// Where a client comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Tcp(SocketAddr),
+    /// Over a Unix-domain socket, as the system's user of this id.
+    Unix(Option<u32>),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(_) => f.write_str("unix"),
+        }
+    }
 }
 
 /// What a session is doing, for `SHOW CLIENTS`.
@@ -81,7 +99,7 @@ pub(crate) struct ClientInfo {
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) application_name: String,
-    pub(crate) address: SocketAddr,
+    pub(crate) peer: Peer,
     pub(crate) connected_at: SystemTime,
     /// The process id that the client was told.
     pub(crate) pid: i32,
@@ -89,6 +107,8 @@ pub(crate) struct ClientInfo {
     pub(crate) counters: Counters,
     activity: AtomicU8,
     pins: AtomicU32,
+    /// How many channels it listens to by the pool's listener.
+    channels: AtomicU32,
     /// Settings are no longer those of the beginning.
     has_settings: AtomicBool,
     /// The next statement is not for the cache.
@@ -116,6 +136,7 @@ struct CancelTarget {
 /// What a cancel request to the server needs.
 #[derive(Debug)]
 pub(crate) struct ServerKey {
+    /// The very server that the connection went to, and the way it went.
     pub(crate) target: PgTarget,
     pub(crate) pid: i32,
     pub(crate) secret: Bytes,
@@ -166,6 +187,11 @@ impl ClientInfo {
     /// Asks something of the session and wakes it.
     pub(crate) fn signal(&self, signal: Signal) {
         self.signals.fetch_or(signal as u8, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    /// Has the session look around.
+    pub(crate) fn wake(&self) {
         self.waker.wake();
     }
 
@@ -245,6 +271,15 @@ impl ClientInfo {
 
     pub(crate) fn pins(&self) -> u32 {
         self.pins.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_channels(&self, channels: usize) {
+        let channels = u32::try_from(channels).unwrap_or(u32::MAX);
+        self.channels.store(channels, Ordering::Relaxed);
+    }
+
+    pub(crate) fn channels(&self) -> u32 {
+        self.channels.load(Ordering::Relaxed)
     }
 
     /// The session's settings changed.
@@ -350,6 +385,9 @@ impl Drop for Delivered<'_> {
     }
 }
 
+/// Clients get numbers that no process of a server has: where notifications name the one that sent them, and a client looks
+/// for those that are not its own, the two must not be mistaken for each other. Linux has at most four million processes.
+const PID_MIN: i32 = 1 << 22;
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All clients of the process.
@@ -380,7 +418,7 @@ pub(crate) struct Identity {
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) application_name: String,
-    pub(crate) address: SocketAddr,
+    pub(crate) peer: Peer,
     /// Length of the cancel key: 4 in protocol 3.0, 32 from 3.2.
     pub(crate) secret_len: usize,
 }
@@ -408,8 +446,9 @@ impl ClientRegistry {
         let mut clients = self.clients.lock();
         clients.counts.enter(&identity, limits)?;
         let pid = loop {
-            let pid = self.next_pid.fetch_add(1, Ordering::Relaxed) & i32::MAX;
-            if pid != 0 && !clients.by_pid.contains_key(&pid) {
+            let next = self.next_pid.fetch_add(1, Ordering::Relaxed);
+            let pid = PID_MIN + (next & i32::MAX) % (i32::MAX - PID_MIN);
+            if !clients.by_pid.contains_key(&pid) {
                 break pid;
             }
         };
@@ -419,13 +458,14 @@ impl ClientRegistry {
             user: identity.user,
             database: identity.database,
             application_name: identity.application_name,
-            address: identity.address,
+            peer: identity.peer,
             connected_at: SystemTime::now(),
             pid,
             secret: secret.into(),
             counters: Counters::default(),
             activity: AtomicU8::new(Activity::Idle as u8),
             pins: AtomicU32::new(0),
+            channels: AtomicU32::new(0),
             has_settings: AtomicBool::new(false),
             bypasses_cache: AtomicBool::new(false),
             max_age_ms: AtomicU32::new(u32::MAX),
@@ -520,8 +560,14 @@ fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The only client of a gateway.
+    pub(crate) fn client() -> Admitted {
+        let registry = Arc::new(ClientRegistry::default());
+        registry.admit(identity(), &ClientLimits::up_to(1)).expect("one place")
+    }
 
     fn identity() -> Identity {
         Identity {
@@ -529,7 +575,7 @@ mod tests {
             user: "u".to_owned(),
             database: "d".to_owned(),
             application_name: String::new(),
-            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            peer: Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))),
             secret_len: 4,
         }
     }

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,19 +14,23 @@ use heliosdb_cache::{
     LfuPolicy, LruPolicy,
 };
 use heliosdb_network::postgres::{PgConnection, PgTarget};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::advice;
 use crate::cli::{self, Command};
 use crate::clients::timeouts;
 use crate::config::{Config, Eviction, PoolMode};
-use crate::gateway::Gateway;
+use crate::gateway::{Course, Gateway, HandoverRequest};
+use crate::handover::{self, Predecessor};
 use crate::hidb;
 use crate::invalidate::replication::{Mode, report};
+use crate::listen::{Inherited, Listener};
 use crate::metrics;
 use crate::query;
-use crate::server::{self, Listeners};
+use crate::server;
 use crate::sql::{self, Catalog, NameScope};
 #[cfg(feature = "embedded")]
 use crate::upstream;
@@ -39,6 +44,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(command) => command,
         Err(error) => return error.exit(),
     };
+    // Before there are other threads.
+    let inherited = Inherited::take();
     let config = command.config();
     start_logging(config.map_or("warn", |config| &config.log.level));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -53,7 +60,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = runtime.block_on(async {
         match command {
-            Command::Serve(source) => serve(source).await,
+            Command::Serve(source) => serve(source, inherited).await,
             Command::Check(source) => check(source.config).await,
             Command::Explain(source, statement) => explain(source.config, &statement).await,
             Command::Query(options) => query::run(options).await,
@@ -158,17 +165,12 @@ impl Backend {
     }
 }
 
-async fn serve(source: cli::Source) -> anyhow::Result<()> {
+async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> {
     crate::fault::check()?;
     let config = source.config.clone();
     server::raise_file_limit(&config);
-    let listeners = Listeners::bind(&config.listen)?;
     let hidb_door = hidb::door(&config.hidb)?;
-    let hidb_listeners = Listeners::bind(&config.hidb.listen)?;
-    let http = match config.http {
-        Some(address) => Some(metrics::bind(address).await?),
-        None => None,
-    };
+    let doors = Doors::open(&config, inherited)?;
     let backend = Backend::open(&config).await?;
     let cache = cache(&config)?;
     let upstream = Upstream::new(
@@ -177,59 +179,140 @@ async fn serve(source: cli::Source) -> anyhow::Result<()> {
         &config,
         cache.versions(),
     )?;
-    let gateway = Gateway::new(config.clone(), cache, upstream);
+    let (handovers, mut wishes) = mpsc::unbounded_channel();
+    let gateway = Gateway::new(config.clone(), cache, upstream, handovers);
     let version = server_version(&gateway).await;
-    announce(
-        &gateway,
-        &config,
-        version.as_deref(),
-        &listeners.addresses(),
-        &hidb_listeners.addresses(),
-    )?;
+    announce(&gateway, &config, version.as_deref(), &doors)?;
+    // For a successor.
+    let sockets = doors.duplicates()?;
+    if let Some(predecessor) = Predecessor::find() {
+        let taken = predecessor.take_over(&gateway).await;
+        taken.context("cannot take over from the predecessor")?;
+    }
+    let _pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
 
-    let (stop, stopping) = watch::channel(false);
-    let serving = tokio::spawn(server::serve(
-        Arc::clone(&gateway),
-        listeners,
-        stopping.clone(),
-    ));
-    tokio::spawn(hidb::serve(
-        Arc::clone(&gateway),
-        hidb_door,
-        hidb_listeners,
-        stopping.clone(),
-    ));
+    let Doors {
+        postgres,
+        hidb,
+        http,
+    } = doors;
+    let mut serving = tokio::spawn(server::serve(Arc::clone(&gateway), postgres));
+    tokio::spawn(hidb::serve(Arc::clone(&gateway), hidb_door, hidb));
     if let Some(listener) = http {
-        tokio::spawn(metrics::serve(Arc::clone(&gateway), listener, stopping));
+        tokio::spawn(metrics::serve(Arc::clone(&gateway), listener));
     }
     let advising = tokio::spawn(advice::run(Arc::downgrade(&gateway)));
     let watching = tokio::spawn(timeouts::watch(Arc::downgrade(&gateway)));
-    wait_for_signals(&gateway, &source).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    steer(&gateway, &source, sockets, &mut wishes, &mut serving).await?;
     advising.abort();
     watching.abort();
-    let _ = stop.send(true);
     let mut impatient = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        served = serving => served.context("the server task failed")?,
-        _ = impatient.recv() => tracing::warn!("second interrupt: not waiting any longer"),
+    if !serving.is_finished() {
+        tokio::select! {
+            served = serving => served.context("the server task failed")?,
+            _ = impatient.recv() => tracing::warn!("second interrupt: not waiting any longer"),
+        }
     }
     drop(gateway);
     drop(backend);
     Ok(())
 }
 
-/// Returns when the program should stop; reloads the configuration on SIGHUP.
-async fn wait_for_signals(gateway: &Arc<Gateway>, source: &cli::Source) -> anyhow::Result<()> {
+/// The sockets that clients come in by.
+struct Doors {
+    postgres: Vec<Listener>,
+    hidb: Vec<TcpListener>,
+    http: Option<TcpListener>,
+}
+
+impl Doors {
+    /// Before the server is started, so that an address in use is found out at once.
+    fn open(config: &Config, mut inherited: Inherited) -> anyhow::Result<Self> {
+        let hidb = config.hidb.listen.iter();
+        let doors = Self {
+            postgres: inherited.postgres(config)?,
+            hidb: hidb
+                .map(|address| inherited.tcp(*address))
+                .collect::<anyhow::Result<_>>()?,
+            http: config
+                .http
+                .map(|address| inherited.tcp(address))
+                .transpose()?,
+        };
+        inherited.close_rest();
+        Ok(doors)
+    }
+
+    fn duplicates(&self) -> std::io::Result<Vec<OwnedFd>> {
+        let tcp = self.hidb.iter().chain(&self.http);
+        let postgres = self.postgres.iter().map(Listener::duplicate);
+        postgres
+            .chain(tcp.map(|listener| listener.as_fd().try_clone_to_owned()))
+            .collect()
+    }
+}
+
+/// The file with this process's id, for scripts.
+struct PidFile<'a>(&'a Path);
+
+impl<'a> PidFile<'a> {
+    fn write(path: &'a Path) -> anyhow::Result<Self> {
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PidFile<'_> {
+    fn drop(&mut self) {
+        // A successor's is left alone.
+        let text = std::fs::read_to_string(self.0).unwrap_or_default();
+        if text.trim() == std::process::id().to_string() {
+            let _ = std::fs::remove_file(self.0);
+        }
+    }
+}
+
+/// Returns when the program should stop and has begun to. Reloads the configuration on SIGHUP, and hands over when asked.
+async fn steer(
+    gateway: &Arc<Gateway>,
+    source: &cli::Source,
+    sockets: Vec<OwnedFd>,
+    wishes: &mut mpsc::UnboundedReceiver<HandoverRequest>,
+    serving: &mut JoinHandle<()>,
+) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut course = gateway.course.subscribe();
     loop {
         tokio::select! {
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
             _ = hangup.recv() => reload(gateway, source),
+            _ = course.wait_for(|course| *course == Course::Stop) => break,
+            _ = &mut *serving => break,
+            Some(told) = wishes.recv() => {
+                let duplicates = sockets.iter().map(OwnedFd::try_clone).collect::<std::io::Result<_>>()?;
+                let done = match *gateway.course.borrow() {
+                    Course::Serve => None,
+                    Course::HandOver | Course::Stop => Some("helios is stopping already".to_owned()),
+                };
+                let done = match done {
+                    Some(refused) => Err(refused),
+                    None => handover::hand_over(gateway, duplicates).await.map_err(|error| {
+                        tracing::error!("not handed over: {error:#}");
+                        format!("{error:#}")
+                    }),
+                };
+                let _ = told.send(done);
+            }
         }
     }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    gateway.course.send_replace(Course::Stop);
+    Ok(())
 }
 
 fn reload(gateway: &Arc<Gateway>, source: &cli::Source) {
@@ -309,8 +392,7 @@ fn announce(
     gateway: &Gateway,
     config: &Config,
     version: Option<&str>,
-    addresses: &[SocketAddr],
-    hidb_addresses: &[SocketAddr],
+    doors: &Doors,
 ) -> std::io::Result<()> {
     let routes = gateway.upstream.routes();
     let version = version.map_or_else(
@@ -362,13 +444,21 @@ fn announce(
             "  metrics      http://{http}/metrics   health http://{http}/health"
         )?;
     }
-    for address in hidb_addresses {
-        writeln!(out, "  HIDB         hidb://{address}")?;
+    for listener in &doors.hidb {
+        writeln!(out, "  HIDB         hidb://{}", listener.local_addr()?)?;
     }
-    for address in addresses {
-        writeln!(out, "  listening on {address}")?;
+    let mut first = None;
+    for listener in &doors.postgres {
+        match listener {
+            Listener::Tcp(listener) => {
+                let address = listener.local_addr()?;
+                first.get_or_insert(address);
+                writeln!(out, "  listening on {address}")?;
+            }
+            Listener::Unix(_, path) => writeln!(out, "  listening on {}", path.display())?,
+        }
     }
-    if let Some(address) = addresses.first() {
+    if let Some(address) = first {
         let (host, port) = (address.ip(), address.port());
         writeln!(out)?;
         if let Some((name, target)) = routes.listed().first() {

@@ -29,6 +29,13 @@ pub use show::{Diff, Row};
 pub struct Config {
     /// Addresses for PostgreSQL clients. Default `127.0.0.1:6432`.
     pub listen: Vec<SocketAddr>,
+    /// Folder of a Unix-domain socket for PostgreSQL clients, named after the port of the first address. Default: none.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Its permissions. Default `"0777"`.
+    #[serde(deserialize_with = "file::mode")]
+    pub unix_socket_mode: u32,
+    /// File that holds the process id while the program runs. Default: none.
+    pub pid_file: Option<PathBuf>,
     /// Address for `/metrics` and `/health`; `"off"` in the file is `None`: there is none. Default `127.0.0.1:6480`.
     #[serde(deserialize_with = "file::http")]
     pub http: Option<SocketAddr>,
@@ -140,6 +147,11 @@ pub struct UpstreamConfig {
     /// Bound on connecting and logging in, for each connection. Default 5 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub connect_timeout: Duration,
+    /// How long an outage of a server is waited out: statements wait for the server to come back, or for another to take
+    /// its place, within `pool.acquire_timeout`. From when the outage is older, they fail at once. Default 10 s; zero: they
+    /// fail at once from the beginning.
+    #[serde(deserialize_with = "file::duration")]
+    pub outage_timeout: Duration,
 }
 
 /// When a client's server connection goes back to the pool.
@@ -293,9 +305,16 @@ pub struct ClientsConfig {
     /// Bound on a client's login. Default 10 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub login_timeout: Duration,
+    /// How long clients may go on with a process that has handed over to its successor. Default 30 s.
+    #[serde(deserialize_with = "file::duration")]
+    pub handover_timeout: Duration,
     /// How long a stop waits for open transactions. Default 30 s; zero does not wait.
     #[serde(deserialize_with = "file::duration")]
     pub shutdown_timeout: Duration,
+    /// Notifications that wait for a client that listens without a server connection of its own; beyond it the client is
+    /// disconnected. For those that begin to listen later. Default 1 MiB, at least 16 KiB.
+    #[serde(deserialize_with = "file::size")]
+    pub notification_queue: ByteSize,
     /// Clients are not authenticated by this version. Listening on an address that others can reach needs this.
     /// Default false.
     pub allow_remote_trust: bool,
@@ -358,6 +377,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 6432))],
+            unix_socket_dir: None,
+            unix_socket_mode: 0o777,
+            pid_file: None,
             http: Some(SocketAddr::from(([127, 0, 0, 1], 6480))),
             threads: 0,
             data: PathBuf::from("./helios-data"),
@@ -394,6 +416,7 @@ impl Default for UpstreamConfig {
         Self {
             url: None,
             connect_timeout: Duration::from_secs(5),
+            outage_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -447,7 +470,9 @@ impl Default for ClientsConfig {
             write_timeout: Bound::Off,
             max_message: ByteSize::gib(1),
             login_timeout: Duration::from_secs(10),
+            handover_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(30),
+            notification_queue: ByteSize::mib(1),
             allow_remote_trust: false,
         }
     }
@@ -480,6 +505,7 @@ impl fmt::Debug for UpstreamConfig {
         f.debug_struct("UpstreamConfig")
             .field("url", &self.url.as_deref().map(show::without_password))
             .field("connect_timeout", &self.connect_timeout)
+            .field("outage_timeout", &self.outage_timeout)
             .finish()
     }
 }

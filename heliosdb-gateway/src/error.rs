@@ -95,7 +95,7 @@ impl ClientError {
         if let Some(HeliosError::Server(fields)) = error.cause() {
             return Self::from_server(fields);
         }
-        if error.is_timeout() {
+        if error.is_timeout() && error.cause().is_none() {
             return Self::new(ErrorKind::Backend, "53300", error.to_string()).hint(
                 "All server connections are in use. Raise `pool.size`, shorten transactions, or look at SHOW SERVERS \
                  in the `helios` database for clients that hold one.",
@@ -117,6 +117,11 @@ impl ClientError {
     /// Appends it as a NoticeResponse: what was asked for is done nevertheless.
     pub(crate) fn put_warning(&self, out: &mut BytesMut) {
         self.put_as(b'N', "WARNING", out);
+    }
+
+    /// Appends it as a NoticeResponse of no weight.
+    pub(crate) fn put_notice(&self, out: &mut BytesMut) {
+        self.put_as(b'N', "NOTICE", out);
     }
 
     fn put_as(&self, tag: u8, severity: &str, out: &mut BytesMut) {

@@ -1,12 +1,14 @@
 //! What all sessions share.
 
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use heliosdb_cache::{CacheManager, HashedStr};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clients::ClientRegistry;
 use crate::config::Config;
@@ -19,12 +21,27 @@ use crate::stats::Stats;
 use crate::upstream::Upstream;
 use crate::upstream::database::{Database, LoadedCatalog};
 
+/// Where the program is heading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Course {
+    Serve,
+    /// Clients that are in may go on; a successor has the listening sockets.
+    HandOver,
+    /// Clients are told to go.
+    Stop,
+}
+
+/// A wish for a successor, and where to say what came of it.
+pub(crate) type HandoverRequest = oneshot::Sender<Result<(), String>>;
+
 /// The gateway: configuration, cache, server connections and clients.
 #[derive(Debug)]
 pub(crate) struct Gateway {
     config: ArcSwap<Config>,
     /// These as in `config`: asked for each request.
     cache_enabled: AtomicBool,
+    /// Another process serves the same clients: what is written there is not seen here.
+    cache_paused: AtomicBool,
     affinity_enabled: AtomicBool,
     defers_transactions: AtomicBool,
     pub(crate) cache: CacheManager,
@@ -34,6 +51,12 @@ pub(crate) struct Gateway {
     pub(crate) stats: Stats,
     pub(crate) statements: Statements,
     pub(crate) policies: Policies,
+    pub(crate) course: watch::Sender<Course>,
+    /// Whoever accepts clients has a receiver.
+    pub(crate) accepting: watch::Sender<()>,
+    pub(crate) handovers: mpsc::UnboundedSender<HandoverRequest>,
+    /// Open as long as this process lives.
+    pub(crate) successor: OnceLock<UnixStream>,
     memo: ClassMemo,
     /// The class of what is not understood at all.
     unknown: Arc<Class>,
@@ -47,7 +70,13 @@ pub(crate) struct Gateway {
 const MEMO_BYTES: usize = 32 << 20;
 
 impl Gateway {
-    pub(crate) fn new(config: Config, cache: CacheManager, upstream: Upstream) -> Arc<Self> {
+    /// `handovers` is where wishes for a successor go.
+    pub(crate) fn new(
+        config: Config,
+        cache: CacheManager,
+        upstream: Upstream,
+        handovers: mpsc::UnboundedSender<HandoverRequest>,
+    ) -> Arc<Self> {
         // A text that no grammar accepts has the worst of all classes.
         let unknown = Arc::new(crate::sql::classify_without_catalog(
             "\u{1}",
@@ -57,6 +86,11 @@ impl Gateway {
         cache.versions().feed();
         Arc::new(Self {
             cache_enabled: AtomicBool::new(config.cache.enabled),
+            cache_paused: AtomicBool::new(false),
+            course: watch::Sender::new(Course::Serve),
+            accepting: watch::Sender::new(()),
+            handovers,
+            successor: OnceLock::new(),
             affinity_enabled: AtomicBool::new(config.pool.affinity),
             defers_transactions: AtomicBool::new(config.cache_in_transactions.defers()),
             config: ArcSwap::from_pointee(config),
@@ -80,13 +114,23 @@ impl Gateway {
     }
 
     pub(crate) fn replace_config(&self, config: Config) {
-        self.cache_enabled
-            .store(config.cache.enabled, Ordering::Relaxed);
         self.affinity_enabled
             .store(config.pool.affinity, Ordering::Relaxed);
         self.defers_transactions
             .store(config.cache_in_transactions.defers(), Ordering::Relaxed);
         self.config.store(Arc::new(config));
+        self.decide_on_cache();
+    }
+
+    /// Stops using the cache, or goes on, whatever the configuration says.
+    pub(crate) fn pause_cache(&self, paused: bool) {
+        self.cache_paused.store(paused, Ordering::SeqCst);
+        self.decide_on_cache();
+    }
+
+    fn decide_on_cache(&self) {
+        let enabled = self.config.load().cache.enabled && !self.cache_paused.load(Ordering::SeqCst);
+        self.cache_enabled.store(enabled, Ordering::SeqCst);
     }
 
     pub(crate) fn cache_enabled(&self) -> bool {

@@ -1,41 +1,32 @@
 //! Prometheus text at `/metrics`, liveness at `/health`.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use axum::Router;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 use crate::admin::{cache_counts, traffic_counts};
-use crate::gateway::Gateway;
+use crate::gateway::{Course, Gateway};
 use crate::invalidate::replication::Mode;
 
 /// Binds the address, so that one in use is found out at the start.
-pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen for metrics on {address}"))
-}
 
-/// Serves until `stop` changes.
-pub(crate) async fn serve(
-    gateway: Arc<Gateway>,
-    listener: TcpListener,
-    mut stop: watch::Receiver<bool>,
-) {
+/// Serves until the gateway's course changes.
+pub(crate) async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
+    let accepting = gateway.accepting.subscribe();
+    let mut course = gateway.course.subscribe();
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(async || "ok\n"))
         .with_state(gateway);
     let stopped = async move {
-        let _ = stop.wait_for(|stop| *stop).await;
+        let _ = course.wait_for(|course| *course != Course::Serve).await;
+        drop(accepting);
     };
     if let Err(error) = axum::serve(listener, routes)
         .with_graceful_shutdown(stopped)

@@ -1,91 +1,58 @@
 //! `helios serve`: listens, lets clients in, reloads, and stops in order.
 
 use std::fs::File;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use bytes::BytesMut;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::clients::Signal;
+use crate::clients::{Peer, Signal};
 use crate::config::Config;
 use crate::error::{ClientError, ErrorKind};
-use crate::gateway::Gateway;
-use crate::session::{self, Greeted};
+use crate::gateway::{Course, Gateway};
+use crate::listen::Listener;
+use crate::session::{self, ClientStream, Greeted};
 
-/// Listening sockets. Bound before the server starts, so that an address in use is found out at once.
-#[derive(Debug)]
-pub(crate) struct Listeners {
-    listeners: Vec<TcpListener>,
-}
-
-impl Listeners {
-    pub(crate) fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Self> {
-        let listeners = addresses
-            .iter()
-            .map(|address| bind(*address).with_context(|| format!("cannot listen on {address}")))
-            .collect::<anyhow::Result<_>>()?;
-        Ok(Self { listeners })
-    }
-
-    pub(crate) fn into_inner(self) -> Vec<TcpListener> {
-        self.listeners
-    }
-
-    /// The addresses in use, with the port chosen by the system where 0 was asked for.
-    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
-            .filter_map(|listener| listener.local_addr().ok())
-            .collect()
-    }
-}
-
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    // Login storms: the kernel queues what can't be accepted at once.
-    socket.listen(4096)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Serves until `stop` changes, then lets the clients finish their transactions.
-pub(crate) async fn serve(
-    gateway: Arc<Gateway>,
-    listeners: Listeners,
-    stop: watch::Receiver<bool>,
-) {
+/// Serves until the gateway's course changes, then lets the clients finish their transactions.
+pub(crate) async fn serve(gateway: Arc<Gateway>, listeners: Vec<Listener>) {
     let mut accepting = JoinSet::new();
-    for listener in listeners.listeners {
-        accepting.spawn(accept(Arc::clone(&gateway), listener, stop.clone()));
+    for listener in listeners {
+        accepting.spawn(accept(
+            Arc::clone(&gateway),
+            listener,
+            gateway.accepting.subscribe(),
+        ));
     }
     while accepting.join_next().await.is_some() {}
+    wait_for_departures(&gateway).await;
     drain(&gateway).await;
 }
 
-async fn accept(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+/// `_accepting` is held as long as clients are let in.
+async fn accept(gateway: Arc<Gateway>, listener: Listener, _accepting: watch::Receiver<()>) {
+    let mut course = gateway.course.subscribe();
     let mut spare = Spare::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = course.wait_for(|course| *course != Course::Serve) => {
+                if let Listener::Unix(_, path) = &listener
+                    && *gateway.course.borrow() == Course::Stop
+                {
+                    let _ = std::fs::remove_file(path);
+                }
+                return;
+            }
         };
         match accepted {
-            Ok((stream, address)) => {
+            Ok((stream, peer)) => {
                 let gateway = Arc::clone(&gateway);
-                tokio::spawn(async move { client(&gateway, stream, address).await });
+                tokio::spawn(async move { client(&gateway, stream, peer).await });
             }
             Err(error) => {
                 spare.note(&error);
@@ -122,7 +89,7 @@ impl Spare {
     }
 
     /// Tells one client that there is no room, if it can be let in at all.
-    async fn turn_away(&mut self, listener: &TcpListener) -> bool {
+    async fn turn_away(&mut self, listener: &Listener) -> bool {
         if self.descriptor.take().is_none() {
             self.descriptor = File::open("/dev/null").ok();
             return false;
@@ -146,7 +113,7 @@ impl Spare {
 }
 
 /// Answers a client's first packet with an error.
-async fn tell(mut stream: TcpStream, error: ClientError) -> std::io::Result<()> {
+async fn tell(mut stream: ClientStream, error: ClientError) -> std::io::Result<()> {
     let mut packet = [0; 1024];
     // What is not read would make the kernel cut the connection off before the client has read its answer.
     if stream.read(&mut packet).await? > 0 {
@@ -162,9 +129,11 @@ async fn tell(mut stream: TcpStream, error: ClientError) -> std::io::Result<()> 
 const PAUSE: Duration = Duration::from_millis(50);
 const TOLD_WITHIN: Duration = Duration::from_millis(200);
 
-async fn client(gateway: &Arc<Gateway>, stream: TcpStream, address: SocketAddr) {
-    if let Err(error) = prepare_socket(&stream) {
-        tracing::debug!(%error, %address, "cannot set socket options");
+async fn client(gateway: &Arc<Gateway>, stream: ClientStream, peer: Peer) {
+    if let ClientStream::Tcp(stream) = &stream
+        && let Err(error) = prepare_socket(stream)
+    {
+        tracing::debug!(%error, %peer, "cannot set socket options");
     }
     let Some(login) = gateway.clients.begin_login(gateway.config().clients.max) else {
         let error = ClientError::new(
@@ -178,11 +147,12 @@ async fn client(gateway: &Arc<Gateway>, stream: TcpStream, address: SocketAddr) 
         return;
     };
     // In a box of its own: a login takes more room than a session, and is over soon.
-    let greeted = Box::pin(session::greet(gateway, stream, address)).await;
+    let greeted = Box::pin(session::greet(gateway, stream, peer)).await;
     drop(login);
     match greeted {
         Some(Greeted::Session(session)) => session.run().await,
         Some(Greeted::Console(console)) => Box::pin(console.run()).await,
+        Some(Greeted::Replication(relay)) => Box::pin(relay.run()).await,
         None => {}
     }
 }
@@ -220,6 +190,29 @@ pub(crate) fn prepare_socket(stream: &TcpStream) -> std::io::Result<()> {
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(10));
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// After a handover the clients that are in may go on for a while, and leave as they like.
+async fn wait_for_departures(gateway: &Arc<Gateway>) {
+    if *gateway.course.borrow() != Course::HandOver {
+        return;
+    }
+    let patience = gateway.config().clients.handover_timeout;
+    tracing::info!(
+        clients = gateway.clients.len(),
+        "handed over: waiting for clients to leave, at most {patience:?}"
+    );
+    let mut course = gateway.course.subscribe();
+    let departed = async {
+        while gateway.clients.len() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = departed => {}
+        () = tokio::time::sleep(patience) => {}
+        _ = course.wait_for(|course| *course == Course::Stop) => {}
+    }
 }
 
 /// Lets every client end its transaction, then cuts off the rest at the deadline.
@@ -262,7 +255,7 @@ const KILL_GRACE: Duration = Duration::from_secs(3);
 mod tests {
     use super::*;
 
-    fn size_of_future<F>(_: impl Fn(&'static Arc<Gateway>, TcpStream, SocketAddr) -> F) -> usize {
+    fn size_of_future<F>(_: impl Fn(&'static Arc<Gateway>, ClientStream, Peer) -> F) -> usize {
         size_of::<F>()
     }
 

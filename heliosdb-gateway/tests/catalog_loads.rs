@@ -14,7 +14,7 @@ fn a_tiny_statement_timeout_is_for_the_clients_own_statements() {
     let stack = Stack::start_prepared("[pool]\nsize = 2\n", TABLES);
     let (mut client, mut other) = (stack.wire(), stack.wire());
     // What ties it to its server connection makes it read the catalog there.
-    client.run("LISTEN news");
+    client.run("PREPARE tie AS SELECT 1");
     client.run("SET statement_timeout = '1ms'");
     for number in 0..5 {
         other.run("CREATE TABLE passing (); DROP TABLE passing");
@@ -38,7 +38,7 @@ fn a_tiny_statement_timeout_is_for_the_clients_own_statements() {
 fn a_lock_on_a_view_keeps_nobody_from_another_table() {
     let stack = Stack::start_prepared("[pool]\nsize = 4\n", TABLES);
     let (mut client, mut other) = (stack.wire(), stack.wire());
-    client.run("LISTEN news");
+    client.run("PREPARE tie AS SELECT 1");
     other.run("SELECT 1");
     let mut locker = stack.wire_direct();
     // LOCK would lock the tables behind the view as well.

@@ -42,8 +42,24 @@ async def run_asyncpg(port):
         await connection.execute("TRUNCATE lines")
         async with connection.transaction():
             answers.append([tuple(row) async for row in connection.cursor("SELECT id FROM things ORDER BY id LIMIT 60")])
+        answers.append(await listen_asyncpg(connection))
     await pool.close()
     return answers
+
+
+async def listen_asyncpg(connection):
+    heard = asyncio.Queue()
+
+    def note(listener, pid, channel, payload):
+        heard.put_nowait((pid == listener.get_server_pid(), channel, payload))
+
+    await connection.add_listener("News", note)
+    async with connection.transaction():
+        await connection.execute("SELECT pg_notify($1, $2)", "News", "first")
+        await connection.execute("NOTIFY \"News\", 'second'")
+    answer = [await asyncio.wait_for(heard.get(), 10) for _ in range(2)]
+    await connection.remove_listener("News", note)
+    return answer
 
 
 def run_psycopg2(port):
@@ -69,6 +85,15 @@ def run_psycopg2(port):
     with connection.cursor("by_name") as cursor:
         cursor.execute("SELECT id FROM things ORDER BY id")
         answers.append(cursor.fetchmany(5))
+    connection.rollback()
+    with connection.cursor() as cursor:
+        cursor.execute("LISTEN news")
+        cursor.execute("SELECT id FROM things WHERE id = 1")
+        connection.commit()
+        cursor.execute("NOTIFY news, 'own'")
+        connection.commit()
+    own = connection.info.backend_pid
+    answers.append([(told.pid == own, told.channel, told.payload) for told in connection.notifies])
     connection.close()
     return answers
 

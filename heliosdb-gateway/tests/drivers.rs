@@ -55,8 +55,8 @@ fn asyncpg_and_psycopg2_get_equal_answers() {
         stack.helios.port.to_string(),
     ];
     let report = run(Command::new(python()).arg(script).args(ports));
-    assert!(report.contains("asyncpg: 19 answers equal"), "{report}");
-    assert!(report.contains("psycopg2: 7 answers equal"), "{report}");
+    assert!(report.contains("asyncpg: 20 answers equal"), "{report}");
+    assert!(report.contains("psycopg2: 8 answers equal"), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

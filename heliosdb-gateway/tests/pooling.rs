@@ -164,7 +164,7 @@ async fn what_cannot_be_moved_pins_and_unpins() {
     let (one, two) = (stack.client().await, stack.client().await);
     let ties = [
         ("CREATE TEMP TABLE scratch (a int)", "DISCARD ALL"),
-        ("LISTEN news", "UNLISTEN *"),
+        ("LISTEN news; SELECT 1", "UNLISTEN *"),
         (
             "SELECT pg_advisory_lock(7)",
             "SELECT pg_advisory_unlock_all()",

@@ -624,7 +624,9 @@ impl<C: Connector> EnhancedConnectionPool<C> {
 
     fn on_connect_failed(&self, error: HeliosError) {
         let error = Arc::new(error);
-        let (retry_at, waiters) = self.exchange.connect_failed(&error, now(), rand::random());
+        let (retry_at, waiters) =
+            self.exchange
+                .connect_failed(&error, &self.config, now(), rand::random());
         tracing::warn!(%error, waiters, "cannot connect");
         self.shrunk.notify_waiters();
         // Also where nobody waits now: whoever comes before then can't connect and relies on this.

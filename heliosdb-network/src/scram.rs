@@ -1,7 +1,12 @@
-//! The server's side of SCRAM-SHA-256 (RFC 5802, RFC 7677), as PostgreSQL speaks it. No I/O.
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677), with and without channel binding, as PostgreSQL speaks it. No I/O.
 //!
-//! The client's side, and the making of a secret from a password, are `postgres-protocol`'s. The libraries for this side
-//! either panic on short messages or insist on user names that PostgreSQL's clients leave empty.
+//! [`ScramExchange`] is the server's side, [`ScramClient`] the client's. Both are here because none of the libraries lets
+//! go of the keys: a gateway learns the [`ClientKey`] from a client's proof, and logs in to the server with it where it has
+//! never seen the password. The libraries for the server's side also panic on short messages, or insist on user names that
+//! PostgreSQL's clients leave empty. The primitives are libraries'.
+
+mod client;
+mod server;
 
 use std::fmt;
 
@@ -13,7 +18,19 @@ use subtle::ConstantTimeEq as _;
 
 use crate::error::{HeliosError, Result};
 
+pub use client::{ScramClient, ScramProof};
+pub use server::{Proven, ScramExchange};
+
 type Key = [u8; 32];
+
+/// The mechanism without channel binding.
+pub const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
+/// The mechanism with it.
+pub const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
+
+/// The longest work that a peer can ask for: its count of rounds comes before it has proved anything (CVE-2026-42198).
+/// PostgreSQL's default is 4096.
+const ITERATIONS_MAX: u32 = 100_000;
 
 /// What a server keeps of a password: enough to check it, not enough to log in with.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,9 +43,32 @@ pub struct ScramSecret {
     is_mock: bool,
 }
 
+/// What a client proves that it knows: it is as good as the password, for servers that keep the same secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ClientKey(Key);
+
+/// Enough to log in with to a server that keeps a certain secret, without the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ScramKeys {
+    client_key: ClientKey,
+    secret: ScramSecret,
+}
+
 impl fmt::Debug for ScramSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ScramSecret").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClientKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientKey").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ScramKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScramKeys").finish_non_exhaustive()
     }
 }
 
@@ -81,112 +121,61 @@ impl ScramSecret {
             is_mock: true,
         }
     }
-}
 
-/// An exchange between the client's two messages.
-#[derive(Debug)]
-pub struct ScramExchange {
-    secret: ScramSecret,
-    /// `n,,` or `y,,`, as the client has to repeat it.
-    gs2_header: String,
-    nonce: String,
-    /// What both ends sign, so far.
-    signed: String,
-}
-
-impl ScramExchange {
-    /// Works on the client's first message, and returns the answer to it.
-    ///
-    /// # Errors
-    /// [`HeliosError::Protocol`] if it is none that can be answered.
-    pub fn begin(secret: ScramSecret, client_first: &[u8]) -> Result<(Self, String)> {
-        let mut nonce = [0; 18];
-        rand::fill(&mut nonce);
-        Self::begin_with(secret, client_first, &BASE64.encode(nonce))
+    /// The form in which PostgreSQL stores it.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        format!(
+            "SCRAM-SHA-256${}:{}${}:{}",
+            self.iterations,
+            BASE64.encode(&self.salt),
+            BASE64.encode(self.stored_key),
+            BASE64.encode(self.server_key)
+        )
     }
 
-    fn begin_with(
-        secret: ScramSecret,
-        client_first: &[u8],
-        own_nonce: &str,
-    ) -> Result<(Self, String)> {
-        let text = std::str::from_utf8(client_first).map_err(|_| violation("it is not UTF-8"))?;
-        let bare_at = text
-            .match_indices(',')
-            .nth(1)
-            .map(|(at, _)| at + 1)
-            .ok_or_else(|| violation("the first message is too short"))?;
-        let (gs2_header, bare) = text.split_at(bare_at);
-        match gs2_header {
-            "n,," | "y,," => {}
-            _ if gs2_header.starts_with("p=") => {
-                return Err(violation("channel binding was not offered"));
-            }
-            _ => {
-                return Err(violation(
-                    "authorization identities are not supported, or the header is malformed",
-                ));
-            }
+    /// True for the password that it was made from. Takes as long for any other: thousands of rounds.
+    #[must_use]
+    pub fn has_password(&self, password: &str) -> bool {
+        if self.iterations > ITERATIONS_MAX {
+            return false;
         }
-        let mut attributes = bare.split(',');
-        let user = attributes.next().and_then(|part| part.strip_prefix("n="));
-        let nonce = attributes.next().and_then(|part| part.strip_prefix("r="));
-        let (Some(_), Some(client_nonce)) = (user, nonce) else {
-            return Err(violation("the first message lacks a name or a nonce"));
-        };
-        if client_nonce.is_empty() || !client_nonce.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(violation("the nonce is malformed"));
-        }
-        let nonce = format!("{client_nonce}{own_nonce}");
-        let server_first = format!(
-            "r={nonce},s={},i={}",
-            BASE64.encode(&secret.salt),
-            secret.iterations
-        );
-        let exchange = Self {
-            secret,
-            gs2_header: gs2_header.to_owned(),
-            nonce,
-            signed: format!("{bare},{server_first}"),
-        };
-        Ok((exchange, server_first))
+        let keys = ScramKeys::from_password(password, &self.salt, self.iterations);
+        let is_right = keys.secret.stored_key.ct_eq(&self.stored_key);
+        bool::from(is_right) && !self.is_mock
+    }
+}
+
+impl ScramKeys {
+    /// A key together with the secret that it opens; `None` if it does not.
+    #[must_use]
+    pub fn new(client_key: ClientKey, secret: ScramSecret) -> Option<Self> {
+        let is_right = Sha256::digest(client_key.0).ct_eq(&secret.stored_key[..]);
+        (bool::from(is_right) && !secret.is_mock).then_some(Self { client_key, secret })
     }
 
-    /// Works on the client's last message. If it proves that the client knows the password, returns the message that
-    /// proves that this end knows the secret; `None` if the password is wrong.
-    ///
-    /// # Errors
-    /// [`HeliosError::Protocol`] if it does not belong to this exchange.
-    pub fn finish(self, client_final: &[u8]) -> Result<Option<String>> {
-        let text = std::str::from_utf8(client_final).map_err(|_| violation("it is not UTF-8"))?;
-        let (without_proof, proof) = text
-            .rsplit_once(",p=")
-            .ok_or_else(|| violation("the last message has no proof"))?;
-        let mut attributes = without_proof.split(',');
-        let binding = attributes.next().and_then(|part| part.strip_prefix("c="));
-        if binding != Some(&BASE64.encode(&self.gs2_header)) {
-            return Err(violation(
-                "the channel binding is not that of the beginning",
-            ));
+    /// The secret that it opens.
+    #[must_use]
+    pub fn secret(&self) -> &ScramSecret {
+        &self.secret
+    }
+
+    fn from_password(password: &str, salt: &[u8], iterations: u32) -> Self {
+        // A password that is not for text processing is taken as it is, as in PostgreSQL.
+        let prepared = stringprep::saslprep(password).unwrap_or_else(|_| password.into());
+        let salted: Key =
+            pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(prepared.as_bytes(), salt, iterations);
+        let client_key = hmac(&salted, &[b"Client Key"]);
+        Self {
+            client_key: ClientKey(client_key),
+            secret: ScramSecret {
+                iterations,
+                salt: salt.to_vec(),
+                stored_key: Sha256::digest(client_key).into(),
+                server_key: hmac(&salted, &[b"Server Key"]),
+                is_mock: false,
+            },
         }
-        let nonce = attributes.next().and_then(|part| part.strip_prefix("r="));
-        if nonce != Some(&self.nonce) {
-            return Err(violation("the nonce is not that of this exchange"));
-        }
-        let proof = BASE64
-            .decode(proof)
-            .ok()
-            .and_then(|proof| Key::try_from(proof).ok())
-            .ok_or_else(|| violation("the proof is malformed"))?;
-        let signed = [self.signed.as_bytes(), b",", without_proof.as_bytes()];
-        let signature = hmac(&self.secret.stored_key, &signed);
-        let client_key: Key = std::array::from_fn(|at| proof[at] ^ signature[at]);
-        let is_right = Sha256::digest(client_key).ct_eq(&self.secret.stored_key[..]);
-        if !bool::from(is_right) || self.secret.is_mock {
-            return Ok(None);
-        }
-        let proof = hmac(&self.secret.server_key, &signed);
-        Ok(Some(format!("v={}", BASE64.encode(proof))))
     }
 }
 
@@ -198,144 +187,29 @@ fn hmac(key: &[u8], parts: &[&[u8]]) -> Key {
     mac.finalize().into_bytes().into()
 }
 
+fn xor(a: &Key, b: &Key) -> Key {
+    std::array::from_fn(|at| a[at] ^ b[at])
+}
+
+fn fresh_nonce() -> String {
+    let mut nonce = [0; 18];
+    rand::fill(&mut nonce);
+    BASE64.encode(nonce)
+}
+
 fn violation(what: &str) -> HeliosError {
     HeliosError::Protocol(format!("SCRAM authentication: {what}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
-    use proptest::prelude::*;
-
     use super::*;
-
-    /// What a client of `password` makes of a server that keeps `secret`.
-    fn log_in(password: &str, secret: ScramSecret) -> Result<bool> {
-        let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-        let (exchange, first) = ScramExchange::begin(secret, client.message())?;
-        client.update(first.as_bytes()).expect("understood");
-        let Some(last) = exchange.finish(client.message())? else {
-            return Ok(false);
-        };
-        client.finish(last.as_bytes()).expect("the server's proof");
-        Ok(true)
-    }
-
-    #[test]
-    fn the_right_password_is_let_in_and_no_other() {
-        let secret = ScramSecret::from_password("pencil");
-        assert!(log_in("pencil", secret.clone()).expect("in order"));
-        assert!(!log_in("Pencil", secret.clone()).expect("in order"));
-        assert!(!log_in("", secret).expect("in order"));
-        assert!(!log_in("pencil", ScramSecret::mock("nobody", b"seed")).expect("in order"));
-    }
-
-    /// The exchange of RFC 7677, section 3.
-    #[test]
-    fn the_example_of_the_standard() {
-        let salt = "W22ZaJ0SNY7soEsUEjb6gQ==";
-        let salted = postgres_protocol_hi(b"pencil", &BASE64.decode(salt).expect("base64"));
-        let client_key = hmac(&salted, &[b"Client Key"]);
-        let stored = BASE64.encode(Sha256::digest(client_key));
-        let server = BASE64.encode(hmac(&salted, &[b"Server Key"]));
-        let text = format!("SCRAM-SHA-256$4096:{salt}${stored}:{server}");
-        let secret = ScramSecret::parse(&text).expect("well formed");
-        let (exchange, first) = ScramExchange::begin_with(
-            secret,
-            b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO",
-            "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0",
-        )
-        .expect("in order");
-        assert_eq!(
-            first,
-            "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
-        );
-        let last = exchange
-            .finish(
-                b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
-                  p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
-            )
-            .expect("in order");
-        let proof = "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=";
-        assert_eq!(last.as_deref(), Some(proof));
-    }
-
-    /// PBKDF2 with 4096 rounds.
-    fn postgres_protocol_hi(password: &[u8], salt: &[u8]) -> Key {
-        let mut block = hmac(password, &[salt, &[0, 0, 0, 1]]);
-        let mut key = block;
-        for _ in 1..4096 {
-            block = hmac(password, &[&block]);
-            key = std::array::from_fn(|at| key[at] ^ block[at]);
-        }
-        key
-    }
-
-    #[test]
-    fn a_user_that_does_not_exist_looks_like_one_that_does() {
-        let first = |user, seed: &[u8]| {
-            let secret = ScramSecret::mock(user, seed);
-            ScramExchange::begin_with(secret, b"n,,n=,r=a", "b")
-                .expect("in order")
-                .1
-        };
-        assert_eq!(first("a", b"1"), first("a", b"1"));
-        assert_ne!(first("a", b"1"), first("b", b"1"));
-        assert_ne!(first("a", b"1"), first("a", b"2"));
-        assert!(first("a", b"1").ends_with("i=4096"));
-        // The key that the mock keeps is no way in: whoever guesses the seed is still refused.
-        let secret = ScramSecret::mock("a", b"1");
-        assert!(secret.is_mock);
-    }
-
-    #[test]
-    fn what_does_not_belong_to_the_exchange_is_refused() {
-        let begin = |first: &[u8]| {
-            ScramExchange::begin_with(ScramSecret::from_password("p"), first, "server")
-        };
-        for first in [
-            &b""[..],
-            b"n",
-            b"n,",
-            b"n,,",
-            b"n,,n=",
-            b"n,,n=,r=",
-            b"n,,r=x,n=",
-            b"n,a=other,n=,r=x",
-            b"p=tls-unique,,n=,r=x",
-            b"x,,n=,r=x",
-            b"n,,n=,r=\x01",
-            b"n,,n=,r=\xff",
-            b"n,,m=x,n=,r=x",
-        ] {
-            assert!(begin(first).is_err(), "{}", first.escape_ascii());
-        }
-        let proof = BASE64.encode([0; 32]);
-        let finish = |last: String| {
-            let (exchange, _) = begin(b"n,,n=,r=client").expect("in order");
-            exchange.finish(last.as_bytes())
-        };
-        assert_eq!(
-            finish(format!("c=biws,r=clientserver,p={proof}")).expect("in order"),
-            None
-        );
-        for last in [
-            String::new(),
-            format!("c=biws,r=clientserver,p={proof}="),
-            "c=biws,r=clientserver,p=AAAA".to_owned(),
-            "c=biws,r=clientserver".to_owned(),
-            format!("c=biws,r=other,p={proof}"),
-            format!("c=eSws,r=clientserver,p={proof}"),
-            format!("r=clientserver,c=biws,p={proof}"),
-        ] {
-            assert!(finish(last.clone()).is_err(), "{last}");
-        }
-    }
 
     #[test]
     fn a_secret_is_read_as_postgresql_stores_it() {
         let key = BASE64.encode([1; 32]);
-        assert!(ScramSecret::parse(&format!("SCRAM-SHA-256$4096:c2FsdA==${key}:{key}")).is_ok());
+        let text = format!("SCRAM-SHA-256$4096:c2FsdA==${key}:{key}");
+        assert_eq!(ScramSecret::parse(&text).expect("valid").to_text(), text);
         for text in [
             "",
             "md5abc",
@@ -349,13 +223,24 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn no_message_makes_it_panic(first: Vec<u8>, last: Vec<u8>) {
-            let secret = ScramSecret::mock("a", b"seed");
-            let _ = ScramExchange::begin(secret.clone(), &first);
-            let (exchange, _) = ScramExchange::begin(secret, b"n,,n=,r=x").expect("in order");
-            prop_assert!(!matches!(exchange.finish(&last), Ok(Some(_))));
-        }
+    #[test]
+    fn a_password_is_known_by_its_secret() {
+        // The two spellings of an umlaut are one password.
+        let secret = ScramSecret::from_password("gr\u{fc}n");
+        assert!(secret.has_password("gr\u{fc}n"));
+        assert!(secret.has_password("gru\u{308}n"));
+        assert!(!secret.has_password("grun"));
+        assert!(!ScramSecret::mock("u", b"seed").has_password(""));
+    }
+
+    #[test]
+    fn a_key_opens_its_own_secret_and_no_other() {
+        let keys = ScramKeys::from_password("pencil", b"salt", 2);
+        let key = keys.client_key.clone();
+        assert!(ScramKeys::new(key.clone(), keys.secret.clone()).is_some());
+        assert!(ScramKeys::new(key, ScramSecret::from_password("pencil")).is_none());
+        let mut mock = keys.secret;
+        mock.is_mock = true;
+        assert!(ScramKeys::new(keys.client_key, mock).is_none());
     }
 }

@@ -213,8 +213,9 @@ impl Waiting {
             _ => return Err(unexpected("during authentication")),
         };
         match exchange.finish(&last)? {
-            Some(proof) => {
-                self.send(request, HidbMessage::Sasl(proof.into())).await?;
+            Some(proven) => {
+                self.send(request, HidbMessage::Sasl(proven.message.into()))
+                    .await?;
                 Ok((request, login))
             }
             None => {

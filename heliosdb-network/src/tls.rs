@@ -1,5 +1,9 @@
 //! TLS by rustls: the configurations of both ends, from PEM files.
 
+mod certificate;
+mod client;
+mod server;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +14,14 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::error::{HeliosError, Result};
 
+pub use certificate::{CertificateIdentity, end_point};
+pub use client::{
+    ChannelBindingMode, RootCertificates, SslMode, SslNegotiation, TlsOptions, TlsVersion,
+};
+pub use server::{AcceptedTls, ClientCertificates, ServerTls, ServerTlsOptions, TLS_HANDSHAKE};
+
+/// The name under which PostgreSQL's protocol is negotiated (ALPN).
+pub const POSTGRESQL_ALPN: &[u8] = b"postgresql";
 /// The name under which HIDB is negotiated (ALPN).
 pub const HIDB_ALPN: &[u8] = b"hidb/1";
 
@@ -51,6 +63,15 @@ pub fn client_config(trusted: &Path) -> Result<Arc<ClientConfig>> {
     config.alpn_protocols = vec![HIDB_ALPN.to_vec()];
     Ok(Arc::new(config))
 }
+
+fn versions(oldest: TlsVersion) -> &'static [&'static rustls::SupportedProtocolVersion] {
+    match oldest {
+        TlsVersion::Tls12 => rustls::ALL_VERSIONS,
+        TlsVersion::Tls13 => &NEWEST,
+    }
+}
+
+static NEWEST: [&rustls::SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let read: std::result::Result<Vec<_>, _> = CertificateDer::pem_file_iter(file)

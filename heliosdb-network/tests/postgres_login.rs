@@ -25,7 +25,7 @@ fn cluster() -> PostgresCluster {
 
 fn target(cluster: &PostgresCluster, user: &str, password: Option<&str>) -> PgTarget {
     let mut target = PgTarget::from_url(&cluster.url(user, "postgres")).expect("a URL");
-    target.password = password.map(str::to_owned);
+    target.credential = password.map(str::to_owned).into();
     target
 }
 
@@ -114,8 +114,10 @@ async fn what_the_target_adds_reaches_the_server() {
 async fn connect_to_impostor(reply: &'static [u8]) -> HeliosError {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    let mut target =
-        PgTarget::from_url(&format!("postgres://u:p@127.0.0.1:{port}/d")).expect("a URL");
+    let mut target = PgTarget::from_url(&format!(
+        "postgres://u:p@127.0.0.1:{port}/d?sslmode=disable"
+    ))
+    .expect("a URL");
     target.connect_timeout = Duration::from_millis(500);
     let impostor = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a client");

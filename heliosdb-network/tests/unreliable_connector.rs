@@ -78,6 +78,60 @@ async fn with_nothing_alive_a_transient_error_fails_fast_and_spares_the_server()
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_outage_is_waited_out_and_then_all_are_served_in_order() {
+    let world = World::new();
+    world.plan(|plan| plan.connect = Act::Fail);
+    let mut config = support::config(1);
+    config.outage_timeout = 10 * SECOND;
+    let pool = world.pool(config);
+    let began = Instant::now();
+    let first = spawn_acquires(&pool, 2);
+    sleep(3 * SECOND).await;
+    // Also those who come in the middle of it.
+    let later = spawn_acquires(&pool, 2);
+    settle().await;
+    assert_eq!(pool.metrics().waiting, 4);
+    world.plan(|plan| plan.connect = Act::Work);
+    for waiter in first.into_iter().chain(later) {
+        waiter.await.expect("no panic").expect("served");
+    }
+    // As soon as the server is back, give or take the pause between two attempts.
+    assert!(
+        began.elapsed() < 3 * SECOND + 600 * MS,
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_lasts_is_told_to_all_and_from_then_on_at_once() {
+    let world = World::new();
+    world.plan(|plan| plan.connect = Act::Fail);
+    let mut config = support::config(2);
+    config.outage_timeout = 2 * SECOND;
+    let pool = world.pool(config);
+    let began = Instant::now();
+    for waiter in spawn_acquires(&pool, 3) {
+        assert_fails_with(&waiter.await.expect("no panic"), "out of order");
+    }
+    let waited = began.elapsed();
+    assert!(
+        waited >= 2 * SECOND && waited < 2 * SECOND + 600 * MS,
+        "{waited:?}"
+    );
+    let began = Instant::now();
+    assert_fails_with(&pool.acquire().await.map(drop), "out of order");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // What can't pass is not waited out.
+    world.plan(|plan| plan.connect = Act::Refuse);
+    let mut config = support::config(2);
+    config.outage_timeout = 2 * SECOND;
+    let began = Instant::now();
+    assert_fails_with(&world.pool(config).acquire().await.map(drop), "not for you");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn attempts_grow_rarer_while_the_server_is_down() {
     let world = World::new();
     world.plan(|plan| plan.connect = Act::Fail);

@@ -1,6 +1,7 @@
 //! An ephemeral PostgreSQL cluster.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -59,6 +60,7 @@ pub fn postgres_bin_dir() -> anyhow::Result<PathBuf> {
 pub struct PostgresBuilder {
     settings: Vec<(String, String)>,
     hba: Vec<String>,
+    files: Vec<(String, String)>,
 }
 
 /// A cluster of its own in a temporary folder, on a free port of 127.0.0.1 and on a Unix socket. Its superuser is
@@ -89,6 +91,13 @@ impl PostgresBuilder {
         self
     }
 
+    /// A file in the folder of its data, which nobody else can read: certificates and keys, `standby.signal`.
+    #[must_use]
+    pub fn file(mut self, name: &str, text: &str) -> Self {
+        self.files.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Initialises and starts the cluster.
     ///
     /// # Errors
@@ -105,25 +114,75 @@ impl PostgresBuilder {
             let rest = std::fs::read_to_string(&path)?;
             std::fs::write(&path, format!("{}\n{rest}", self.hba.join("\n")))?;
         }
-        let mut cluster = PostgresCluster {
+        for (name, text) in &self.files {
+            let path = data.join(name);
+            std::fs::write(&path, text)?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            hand_over(&path, identity)?;
+        }
+        PostgresCluster {
             child: None,
             bin,
             identity,
             port: free_port()?,
             builder: self,
             folder,
-        };
+        }
+        .launch_on_some_port()
+    }
+}
+
+impl PostgresCluster {
+    fn launch_on_some_port(mut self) -> anyhow::Result<Self> {
         // Between our look at a port and the server's, somebody else may take it.
         for _ in 0..3 {
-            match cluster.launch() {
+            match self.launch() {
                 Err(error) if error.to_string().contains("Address already in use") => {
-                    cluster.port = free_port()?;
+                    self.port = free_port()?;
                 }
-                launched => return launched.map(|()| cluster),
+                launched => return launched.map(|()| self),
             }
         }
-        cluster.launch()?;
-        Ok(cluster)
+        self.launch()?;
+        Ok(self)
+    }
+
+    /// A standby of this cluster, which streams its log: a server of its own.
+    ///
+    /// # Errors
+    /// If this one can't be copied, or the other does not start.
+    pub fn standby(&self) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("helios-pg-").tempdir()?;
+        hand_over(folder.path(), self.identity)?;
+        let mut command = Command::new(self.bin.join("pg_basebackup"));
+        command
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+                "-c",
+                "fast",
+                "-R",
+                "-D",
+            ])
+            .arg(folder.path().join("data"))
+            .args(["-p", &self.port.to_string()])
+            .current_dir(folder.path());
+        run_as(&mut command, self.identity);
+        let copied = command.output().context("cannot run pg_basebackup")?;
+        if !copied.status.success() {
+            bail!("{}", String::from_utf8_lossy(&copied.stderr));
+        }
+        Self {
+            child: None,
+            bin: self.bin.clone(),
+            identity: self.identity,
+            port: free_port()?,
+            builder: self.builder.clone(),
+            folder,
+        }
+        .launch_on_some_port()
     }
 }
 
@@ -152,6 +211,12 @@ impl PostgresCluster {
     #[must_use]
     pub fn socket_dir(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The folder of its data.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// The URL for a user and a database.

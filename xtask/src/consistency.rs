@@ -58,7 +58,11 @@ fn build_as_tested() -> anyhow::Result<(PathBuf, PathBuf)> {
 }
 
 /// Builds a program and asks cargo where it put it.
-fn build(is_release: bool, package: &str, has_switches: bool) -> anyhow::Result<PathBuf> {
+pub(crate) fn build(
+    is_release: bool,
+    package: &str,
+    has_switches: bool,
+) -> anyhow::Result<PathBuf> {
     let mut command = cargo(&[
         "build",
         "-p",

@@ -6,6 +6,7 @@ mod consistency;
 mod fuzz;
 mod libclang;
 mod packages;
+mod pgbouncer_suite;
 mod steps;
 mod tests_run;
 
@@ -35,6 +36,7 @@ Examples:
   cargo xtask ci                                           before a change is handed in
   cargo xtask check-consistency --short                    a minute of the history checker
   cargo xtask fuzz --seconds 600 hidb_frames               ten minutes of one fuzz target
+  cargo xtask pgbouncer-suite --source ../pgbouncer        PgBouncer's own tests
   cargo xtask bench gateway --clients 1,16                 helios beside PgBouncer and pgpool-II";
 
 #[derive(Debug, Subcommand)]
@@ -74,6 +76,12 @@ enum Task {
         /// The target; all of them if none is named
         target: Option<String>,
     },
+    /// Run PgBouncer's own tests against helios
+    ///
+    /// With a wrapper that takes PgBouncer's command line, as a user that is not root. What becomes of each test is written
+    /// to docs/compatibility.md; why one does not pass is listed in docs/compatibility.toml. A test that fails unlisted, and one
+    /// that is listed and passes, makes the command fail.
+    PgbouncerSuite(pgbouncer_suite::Options),
     /// Measure helios beside its peers
     ///
     /// A peer that is not installed and can't be installed is left out.
@@ -92,6 +100,7 @@ fn main() -> ExitCode {
         }
         Task::Ci => ci(),
         Task::Fuzz { seconds, target } => fuzz::all(seconds, target.as_deref()),
+        Task::PgbouncerSuite(options) => pgbouncer_suite::all(&options),
         Task::Run { args } => serve(&args),
         Task::Test => packages::ensure(TEST_NEEDS).and_then(|()| tests_run::all()),
     };

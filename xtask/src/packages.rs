@@ -13,12 +13,14 @@ use crate::steps::run;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     Libclang,
+    Openssl,
     Pgbench,
     Pgbouncer,
     Pgpool,
     Postgres,
     PythonVenv,
     Redis,
+    Socat,
 }
 
 impl Need {
@@ -26,24 +28,28 @@ impl Need {
     fn purpose(self) -> &'static str {
         match self {
             Self::Libclang => "libclang, to build the SQL parser",
+            Self::Openssl => "openssl, to make certificates for tests",
             Self::Pgbench => "pgbench and psql, for load and as clients",
             Self::Pgbouncer => "PgBouncer, to measure against",
             Self::Pgpool => "pgpool-II, to measure against",
             Self::Postgres => "a PostgreSQL server, to test against",
             Self::PythonVenv => "Python's venv, to test a Python driver",
             Self::Redis => "a Redis server, to test against",
+            Self::Socat => "socat, to cut connections in tests",
         }
     }
 
     fn is_there(self) -> bool {
         match self {
             Self::Libclang => libclang::is_there(),
+            Self::Openssl => has_programs(&["openssl"]),
             Self::Pgbench => has_programs(&["pgbench", "psql"]),
             Self::Pgbouncer => has_programs(&["pgbouncer"]),
             Self::Pgpool => has_programs(&["pgpool"]),
             Self::Postgres => has_programs(&["initdb", "postgres"]),
             Self::PythonVenv => succeeds("python3", &["-c", "import venv, ensurepip"]),
             Self::Redis => has_programs(&["redis-server"]),
+            Self::Socat => has_programs(&["socat"]),
         }
     }
 
@@ -65,7 +71,9 @@ impl Need {
             (Self::PythonVenv, Apt) => "python3-venv",
             (Self::PythonVenv, Dnf | Zypper | Apk) => "python3",
             (Self::PythonVenv, Pacman | Brew) => "python",
+            (Self::Openssl, _) => "openssl",
             (Self::Pgbouncer, _) => "pgbouncer",
+            (Self::Socat, _) => "socat",
             (Self::Pgpool, Apt) => "pgpool2",
             (Self::Pgpool, Dnf | Zypper) => "pgpool-II",
             (Self::Pgpool, Apk) => "pgpool",
@@ -255,9 +263,15 @@ fn privileged(manager: Manager, script: &str) -> Option<Command> {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output();
     output.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// The folder that holds the program, of the places where programs are.
+pub(crate) fn folder_of(program: &str) -> Option<PathBuf> {
+    let mut folders = program_folders().into_iter();
+    folders.find(|folder| folder.join(program).is_file())
 }
 
 /// Whether each of these programs is somewhere where programs are.

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use bytes::{Buf as _, BytesMut};
 use heliosdb_network::postgres::message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use crate::clients::{Admitted, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
+use crate::session::ClientStream;
 
 use command::{Answer, run};
 
@@ -28,7 +29,7 @@ pub(crate) fn is_console(database: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct Console {
     gateway: Arc<Gateway>,
-    stream: TcpStream,
+    stream: ClientStream,
     admitted: Admitted,
 }
 
@@ -36,7 +37,7 @@ pub(crate) struct Console {
 const MESSAGE_MAX: usize = 64 << 10;
 
 impl Console {
-    pub(crate) fn new(gateway: &Arc<Gateway>, stream: TcpStream, admitted: Admitted) -> Self {
+    pub(crate) fn new(gateway: &Arc<Gateway>, stream: ClientStream, admitted: Admitted) -> Self {
         Self {
             gateway: Arc::clone(gateway),
             stream,
@@ -65,6 +66,7 @@ impl Console {
                 let body = input.split_to(len).split_off(5);
                 match tag {
                     b'X' => return Ok(()),
+                    b'Q' if is_restart(&body) => self.restart(&mut out).await,
                     b'Q' => self.answer(&body, &mut out),
                     b'S' => {
                         skip_to_sync = false;
@@ -104,6 +106,23 @@ impl Console {
         }
     }
 
+    /// Has a successor take over.
+    async fn restart(&self, out: &mut BytesMut) {
+        let (tell, told) = oneshot::channel();
+        let _ = self.gateway.handovers.send(tell);
+        match told.await {
+            Ok(Ok(())) => message::put_command_complete(out, "RESTART"),
+            Ok(Err(why)) => {
+                ClientError::new(ErrorKind::Config, "55000", format!("not restarted: {why}"))
+                    .put(out);
+            }
+            Err(_) => {
+                ClientError::new(ErrorKind::Config, "57P01", "helios is stopping").put(out);
+            }
+        }
+        message::put_ready_for_query(out, b'I');
+    }
+
     fn answer(&self, body: &[u8], out: &mut BytesMut) {
         let text = String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body));
         let mut empty = true;
@@ -127,6 +146,13 @@ impl Console {
         }
         message::put_ready_for_query(out, b'I');
     }
+}
+
+fn is_restart(body: &[u8]) -> bool {
+    let text = body.strip_suffix(b"\0").unwrap_or(body);
+    let text = text.trim_ascii();
+    let text = text.strip_suffix(b";").unwrap_or(text);
+    text.trim_ascii_end().eq_ignore_ascii_case(b"restart")
 }
 
 /// What drivers expect to be told at login.

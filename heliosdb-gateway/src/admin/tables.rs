@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use heliosdb_network::postgres::message;
 use heliosdb_pooling::{QueryFingerprint, StatementStats};
 
-use crate::clients::{Activity, ClientInfo};
+use crate::clients::{Activity, ClientInfo, Peer};
 use crate::gateway::Gateway;
 use crate::invalidate::replication::Mode;
 use crate::session::pins::PinNames;
@@ -265,17 +265,21 @@ pub(super) fn errors(gateway: &Gateway) -> Table {
 
 pub(super) fn clients(gateway: &Gateway) -> Table {
     let row = |client: Arc<ClientInfo>| {
-        let (host, port) = (client.address.ip(), client.address.port());
+        let (host, port) = match client.peer {
+            Peer::Tcp(address) => (address.ip().to_string(), address.port()),
+            Peer::Unix(_) => ("unix".to_owned(), 0),
+        };
         vec![
             client.id.to_string(),
             client.user.clone(),
             client.database.clone(),
             state(client.activity()).to_owned(),
-            host.to_string(),
+            host,
             port.to_string(),
             client.application_name.clone(),
             client.counters.queries.load(Ordering::Relaxed).to_string(),
             PinNames(client.pins()).to_string(),
+            client.channels().to_string(),
             timestamp(client.connected_at),
         ]
     };
@@ -290,6 +294,7 @@ pub(super) fn clients(gateway: &Gateway) -> Table {
             "application_name",
             "queries",
             "pinned_by",
+            "channels",
             "connect_time",
         ],
         rows: gateway.clients.list().into_iter().map(row).collect(),
@@ -364,7 +369,12 @@ pub(super) fn servers(gateway: &Gateway) -> Table {
                 server.id.to_string(),
                 server.user.clone(),
                 server.database.clone(),
-                if client.is_some() { "active" } else { "idle" }.to_owned(),
+                match client {
+                    _ if server.is_listener => "listening",
+                    Some(_) => "active",
+                    None => "idle",
+                }
+                .to_owned(),
                 server.backend_pid.to_string(),
                 client.map(|id| id.to_string()).unwrap_or_default(),
                 server.leases().to_string(),

@@ -160,7 +160,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::clients::{Admitted, ClientRegistry};
+    use crate::clients::{Admitted, ClientRegistry, Peer};
 
     fn identity(role: Role, user: &str, database: &str) -> Identity {
         Identity {
@@ -168,7 +168,7 @@ mod tests {
             user: user.to_owned(),
             database: database.to_owned(),
             application_name: String::new(),
-            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            peer: Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))),
             secret_len: 4,
         }
     }

@@ -204,6 +204,11 @@ impl Config {
             let reason = "must be at least 10 KB and at most 1 GiB";
             return refuse("clients.max_message", show::size(message), reason);
         }
+        let queue = self.clients.notification_queue;
+        if queue.as_u64() < NOTIFICATION_QUEUE_MIN || usize::try_from(queue.as_u64()).is_err() {
+            let reason = "must be at least 16 KiB";
+            return refuse("clients.notification_queue", show::size(queue), reason);
+        }
         longer_than_zero("clients.login_timeout", self.clients.login_timeout)
     }
 }
@@ -246,6 +251,8 @@ impl Config {
 const MESSAGE_MIN: u64 = 10_000;
 
 /// More threads than any machine has processors are a mistake.
+/// Room for two of the longest notifications.
+const NOTIFICATION_QUEUE_MIN: u64 = 16 << 10;
 const THREADS_MAX: usize = 1024;
 
 /// A misspelt level would be taken for the name of a module, and nothing would be logged.
@@ -423,6 +430,10 @@ mod tests {
             (
                 "clients.max_message = \"2 GiB\"",
                 "clients.max_message = 2 GiB: must be at least 10 KB and at most 1 GiB",
+            ),
+            (
+                "clients.notification_queue = \"1 KiB\"",
+                "clients.notification_queue = 1 KiB: ",
             ),
             (
                 "clients.login_timeout = \"0s\"",

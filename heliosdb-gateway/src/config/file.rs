@@ -155,6 +155,15 @@ pub(super) fn some_count<'de, D: Deserializer<'de>>(
     }
 }
 
+/// Permissions, in octal digits.
+pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    u32::from_str_radix(&text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| de::Error::custom(format_args!("{text:?} is not a mode such as \"0770\"")))
+}
+
 /// A string with a unit. Bare numbers are refused: 30 is not obviously seconds.
 fn with_unit<'de, D: Deserializer<'de>, T>(
     deserializer: D,

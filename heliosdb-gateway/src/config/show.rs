@@ -38,11 +38,12 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 27] = [
+const RELOADABLE: [&str; 29] = [
     "cache.enabled",
     "cache.max_entry",
     "cache_in_transactions",
     "clients.allow_remote_trust",
+    "clients.handover_timeout",
     "clients.idle_timeout",
     "clients.idle_transaction_timeout",
     "clients.login_timeout",
@@ -50,6 +51,7 @@ const RELOADABLE: [&str; 27] = [
     "clients.max_message",
     "clients.max_per_database",
     "clients.max_per_user",
+    "clients.notification_queue",
     "clients.query_timeout",
     "clients.shutdown_timeout",
     "clients.transaction_timeout",
@@ -139,6 +141,9 @@ impl Config {
     fn values(&self) -> Vec<(&'static str, String)> {
         let Self {
             listen,
+            unix_socket_dir,
+            unix_socket_mode,
+            pid_file,
             http,
             data,
             threads,
@@ -165,6 +170,7 @@ impl Config {
         let UpstreamConfig {
             url,
             connect_timeout,
+            outage_timeout,
         } = upstream;
         let PoolConfig {
             mode,
@@ -203,7 +209,9 @@ impl Config {
             write_timeout,
             max_message,
             login_timeout,
+            handover_timeout,
             shutdown_timeout,
+            notification_queue,
             allow_remote_trust,
         } = clients;
         let HidbConfig {
@@ -217,6 +225,9 @@ impl Config {
         let LogConfig { level } = log;
         vec![
             ("listen", addresses(listen)),
+            ("unix_socket_dir", path(unix_socket_dir.as_deref())),
+            ("unix_socket_mode", format!("{unix_socket_mode:04o}")),
+            ("pid_file", path(pid_file.as_deref())),
             ("threads", threads.to_string()),
             (
                 "http",
@@ -256,6 +267,7 @@ impl Config {
             ("replication.ddl_poll", duration(*ddl_poll)),
             ("upstream.url", url.clone().unwrap_or_default()),
             ("upstream.connect_timeout", duration(*connect_timeout)),
+            ("upstream.outage_timeout", duration(*outage_timeout)),
             ("databases", names(databases)),
             ("users", names(users)),
             (
@@ -325,7 +337,9 @@ impl Config {
             ("clients.write_timeout", write_timeout.to_string()),
             ("clients.max_message", size(*max_message)),
             ("clients.login_timeout", duration(*login_timeout)),
+            ("clients.handover_timeout", duration(*handover_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
+            ("clients.notification_queue", size(*notification_queue)),
             ("clients.allow_remote_trust", allow_remote_trust.to_string()),
             ("hidb.listen", addresses(hidb_listen)),
             (
@@ -438,12 +452,15 @@ mod tests {
     /// A valid file in which no key has its default.
     const ALL_CHANGED: &str = r#"
 listen = ["127.0.0.1:1", "[::1]:2"]
+unix_socket_dir = "/run/helios"
+unix_socket_mode = "0700"
+pid_file = "/run/helios.pid"
 http = "off"
 data = "/elsewhere"
 threads = 3
 invalidation = "wire"
 cache_in_transactions = "never"
-upstream = { url = "postgres://a@b/c", connect_timeout = "6s" }
+upstream = { url = "postgres://a@b/c", connect_timeout = "6s", outage_timeout = "9s" }
 log = { level = "debug" }
 [replication]
 publication = "changes"
@@ -487,7 +504,9 @@ idle_timeout = "4m"
 write_timeout = "5m"
 max_message = "1 MiB"
 login_timeout = "11s"
+handover_timeout = "32s"
 shutdown_timeout = "31s"
+notification_queue = "2 MiB"
 allow_remote_trust = true
 [hidb]
 listen = ["127.0.0.1:3"]
@@ -515,7 +534,8 @@ tls_key = "/etc/key.pem"
             let mut rows = config.rows();
             rows.sort_by_key(|row| row.name.contains('.'));
             for Row { name, value, .. } in rows {
-                let is_bare = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
+                let is_number = value.parse::<u64>().is_ok() && name != "unix_socket_mode";
+                let is_bare = is_number || value.parse::<bool>().is_ok();
                 let line = match name.as_str() {
                     _ if value.is_empty() => continue,
                     "listen" | "hidb.listen" => {

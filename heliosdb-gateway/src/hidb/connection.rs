@@ -21,7 +21,7 @@ use heliosdb_network::{HeliosError, WireStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
-use crate::clients::{Admitted, ClientInfo, Counters, Identity, Role, Signal};
+use crate::clients::{Admitted, ClientInfo, Counters, Identity, Peer, Role, Signal};
 use crate::error::ClientError;
 use crate::gateway::Gateway;
 use crate::session::unit::ReadUnit;
@@ -65,7 +65,7 @@ pub(super) async fn serve(gateway: &Arc<Gateway>, guest: Guest, address: SocketA
         application_name: application_name
             .map(|(_, value)| value.clone())
             .unwrap_or_default(),
-        address,
+        peer: Peer::Tcp(address),
         secret_len: 32,
     };
     match let_in(gateway, identity, login.settings).await {

@@ -19,8 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::config::{HidbAuth, HidbConfig, HidbTls};
-use crate::gateway::Gateway;
-use crate::server::{Listeners, prepare_socket};
+use crate::gateway::{Course, Gateway};
+use crate::server::prepare_socket;
 
 /// Reads what letting clients in takes: secrets, certificate and key.
 pub(crate) fn door(config: &HidbConfig) -> anyhow::Result<Door> {
@@ -46,18 +46,12 @@ pub(crate) fn door(config: &HidbConfig) -> anyhow::Result<Door> {
     Ok(Door { tls, auth })
 }
 
-/// Serves until `stop` changes. The connections are told to go by the same signals as other clients.
-pub(crate) async fn serve(
-    gateway: Arc<Gateway>,
-    door: Door,
-    listeners: Listeners,
-    stop: watch::Receiver<bool>,
-) {
+/// Serves until the gateway's course changes. The connections are told to go by the same signals as other clients.
+pub(crate) async fn serve(gateway: Arc<Gateway>, door: Door, listeners: Vec<TcpListener>) {
     let door = Arc::new(door);
     let accepting = listeners
-        .into_inner()
         .into_iter()
-        .map(|listener| accept(&gateway, &door, listener, stop.clone()));
+        .map(|listener| accept(&gateway, &door, listener, gateway.accepting.subscribe()));
     futures_util::future::join_all(accepting).await;
 }
 
@@ -65,12 +59,13 @@ async fn accept(
     gateway: &Arc<Gateway>,
     door: &Arc<Door>,
     listener: TcpListener,
-    mut stop: watch::Receiver<bool>,
+    _accepting: watch::Receiver<()>,
 ) {
+    let mut course = gateway.course.subscribe();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = course.wait_for(|course| *course != Course::Serve) => return,
         };
         match accepted {
             Ok((stream, address)) => {

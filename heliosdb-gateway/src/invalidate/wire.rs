@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heliosdb_cache::{SlotId, VersionSlots, WriteIntent};
+use heliosdb_network::connection_pool::EnhancedConnectionPool;
 use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -19,7 +20,7 @@ use crate::fault::is_removed;
 use crate::session::link::{Expect, Link};
 use crate::sql::{Class, Effect, Values, Write, concerns_all_databases};
 use crate::upstream::ServerPool;
-use crate::upstream::connection::BackendProcess;
+use crate::upstream::connection::{BackendProcess, ServerConnector};
 use crate::upstream::database::Database;
 
 /// Slots that one transaction marks before it counts as a write to any row of its tables: each statement looks through
@@ -205,27 +206,75 @@ pub(crate) async fn settle(pool: Arc<ServerPool>, process: BackendProcess, inten
     );
     let mut pause = FIRST_PAUSE;
     loop {
-        if let Ok(mut lease) = pool.acquire(0, None).await {
-            lease.broken = true;
-            // Whoever had it before may have taken a role that sees less.
-            let asked = async {
-                lease.simple_query("RESET SESSION AUTHORIZATION").await?;
-                lease.simple_query("RESET ROLE").await?;
-                lease.simple_query(&question).await
-            };
-            if let Ok(results) = asked.await {
-                lease.broken = false;
-                lease.dirty = true;
-                if results.iter().all(|result| result.rows.is_empty()) {
-                    break;
-                }
-            }
+        let answer = ask_as_login(&pool.connections, &question).await;
+        if answer.is_some_and(|rows| rows.is_empty()) {
+            break;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LAST_PAUSE);
     }
     intent.finish();
     tracing::info!(pid = process.pid, "the write in doubt is settled");
+}
+
+/// Holds marks on everything until what others have begun has ended: statements that clients of this user, from this
+/// machine, were running when this process came to the database. They are those of a gateway before this one that ended
+/// without waiting for them, or was killed, and may still commit writes that nobody here knows of. (A transaction of
+/// several statements dies with its client.)
+pub(crate) async fn settle_strangers(
+    connections: Arc<EnhancedConnectionPool<ServerConnector>>,
+    intent: WriteIntent,
+) {
+    tracing::info!(
+        "statements from before this process are running: nothing is cached until they have ended"
+    );
+    let mut strangers: Option<Vec<String>> = None;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        if let Some(rows) = ask_as_login(&connections, &strangers_question()).await {
+            let running: Vec<String> = rows
+                .into_iter()
+                .filter_map(|row| row.into_iter().next().flatten())
+                .collect();
+            let left = strangers.get_or_insert_with(|| running.clone());
+            left.retain(|stranger| running.contains(stranger));
+            if left.is_empty() {
+                break;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+    intent.finish();
+}
+
+/// Each statement that is running, as a process and the statement's beginning.
+fn strangers_question() -> String {
+    format!("SELECT pid || ' ' || query_start {STRANGERS}")
+}
+
+/// Of sessions of the same user on the same database, from the same machine, those that are running a statement.
+pub(crate) const STRANGERS: &str = "FROM pg_catalog.pg_stat_activity WHERE state = 'active' \
+     AND datname = pg_catalog.current_database() AND usename = session_user \
+     AND client_addr IS NOT DISTINCT FROM pg_catalog.inet_client_addr() AND pid <> pg_catalog.pg_backend_pid()";
+
+/// Asks a question as the user that the pool logs in as. `None` where there is no answer.
+async fn ask_as_login(
+    connections: &EnhancedConnectionPool<ServerConnector>,
+    question: &str,
+) -> Option<Vec<Vec<Option<String>>>> {
+    let mut lease = connections.acquire_labelled(0).await.ok()?;
+    lease.broken = true;
+    // Whoever had it before may have taken a role that sees less.
+    let asked = async {
+        lease.simple_query("RESET SESSION AUTHORIZATION").await?;
+        lease.simple_query("RESET ROLE").await?;
+        lease.simple_query(question).await
+    };
+    let results = asked.await.ok()?;
+    lease.broken = false;
+    lease.dirty = true;
+    Some(results.into_iter().flat_map(|result| result.rows).collect())
 }
 
 /// The version slot that all answers of all databases depend on.

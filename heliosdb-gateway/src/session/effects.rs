@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::clients::Counters;
+use crate::notifications::{Interest, Step as Change};
 use crate::sql::{Effect, NameScope, split_identifiers, value_items};
 
 use super::Session;
@@ -50,8 +51,10 @@ impl Session {
         let has_layers = had_layers || self.settings.has_uncommitted();
         if failed {
             self.settings.roll_back();
+            self.roll_back_listening();
         } else {
             self.commit_settings();
+            self.commit_listening();
         }
         if has_layers {
             self.names_changed();
@@ -88,7 +91,8 @@ impl Session {
             // kept, and ties are not loosened.
             Effect::AdvisoryLock => self.pins.add(Pin::AdvisoryLock),
             Effect::HoldCursor(name) => self.pins.hold(name),
-            Effect::Listen => self.pins.add(Pin::Listen),
+            Effect::Listen(_) if failed => {}
+            Effect::Listen(_) => self.pins.add(Pin::Listen),
             Effect::Prepare(_) => self.pins.add(Pin::Prepare),
             Effect::Temp => self.pins.add(Pin::Temp),
             effect if may_become_known(effect) && !self.unresolved.is_empty() => {
@@ -100,7 +104,16 @@ impl Session {
             Effect::AdvisoryUnlockAll => self.pins.remove(Pin::AdvisoryLock),
             Effect::Close(name) => self.pins.close(name),
             Effect::CloseAll => self.pins.remove(Pin::HoldCursor),
-            Effect::Unlisten { all: true } => self.pins.remove(Pin::Listen),
+            Effect::Unlisten(channel) => {
+                // In a transaction it may be rolled back.
+                if channel.is_none() && self.status == b'I' {
+                    self.pins.remove(Pin::Listen);
+                }
+                let change = channel.as_deref().map_or(Change::UnlistenAll, |channel| {
+                    Change::Unlisten(channel.into())
+                });
+                self.change_interest(|interest| interest.act([change]));
+            }
             Effect::DiscardTemp => self.pins.remove(Pin::Temp),
             Effect::DiscardAll => self.discard_all(),
             Effect::Deallocate(None) => {
@@ -136,17 +149,26 @@ impl Session {
                     .extend(self.settings.startup_names().map(Box::from));
                 self.settings.reset_all();
             }
-            Effect::Savepoint(name) => self.settings.savepoint(name),
-            Effect::Release(name) => self.settings.release(name),
+            Effect::Savepoint(name) => {
+                self.settings.savepoint(name);
+                self.change_interest(|interest| interest.savepoint(name));
+            }
+            Effect::Release(name) => {
+                self.settings.release(name);
+                self.change_interest(|interest| interest.release(name));
+            }
             Effect::Commit { .. } | Effect::PrepareTransaction(_) if !was_failed => {
                 self.commit_settings();
+                self.commit_listening();
             }
             Effect::Commit { .. } | Effect::PrepareTransaction(_) | Effect::Rollback { .. } => {
                 self.to_restore.clear();
                 self.settings.roll_back();
+                self.roll_back_listening();
             }
             Effect::RollbackTo(name) => {
                 self.to_restore.clear();
+                self.change_interest(|interest| interest.roll_back_to(name));
                 if !self.settings.roll_back_to(name) && self.settings.has_uncommitted() {
                     self.pins.add(Pin::Unknown);
                 }
@@ -166,6 +188,7 @@ impl Session {
         self.settings.discard_all();
         self.settings_changed();
         self.pins.discard_all();
+        self.change_interest(Interest::clear);
         self.unresolved.clear();
         self.statements.clear();
         if let Some(link) = &mut self.link {

@@ -17,6 +17,7 @@ use crate::clients::timeouts::{Phase, Timeout};
 use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::level::Level;
+use crate::notifications::may_ask;
 use crate::upstream::database::LoadedCatalog;
 
 use super::link::Link;
@@ -33,6 +34,8 @@ pub(super) enum Event {
     Closed,
     /// A request that has to wait for something stands at the front of `input`.
     Request(Decided),
+    /// ReadyForQuery waits for the notifications that come before it.
+    Ready,
     /// Statements that were not understood can be looked at again.
     Resolve,
 }
@@ -76,6 +79,9 @@ impl Session {
         self.admitted.info.register(cx);
         loop {
             self.poll_write_client(cx)?;
+            if self.listening.is_some() && self.poll_listening(cx)? {
+                return Poll::Ready(Ok(Event::Ready));
+            }
             self.poll_write_server(cx)?;
             if self.input_waits && self.has_room() {
                 self.input_waits = false;
@@ -146,6 +152,17 @@ impl Session {
         self.info().pace.set(phase);
     }
 
+    /// Tells a client that listens what there is. True if it waits for more ahead of its ReadyForQuery.
+    fn poll_listening(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.is_ready_due() {
+            return Ok(true);
+        }
+        while self.out.len() < HIGH_WATER && self.hear()? {
+            self.poll_write_client(cx)?;
+        }
+        Ok(false)
+    }
+
     fn has_room(&self) -> bool {
         self.out.len() < HIGH_WATER
             && self
@@ -165,7 +182,7 @@ impl Session {
             .link
             .as_ref()
             .is_none_or(|link| !link.awaits_ready() || link.is_copying_in());
-        is_served && self.out.is_empty() && !self.input_waits
+        is_served && self.out.is_empty() && !self.input_waits && !self.is_ready_due()
     }
 
     /// True where a client that said no goodbye has most likely gone, and what it waited for can be stopped: a read. What
@@ -192,6 +209,7 @@ impl Session {
         self.status == b'I'
             && self.out.is_empty()
             && self.input.is_empty()
+            && !self.is_ready_due()
             && self
                 .link
                 .as_ref()
@@ -239,7 +257,22 @@ impl Session {
                 Poll::Pending => return Ok(()),
             }
         }
-        Ok(())
+        self.poll_flush_server(cx)
+    }
+
+    /// Under TLS, what was written may wait for the socket in buffers of its own.
+    fn poll_flush_server(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let (stream, _) = link.lease.pg.parts();
+        if !stream.wants_flush() {
+            return Ok(());
+        }
+        match Pin::new(stream).poll_flush(cx) {
+            Poll::Ready(Err(error)) => self.server_lost(&error.to_string()),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
     }
 
     /// Reads once from the server and passes it on. True if there was something.
@@ -345,6 +378,9 @@ impl Session {
             return self.skip_message(bytes);
         }
         let is_quiet = self.link.as_ref().is_none_or(Link::is_quiet);
+        if is_quiet && self.listening.is_some() && self.needs_fence(bytes) {
+            return Ok(Step::Request(Decided::FencePending));
+        }
         if is_quiet && self.is_at_rest() {
             return self.step_at_rest(bytes);
         }
@@ -357,6 +393,9 @@ impl Session {
             }
             if let Some(len) = self.answer_deallocate(bytes) {
                 return Ok(Step::Done(len));
+            }
+            if let Some(step) = self.try_listen(bytes) {
+                return Ok(step);
             }
             if let Some(step) = self.try_cache(bytes, None)? {
                 return Ok(step);
@@ -385,6 +424,9 @@ impl Session {
         if let Some(step) = self.try_control(bytes) {
             return Ok(step);
         }
+        if let Some(step) = self.try_listen(bytes) {
+            return Ok(step);
+        }
         self.first_message(bytes)
     }
 
@@ -411,7 +453,8 @@ impl Session {
             Front::Incomplete if bytes.len() < HIGH_WATER => return Ok(Some(Step::Incomplete)),
             _ => return Ok(None),
         };
-        if may_be_control(unit.text.as_str()) || (self.status == b'T' && unit.has_row_limit()) {
+        let text = unit.text.as_str();
+        if may_be_control(text) || may_ask(text) || (self.status == b'T' && unit.has_row_limit()) {
             // In a transaction, rows behind a limit can still be asked for.
             return Ok(None);
         }
@@ -591,6 +634,7 @@ impl Session {
     /// The server connection is gone: the client hears it, and a write that was under way stays in doubt.
     fn server_lost(&mut self, cause: &str) -> Result<(), End> {
         self.capture = None;
+        self.put_ready_due();
         let Some(mut link) = self.link.take() else {
             return Ok(());
         };

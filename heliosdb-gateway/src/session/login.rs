@@ -1,6 +1,5 @@
 //! From an accepted socket to a session: encryption requests, cancel requests, protocol version, startup parameters.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +8,9 @@ use heliosdb_cache::HashedStr;
 use heliosdb_network::postgres::message;
 use heliosdb_network::postgres::startup::{self, FirstPacket, Startup};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::admin;
-use crate::clients::{Admitted, ClientLimits, Identity, Role};
+use crate::clients::{Admitted, ClientLimits, Identity, Peer, Role};
 use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
@@ -27,11 +25,14 @@ use super::prepared::Named;
 use super::resolve::Unresolved;
 use super::settings::Settings;
 use super::stream::ClientStream;
+use super::walsender::{self, Relay, Replication, Walsender};
 
 /// A client that has said who it is.
 pub(crate) enum Greeted {
     /// It wants the admin console.
     Console(admin::Console),
+    /// It wants the server's log.
+    Replication(Relay),
     /// It wants a database.
     Session(Box<Session>),
 }
@@ -40,11 +41,11 @@ pub(crate) enum Greeted {
 /// that it has been told, a client that left).
 pub(crate) async fn greet(
     gateway: &Arc<Gateway>,
-    mut stream: TcpStream,
-    address: SocketAddr,
+    mut stream: ClientStream,
+    peer: Peer,
 ) -> Option<Greeted> {
     let timeout = gateway.config().clients.login_timeout;
-    let greeted = match tokio::time::timeout(timeout, login(gateway, &mut stream, address)).await {
+    let greeted = match tokio::time::timeout(timeout, login(gateway, &mut stream, peer)).await {
         Ok(greeted) => greeted,
         Err(_) => Err(Refused::Told(
             ClientError::new(
@@ -59,18 +60,18 @@ pub(crate) async fn greet(
         Ok(LoggedIn::Console(admitted)) => Some(Greeted::Console(admin::Console::new(
             gateway, stream, admitted,
         ))),
-        Ok(LoggedIn::Session(parts)) => {
-            Some(Greeted::Session(Box::new(parts.entrance.into_session(
-                gateway,
-                parts.admitted,
-                ClientStream::Tcp(stream),
-                parts.input,
-            ))))
-        }
+        Ok(LoggedIn::Replication(admitted, input, walsender)) => Some(Greeted::Replication(
+            Relay::new(admitted, stream, input, walsender),
+        )),
+        Ok(LoggedIn::Session(parts)) => Some(Greeted::Session(Box::new(
+            parts
+                .entrance
+                .into_session(gateway, parts.admitted, stream, parts.input),
+        ))),
         Err(Refused::Silently) => None,
         Err(Refused::Told(error)) => {
             gateway.stats.count_error(error.kind);
-            tracing::info!(%address, sqlstate = %error.sqlstate, "login refused: {error}");
+            tracing::info!(%peer, sqlstate = %error.sqlstate, "login refused: {error}");
             let mut out = BytesMut::new();
             error.put(&mut out);
             let farewell = async {
@@ -103,6 +104,7 @@ impl From<std::io::Error> for Refused {
 
 enum LoggedIn {
     Console(Admitted),
+    Replication(Admitted, BytesMut, Walsender),
     Session(Box<Parts>),
 }
 
@@ -115,8 +117,8 @@ struct Parts {
 
 async fn login(
     gateway: &Arc<Gateway>,
-    stream: &mut TcpStream,
-    address: SocketAddr,
+    stream: &mut ClientStream,
+    peer: Peer,
 ) -> Result<LoggedIn, Refused> {
     let mut input = BytesMut::new();
     let startup = loop {
@@ -163,16 +165,7 @@ async fn login(
         .filter(|name| !name.is_empty())
         .unwrap_or(&user)
         .to_owned();
-    if startup
-        .param("replication")
-        .is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0"))
-    {
-        return Err(no(
-            "0A000",
-            "replication connections are not supported: connect to the server itself",
-        )
-        .into());
-    }
+    let replication = Replication::asked(&startup)?;
     let role = if admin::is_console(&database) {
         Role::Console
     } else {
@@ -186,7 +179,7 @@ async fn login(
             .param("application_name")
             .unwrap_or_default()
             .to_owned(),
-        address,
+        peer,
         secret_len: if startup.minor >= 2 { 32 } else { 4 },
     };
     let admitted = admit(gateway, identity)?;
@@ -195,6 +188,12 @@ async fn login(
         admin::put_parameters(&mut out);
         finish(stream, out, &admitted).await?;
         return Ok(LoggedIn::Console(admitted));
+    }
+    if replication != Replication::No {
+        let mut walsender = Walsender::open(gateway, &admitted, &startup, replication).await?;
+        walsender::put_greeting(&mut out, &walsender.parameters());
+        finish(stream, out, &admitted).await?;
+        return Ok(LoggedIn::Replication(admitted, input, walsender));
     }
     let entrance = enter(gateway, &admitted, startup_settings(&startup)?).await?;
     message::put_authentication_ok(&mut out);
@@ -307,7 +306,7 @@ fn startup_settings(startup: &Startup) -> Result<Vec<(String, String)>, ClientEr
 }
 
 async fn finish(
-    stream: &mut TcpStream,
+    stream: &mut ClientStream,
     mut out: BytesMut,
     admitted: &Admitted,
 ) -> Result<(), Refused> {
@@ -318,7 +317,7 @@ async fn finish(
 }
 
 async fn read_first_packet(
-    stream: &mut TcpStream,
+    stream: &mut ClientStream,
     input: &mut BytesMut,
 ) -> Result<FirstPacket, Refused> {
     loop {
@@ -409,6 +408,7 @@ impl Entrance {
             text_buffer: Vec::new(),
             unresolved: Unresolved::default(),
             was_reset: false,
+            listening: None,
         }
     }
 }

@@ -11,6 +11,7 @@ mod client_messages;
 mod effects;
 mod io;
 pub(crate) mod link;
+mod listening;
 mod login;
 pub(crate) mod pins;
 pub(crate) mod prepared;
@@ -21,6 +22,7 @@ pub(crate) mod settings;
 mod stream;
 mod transaction;
 pub(crate) mod unit;
+mod walsender;
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -45,6 +47,7 @@ use crate::upstream::connection::Baseline;
 use bound::Bound;
 use io::Event;
 use link::Link;
+use listening::Listening;
 use pins::Pins;
 use prepared::Named;
 use resolve::Unresolved;
@@ -125,6 +128,8 @@ pub(crate) struct Session {
     unresolved: Unresolved,
     /// A RESET was part of the transaction in progress.
     was_reset: bool,
+    /// What it listens to without a server connection of its own.
+    listening: Option<Box<Listening>>,
     /// The client sends no more: what it has asked for is done, then the session ends.
     is_ending: bool,
     /// How much longer the statement of a client is let run whose connection has ended.
@@ -206,6 +211,10 @@ impl Session {
                     self.note_work();
                     self.request(decided).await?;
                 }
+                Event::Ready => {
+                    self.note_work();
+                    self.ready().await?;
+                }
                 Event::Resolve => {
                     self.note_work();
                     // As all that is rare and takes room: an idle client has none for it.
@@ -234,7 +243,8 @@ impl Session {
     /// Gives the server connection back, unless something ties the session to it.
     fn release_if_free(&mut self) {
         let Some(link) = &self.link else { return };
-        if self.status == b'I' && link.is_quiet() && link.out.is_empty() && !self.pins.any() {
+        let is_done = link.is_quiet() && link.out.is_empty() && !self.is_ready_due();
+        if self.status == b'I' && is_done && !self.pins.any() {
             self.release();
         }
     }

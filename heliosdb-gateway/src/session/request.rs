@@ -35,8 +35,12 @@ pub(super) enum Decided {
     Ask,
     /// There is an answer in memory, for which it has to be known first what everybody has committed.
     Fence,
+    /// It comes in a transaction with a LISTEN: what was sent until now is not for that.
+    FencePending,
     /// Another client asked the same.
     Follow(Follower),
+    /// It is LISTEN or UNLISTEN.
+    Listen,
 }
 
 /// What to do about a read that is not in the cache.
@@ -89,6 +93,14 @@ impl Session {
                         Some(Step::Hold | Step::Incomplete | Step::Goodbye) | None => Decided::Ask,
                     }
                 }
+                Decided::FencePending => {
+                    self.fence_pending(input).await?;
+                    return Ok(0);
+                }
+                Decided::Listen => match self.listen(input).await? {
+                    Some(len) => return Ok(len),
+                    None => Decided::Ask,
+                },
                 Decided::Fence => {
                     let info = Arc::clone(self.info());
                     let database = Arc::clone(&self.pool.database);
@@ -284,7 +296,8 @@ impl Session {
     /// Gets a server connection for the request at the front of `input`, with this session's settings in force, if that
     /// needs no waiting.
     pub(super) fn link_now(&mut self, input: &[u8]) -> bool {
-        if self.deferred.is_some() || self.pool.is_retired() {
+        let must_wait = self.pool.is_retired() || self.is_subscribed();
+        if self.deferred.is_some() || self.link.is_none() && must_wait {
             return false;
         }
         if self.link.is_none() {
@@ -306,11 +319,14 @@ impl Session {
     }
 
     /// Gets a server connection for the request at the front of `input`, with this session's settings in force.
-    async fn link_up(&mut self, input: &[u8]) -> Result<(), ClientError> {
+    pub(super) async fn link_up(&mut self, input: &[u8]) -> Result<(), ClientError> {
         if self.link.is_none() {
             let hint = self.hint(input);
             let lease = self.acquire(hint.as_ref()).await?;
             self.take_up(lease);
+            if self.is_subscribed() {
+                self.note_own_process().await;
+            }
         }
         self.info().set_activity(Activity::Active);
         let mut linked = self.apply_settings().await;
@@ -372,6 +388,15 @@ impl Session {
 
     /// The database's name leads elsewhere since a reload: so does this session's way.
     fn move_to_new_pool(&mut self) -> Result<(), ClientError> {
+        if self.is_subscribed() {
+            // What is sent there would not be heard, and nobody would say so.
+            return Err(ClientError::new(
+                ErrorKind::Config,
+                "57P01",
+                "terminating connection: the name of its database leads elsewhere since a reload, and it listens",
+            )
+            .fatal());
+        }
         let info = self.info();
         self.pool = self.gateway.upstream.pool(&info.user, &info.database)?;
         self.settings_changed();
@@ -560,7 +585,7 @@ fn ends_with_sync(input: &[u8], len: usize) -> bool {
 }
 
 /// Why a wait was cut short.
-fn cancelled(info: &ClientInfo) -> ClientError {
+pub(super) fn cancelled(info: &ClientInfo) -> ClientError {
     if let Some(timeout) = info.due_timeout() {
         return timeout.error();
     }

@@ -103,6 +103,25 @@ impl Session {
                     let body = Bytes::copy_from_slice(&bytes[at - len..at]);
                     self.on_error(&body);
                 }
+                // The pool's listener tells of it.
+                b'A' if self.hears(message) => {
+                    self.out.extend_from_slice(&bytes[run..at]);
+                    at += len;
+                    run = at;
+                }
+                b'A' => {
+                    let link = self.link.as_ref();
+                    let own = link.map(|link| link.lease.process.pid.to_be_bytes());
+                    let sender = bytes.get_mut(at + 5..at + 9);
+                    if let Some(sender) =
+                        sender.filter(|sender| own.is_some_and(|own| **sender == own))
+                    {
+                        // By the number that the client knows itself by.
+                        sender.copy_from_slice(&self.admitted.info.pid.to_be_bytes());
+                    }
+                    self.capture = None;
+                    at += len;
+                }
                 // Notices, notifications and changed parameters make an answer more than its rows.
                 _ => {
                     self.capture = None;
@@ -174,7 +193,9 @@ impl Session {
             }
         }
         self.on_ready(status, &completed, failed);
-        self.put_ready();
+        if !self.delays_ready() {
+            self.put_ready();
+        }
         // What came behind the request that was under way can be looked at.
         self.input_waits |= std::mem::take(&mut self.input_held);
         Ok(())

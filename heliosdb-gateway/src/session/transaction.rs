@@ -197,6 +197,7 @@ impl Session {
         let text = unit.text.as_str();
         let control = self.control(text)?;
         let is_end = matches!(control, Control::Commit { .. } | Control::Rollback { .. });
+        let followed = self.listening.is_some().then(|| control.clone());
         let (tag, next): (&[u8], _) = match (control, &self.deferred) {
             // In statement mode it is the server's to begin one, and to be stopped.
             (Control::Begin(Some(begun)), None)
@@ -250,7 +251,24 @@ impl Session {
             Counters::add(&self.info().counters.transactions, 1);
         }
         self.set_deferred(next);
+        if let Some(control) = followed {
+            self.follow_listening(&control);
+        }
         Some(Step::Done(len))
+    }
+
+    /// What the session is about to listen to follows its transaction.
+    fn follow_listening(&mut self, control: &Control) {
+        match control {
+            Control::Begin(_) => {}
+            Control::Commit { .. } => self.commit_listening(),
+            Control::Rollback { .. } => self.roll_back_listening(),
+            Control::Savepoint(name) => self.change_interest(|interest| interest.savepoint(name)),
+            Control::Release(name) => self.change_interest(|interest| interest.release(name)),
+            Control::RollbackTo(name) => {
+                self.change_interest(|interest| interest.roll_back_to(name));
+            }
+        }
     }
 
     /// A statement was answered here on the unnamed portal.
@@ -340,12 +358,13 @@ impl Session {
         if let Some(unit) = unit.filter(|unit| !unit.is_prepare()) {
             let (len, text) = (unit.len, unit.text.as_str());
             let begun = self.deferred.as_ref();
-            let next = match self.control(text) {
+            let control = self.control(text);
+            let next = match &control {
                 Some(Control::Commit { chain } | Control::Rollback { chain }) => {
-                    Some(begun.filter(|_| chain).map(Deferred::chained))
+                    Some(begun.filter(|_| *chain).map(Deferred::chained))
                 }
                 Some(Control::RollbackTo(name)) => {
-                    begun.and_then(|begun| begun.back_to(&name, true)).map(Some)
+                    begun.and_then(|begun| begun.back_to(name, true)).map(Some)
                 }
                 _ => None,
             };
@@ -359,6 +378,12 @@ impl Session {
                         Counters::add(&self.info().counters.transactions, 1);
                     }
                     self.set_deferred(next);
+                    match control {
+                        Some(Control::RollbackTo(name)) => {
+                            self.change_interest(|interest| interest.roll_back_to(&name));
+                        }
+                        _ => self.roll_back_listening(),
+                    }
                     return Ok(Step::Done(len));
                 }
                 _ if text.trim_ascii().is_empty() => {

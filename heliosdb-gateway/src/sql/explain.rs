@@ -103,7 +103,7 @@ fn describe(effect: &Effect) -> String {
         Effect::DiscardTemp => "drops temporary tables".to_owned(),
         Effect::Execute(name) => format!("runs prepared statement {name}"),
         Effect::HoldCursor(name) => format!("leaves cursor {name} open beyond its transaction"),
-        Effect::Listen => "subscribes to notifications".to_owned(),
+        Effect::Listen(channel) => format!("subscribes to notifications of {channel}"),
         Effect::Load => "loads a library into the server process".to_owned(),
         Effect::Prepare(name) => format!("prepares statement {name}"),
         Effect::PrepareTransaction(gid) => format!("prepares transaction {gid}"),
@@ -135,6 +135,7 @@ fn describe(effect: &Effect) -> String {
                 if *commit { "commits" } else { "rolls back" }
             )
         }
-        Effect::Unlisten { .. } => "unsubscribes from notifications".to_owned(),
+        Effect::Unlisten(Some(channel)) => format!("unsubscribes from notifications of {channel}"),
+        Effect::Unlisten(None) => "unsubscribes from all notifications".to_owned(),
     }
 }

@@ -246,8 +246,8 @@ pub enum Effect {
     Execute(String),
     /// `DECLARE name CURSOR WITH HOLD`.
     HoldCursor(String),
-    /// `LISTEN`.
-    Listen,
+    /// `LISTEN channel`.
+    Listen(String),
     /// `LOAD`: a library stays in the server process for good.
     Load,
     /// SQL-level `PREPARE name`. Effects that executing it could have are reported with it.
@@ -293,9 +293,6 @@ pub enum Effect {
         /// Whether it commits.
         commit: bool,
     },
-    /// `UNLISTEN channel`, or of all channels.
-    Unlisten {
-        /// `UNLISTEN *`.
-        all: bool,
-    },
+    /// `UNLISTEN channel`; `None` is `UNLISTEN *`.
+    Unlisten(Option<String>),
 }

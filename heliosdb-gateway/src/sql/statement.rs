@@ -80,12 +80,12 @@ fn changes_meaning(effect: &Effect) -> bool {
             | Effect::Deallocate(_)
             | Effect::DiscardPlans
             | Effect::HoldCursor(_)
-            | Effect::Listen
+            | Effect::Listen(_)
             | Effect::Prepare(_)
             | Effect::Release(_)
             | Effect::Savepoint(_)
             | Effect::SetTransaction(_)
-            | Effect::Unlisten { .. }
+            | Effect::Unlisten(_)
     )
 }
 
@@ -607,10 +607,13 @@ fn session(statement: &NodeEnum) -> Option<Statement> {
             let name = Some(deallocate.name.clone()).filter(|name| !name.is_empty());
             Statement::inert("DEALLOCATE", [Effect::Deallocate(name)])
         }
-        NodeEnum::ListenStmt(_) => Statement::inert("LISTEN", [Effect::Listen]),
+        NodeEnum::ListenStmt(listen) => {
+            let channel = listen.conditionname.clone();
+            Statement::inert("LISTEN", [Effect::Listen(channel)])
+        }
         NodeEnum::UnlistenStmt(unlisten) => {
-            let all = unlisten.conditionname.is_empty();
-            Statement::inert("UNLISTEN", [Effect::Unlisten { all }])
+            let channel = Some(unlisten.conditionname.clone()).filter(|name| !name.is_empty());
+            Statement::inert("UNLISTEN", [Effect::Unlisten(channel)])
         }
         NodeEnum::NotifyStmt(_) => Statement::inert("NOTIFY", []),
         NodeEnum::LoadStmt(_) => Statement::inert("LOAD", [Effect::Load]),

@@ -1126,9 +1126,9 @@ fn transaction_control_is_recognised() {
 #[test]
 fn session_state_is_recognised() {
     for (sql, effect) in [
-        ("LISTEN a", Effect::Listen),
-        ("UNLISTEN a", Effect::Unlisten { all: false }),
-        ("UNLISTEN *", Effect::Unlisten { all: true }),
+        ("LISTEN a", Effect::Listen("a".to_owned())),
+        ("UNLISTEN a", Effect::Unlisten(Some("a".to_owned()))),
+        ("UNLISTEN *", Effect::Unlisten(None)),
         ("DISCARD ALL", Effect::DiscardAll),
         ("DISCARD TEMP", Effect::DiscardTemp),
         ("DISCARD PLANS", Effect::DiscardPlans),

@@ -10,6 +10,7 @@ use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
 
+use crate::invalidate::wire::STRANGERS;
 use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
 use crate::session::settings::{Effective, SettingMap};
@@ -57,6 +58,10 @@ pub(crate) struct ServerConnection {
     pub(crate) baseline: Arc<Baseline>,
     /// The server is a standby, which shows commits later than its primary reports them.
     pub(crate) is_standby: bool,
+    /// Which run of which server it is to.
+    pub(crate) run: u64,
+    /// Other sessions of the same user were running statements when it was opened.
+    pub(crate) has_strangers: bool,
     /// The settings in force on it beyond the baseline.
     pub(crate) applied: Arc<Effective>,
     pub(crate) statements: ServerStatements,
@@ -91,9 +96,7 @@ pub(crate) struct ServerConnector {
     next_id: AtomicU64,
     no_settings: Arc<Effective>,
     versions: Arc<VersionSlots>,
-    /// Since when the server has been running without a crash, as of the last connection.
-    /// Why a lock: taken once a connection.
-    running_since: Mutex<Option<String>>,
+    run: Arc<ServerRun>,
 }
 
 impl ServerConnection {
@@ -110,13 +113,14 @@ impl ServerConnector {
         name: &str,
         connect_query: Option<String>,
         (registry, member): (Arc<ServerRegistry>, Arc<Member>),
+        run: Arc<ServerRun>,
         versions: Arc<VersionSlots>,
     ) -> Self {
         Self {
+            run,
             name: name.to_owned(),
             connect_query,
             versions,
-            running_since: Mutex::default(),
             target,
             registry,
             member,
@@ -126,15 +130,51 @@ impl ServerConnector {
     }
 }
 
-impl ServerConnector {
+/// Which run of a server the answers in memory are from. Shared by all pools of the server's address.
+#[derive(Debug, Default)]
+pub(crate) struct ServerRun {
+    /// Why a lock: taken once a connection.
+    last: Mutex<LastRun>,
+}
+
+#[derive(Debug, Default)]
+struct LastRun {
+    /// Counts the changes; the first run is 1.
+    number: u64,
+    /// When the server was started.
+    started: String,
+    /// Since when it has been running without a crash, as far as anybody was told: not every role is.
+    running_since: Option<String>,
+}
+
+impl ServerRun {
+    /// Notes what a new connection was told, and returns the number of the run that it is to.
+    ///
     /// A crash takes from tables what was acknowledged: all of unlogged ones, and the last commits with
-    /// `synchronous_commit = off`. Then nothing in memory is true any more.
-    fn note_running_since(&self, since: &str) {
-        let before = self.running_since.lock().replace(since.to_owned());
-        if before.is_some_and(|before| before != since) {
-            tracing::info!("the server was started anew: all cached answers are dropped");
-            self.versions.invalidate_all();
+    /// `synchronous_commit = off`. A standby that became the primary may lack the last commits of the one before. Then
+    /// nothing in memory is true any more.
+    fn note(&self, started: &str, running_since: Option<&str>, versions: &VersionSlots) -> u64 {
+        let mut last = self.last.lock();
+        let is_crashed = running_since
+            .zip(last.running_since.as_deref())
+            .is_some_and(|(now, before)| now != before);
+        let is_same = last.started == started && !is_crashed;
+        if let Some(since) = running_since.filter(|_| !is_same || last.running_since.is_none()) {
+            last.running_since = Some(since.to_owned());
+        } else if !is_same {
+            last.running_since = None;
         }
+        if !is_same {
+            started.clone_into(&mut last.started);
+            last.number += 1;
+        }
+        if !is_same && last.number > 1 {
+            tracing::info!(
+                "the server was started anew or another took its place: all cached answers are dropped"
+            );
+            versions.invalidate_all();
+        }
+        last.number
     }
 }
 
@@ -144,9 +184,10 @@ const BASELINE: &str = "SELECT pg_catalog.current_setting('search_path'), \
      pg_catalog.current_setting('default_transaction_isolation'), \
      pg_catalog.md5(pg_catalog.string_agg(name || '=' || coalesce(setting, ''), ',' ORDER BY name, setting)), \
      (SELECT extract(epoch FROM backend_start) FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()), \
-     pg_catalog.concat(extract(epoch FROM pg_catalog.pg_postmaster_start_time()), ' ', \
-     (SELECT max(extract(epoch FROM backend_start)) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer')), \
-     pg_catalog.pg_is_in_recovery() \
+     extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
+     (SELECT max(extract(epoch FROM backend_start)) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer'), \
+     pg_catalog.pg_is_in_recovery(), \
+     (SELECT count(*) > 0 STRANGERS) \
      FROM (SELECT name, setting FROM pg_catalog.pg_settings \
      WHERE context IN ('user', 'superuser') AND name !~ '^(log_|tcp_)' \
      AND name NOT IN ('application_name', 'client_min_messages') UNION ALL \
@@ -165,7 +206,9 @@ impl Connector for ServerConnector {
             pg.simple_query(sql).await?;
         }
         let parameters = pg.parameters().to_vec();
-        let results = pg.simple_query(BASELINE).await?;
+        let results = pg
+            .simple_query(&BASELINE.replace("STRANGERS", STRANGERS))
+            .await?;
         let mut row = results
             .into_iter()
             .flat_map(|result| result.rows)
@@ -177,9 +220,13 @@ impl Connector for ServerConnector {
             Some(Some(default_isolation)),
             Some(Some(fingerprint)),
             Some(started),
-            Some(Some(running_since)),
+            Some(Some(server_started)),
+            Some(running_since),
             Some(Some(is_standby)),
+            Some(Some(has_strangers)),
         ) = (
+            row.next(),
+            row.next(),
             row.next(),
             row.next(),
             row.next(),
@@ -192,9 +239,12 @@ impl Connector for ServerConnector {
                 "the server did not report its settings".to_owned(),
             ));
         };
-        self.note_running_since(&running_since);
+        let run = self
+            .run
+            .note(&server_started, running_since.as_deref(), &self.versions);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (pid, secret) = (pg.backend_pid(), pg.backend_secret());
+        let here = pg.target_here(&self.target);
         let info = self.registry.register(ServerInfo::new(
             id,
             &self.target.user,
@@ -211,13 +261,15 @@ impl Connector for ServerConnector {
                 parameters,
             }),
             is_standby: is_standby == "t",
+            run,
+            has_strangers: has_strangers == "t",
             applied: Arc::clone(&self.no_settings),
             statements: ServerStatements::default(),
             dirty: false,
             broken: false,
             lent: false,
             key: Arc::new(ServerKey {
-                target: self.target.clone(),
+                target: here,
                 pid,
                 secret,
             }),

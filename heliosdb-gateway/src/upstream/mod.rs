@@ -9,7 +9,7 @@ pub(crate) mod routes;
 pub(crate) mod servers;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -28,9 +28,11 @@ use crate::advice::PoolAdvisor;
 use crate::config::{Config, Invalidation, PoolAdvice, PoolMode, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
+use crate::invalidate::wire;
+use crate::notifications::Listener;
 use crate::session::settings::Effective;
 
-use connection::{Baseline, ServerConnection, ServerConnector};
+use connection::{Baseline, ServerConnection, ServerConnector, ServerRun};
 use database::{Database, LoadedCatalog};
 use places::{GivesUp, Places, Quota};
 use routes::{Destination, PoolLimits, Routes, server_of};
@@ -57,6 +59,8 @@ pub(crate) struct Upstream {
     /// By server and name there.
     databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
     pub(crate) servers: Arc<ServerRegistry>,
+    /// By server.
+    runs: Mutex<BTreeMap<String, Arc<ServerRun>>>,
     /// What pools share that have a user or a database in common.
     places: Arc<Places>,
     invalidation: Invalidation,
@@ -85,6 +89,10 @@ pub(crate) struct ServerPool {
     allows_cache: AtomicBool,
     /// Its name leads elsewhere by now: sessions move there with their next statement.
     is_retired: AtomicBool,
+    /// Which run of the server the last connection was to; zero before the first.
+    run: AtomicU64,
+    /// Listens for its clients. `None` where the server takes no other connection.
+    pub(crate) listener: Option<Listener>,
     /// What sessions of this pool begin with; known once the first connection stood.
     baseline: ArcSwapOption<Baseline>,
     /// What the server reports to a client with these settings, so that a login needs no server connection.
@@ -126,6 +134,7 @@ impl Upstream {
             pools: Mutex::default(),
             databases: Mutex::default(),
             servers: Arc::default(),
+            runs: Mutex::default(),
             places: Arc::default(),
             invalidation: config.invalidation,
             replication: config.replication.clone(),
@@ -294,13 +303,19 @@ impl Upstream {
             config.reserve_size = limits.reserve_size;
             config.reserve_timeout = limits.reserve_timeout;
         }
+        let listener = (!embedded).then(|| {
+            let patience = self.pool_config.acquire_timeout;
+            Listener::new(target.clone(), patience, Arc::clone(&self.servers))
+        });
         let advisor = PoolAdvisor::new(config.max_connections, config.min_idle, self.advice);
         let user = target.user.clone();
+        let run = Arc::clone(self.runs.lock().entry(server_of(&target)).or_default());
         let connector = ServerConnector::new(
             target,
             name,
             limits.connect_query.clone(),
             (Arc::clone(&self.servers), self.places.join(name, &user)),
+            run,
             Arc::clone(&self.versions),
         );
         let connections =
@@ -319,9 +334,18 @@ impl Upstream {
             caches: AtomicBool::new(caches),
             allows_cache: AtomicBool::new(caches),
             is_retired: AtomicBool::new(false),
+            run: AtomicU64::new(0),
+            listener,
             baseline: ArcSwapOption::empty(),
             parameters: Mutex::default(),
         })
+    }
+
+    /// A gateway before this one has ended, perhaps with statements under way.
+    pub(crate) fn doubt_strangers(&self) {
+        for pool in self.pools() {
+            pool.doubt_strangers();
+        }
     }
 
     /// Forgets a pool that never had a connection (an unknown database, a wrong password).
@@ -557,6 +581,12 @@ impl ServerPool {
         if caches != self.caches.load(Ordering::Relaxed) {
             self.caches.store(caches, Ordering::Relaxed);
         }
+        if lease.run != self.run.load(Ordering::Relaxed)
+            && self.run.swap(lease.run, Ordering::Relaxed) != 0
+        {
+            // The others are to a server that is gone, or not the primary any more.
+            self.connections.evict_all();
+        }
         let baseline = &mut lease.baseline;
         let known = self.baseline.load();
         match &*known {
@@ -577,8 +607,21 @@ impl ServerPool {
                 self.baseline.store(Some(Arc::clone(baseline)));
                 self.connections.evict_all();
             }
-            None => self.baseline.store(Some(Arc::clone(baseline))),
+            None => {
+                self.baseline.store(Some(Arc::clone(baseline)));
+                if lease.has_strangers && !self.embedded {
+                    self.doubt_strangers();
+                }
+            }
         }
+    }
+
+    /// Statements are running that a gateway before this one may have begun: nothing is cached until they have ended.
+    fn doubt_strangers(&self) {
+        let database = &self.database;
+        let intent = database.versions().begin_write(&[database.everything]);
+        let connections = Arc::clone(&self.connections);
+        tokio::spawn(wire::settle_strangers(connections, intent));
     }
 
     /// The catalog as it is now; loads it where it is missing or out of date. `None`: nothing can be cached for now.
@@ -641,6 +684,7 @@ fn pool_config(config: &Config, embedded: bool) -> ConnectionPoolConfig {
     pool.idle_timeout = Some(config.pool.idle_timeout);
     pool.health_check_interval_secs = config.pool.health_check_interval.as_secs().max(1);
     pool.connect_timeout = config.upstream.connect_timeout;
+    pool.outage_timeout = config.upstream.outage_timeout;
     if embedded {
         // Its one connection is the database itself: reopening it costs a start, and nothing can cut it.
         pool.max_connections = 1;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use heliosdb_network::error::{HeliosError, Result};
-use heliosdb_network::postgres::{Host, PgTarget};
+use heliosdb_network::postgres::{Credential, PgTarget};
 
 use crate::config::{Config, DatabaseConfig, PoolMode, names_database};
 use crate::error::{ClientError, ErrorKind};
@@ -126,7 +126,7 @@ impl Routes {
         if !route.forces_user && target.user != user {
             user.clone_into(&mut target.user);
             // The password is another user's.
-            target.password = None;
+            target.credential = Credential::None;
         }
         if route.takes_name {
             database.clone_into(&mut target.database);
@@ -194,13 +194,10 @@ impl Routes {
 /// Stands for every name that is not listed.
 const ANY: &str = "*";
 
-/// The server's address, as its part of the identity of a database.
+/// The server's addresses, as its part of the identity of a database.
 pub(crate) fn server_of(target: &PgTarget) -> String {
-    match &target.host {
-        Host::Tcp(name) => format!("{name}:{}", target.port),
-        Host::Unix(folder) => format!("{}:{}", folder.display(), target.port),
-        _ => String::new(),
-    }
+    let places: Vec<String> = target.places.iter().map(ToString::to_string).collect();
+    places.join(",")
 }
 
 fn no_database(name: &str) -> ClientError {
@@ -227,7 +224,10 @@ mod tests {
 
     fn leads(routes: &Routes, user: &str, database: &str) -> String {
         let destination = routes.destination(user, database).expect("known");
-        let password = destination.target.password.clone().unwrap_or_default();
+        let password = match &destination.target.credential {
+            Credential::Password(password) => password.as_str(),
+            _ => "",
+        };
         format!("{} {password}", destination.target)
     }
 

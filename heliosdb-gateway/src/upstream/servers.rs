@@ -19,6 +19,8 @@ pub(crate) struct ServerInfo {
     client: AtomicU64,
     /// Times lent to a client.
     leases: AtomicU64,
+    /// It listens for the clients of its pool, and is not lent.
+    pub(crate) is_listener: bool,
 }
 
 impl ServerInfo {
@@ -37,7 +39,14 @@ impl ServerInfo {
             connected_at,
             client: AtomicU64::new(0),
             leases: AtomicU64::new(0),
+            is_listener: false,
         }
+    }
+
+    /// Marks the connection by which a pool listens.
+    pub(crate) fn listening(mut self) -> Self {
+        self.is_listener = true;
+        self
     }
 
     pub(crate) fn lent_to(&self, client: u64) {

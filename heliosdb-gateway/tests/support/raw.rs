@@ -101,6 +101,16 @@ impl Wire {
         }
     }
 
+    /// A client and the number that it was told of itself.
+    pub(crate) fn connect_known(port: u16, database: &str) -> (Self, i32) {
+        let mut wire = Self::greet(port, "postgres", database, &[]);
+        let pid = wire.messages().iter().find_map(|message| {
+            let number = message.get(5..9)?.try_into().ok()?;
+            (message[0] == b'K').then(|| i32::from_be_bytes(number))
+        });
+        (wire, pid.expect("told"))
+    }
+
     fn greet(port: u16, user: &str, database: &str, startup: &[(&str, &str)]) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
@@ -175,6 +185,15 @@ impl Wire {
             messages.push(self.try_message().expect("a message"));
         }
         messages
+    }
+
+    /// The next message, as it came. `None` where the connection has ended.
+    pub(crate) fn next_message(&mut self) -> Option<Vec<u8>> {
+        match self.try_message() {
+            Ok(message) => Some(message),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => None,
+            Err(error) => panic!("waits for a message: {error}"),
+        }
     }
 
     /// All messages up to the end of the connection. Panics where it does not end.

@@ -19,6 +19,10 @@ pub struct ConnectionPoolConfig {
     pub acquire_timeout: Duration,
     /// Bound on opening one connection. Default 5 s.
     pub connect_timeout: Duration,
+    /// How long an outage is waited out: while no connection lives and none can be opened for a reason that may pass,
+    /// whoever acquires waits in the line, within `acquire_timeout`; from when the outage is older than this, all are
+    /// told at once. Default 0: the first failure is told.
+    pub outage_timeout: Duration,
     /// Connections opened at the same time. Default 4, at least 1.
     pub max_connecting: usize,
     /// Age at which a connection is closed, less up to a tenth by chance. Where there is room, another takes its place
@@ -49,6 +53,7 @@ impl Default for ConnectionPoolConfig {
             reserve_timeout: Duration::from_secs(5),
             acquire_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
+            outage_timeout: Duration::ZERO,
             max_connecting: 4,
             max_lifetime: Some(Duration::from_secs(30 * 60)),
             idle_timeout: Some(Duration::from_secs(10 * 60)),

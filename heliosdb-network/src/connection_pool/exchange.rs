@@ -108,7 +108,13 @@ impl<T> Exchange<T> {
                 return Answer::Taken(idle);
             }
             let alive = state.active + state.connecting;
-            if let Some(error) = state.breaker.refusal(now).filter(|_| alive == 0) {
+            let breaker = &state.breaker;
+            let is_told = |error: &&Arc<HeliosError>| {
+                let may_pass =
+                    !error.is_permanent() && breaker.is_waited_out(config.outage_timeout, now);
+                alive == 0 && !may_pass
+            };
+            if let Some(error) = breaker.refusal(now).filter(is_told) {
                 return Answer::Refused(AcquireError::Connect(Arc::clone(error)));
             }
         }
@@ -381,18 +387,20 @@ impl<T> Exchange<T> {
     }
 
     /// An attempt failed. With no other connection to wait for, waiting would only hide the reason: then everybody who
-    /// waits hears of it. Where the server has too many connections, no more are tried than those that stand, for a while.
+    /// waits hears of it, unless the outage is to be waited out. Where the server has too many connections, no more are tried than those that stand, for a while.
     /// Returns when to try again, and how many heard. `jitter` is between 0 and 1.
     pub(super) fn connect_failed(
         &self,
         error: &Arc<HeliosError>,
+        config: &ConnectionPoolConfig,
         now: Instant,
         jitter: f64,
     ) -> (Instant, usize) {
         let mut state = self.state.lock();
         state.connecting -= 1;
         state.counts.connect_failures += 1;
-        let mut retry_at = state.breaker.open(Arc::clone(error), now, jitter);
+        let patience = config.outage_timeout;
+        let mut retry_at = state.breaker.open(Arc::clone(error), patience, now, jitter);
         if error.is_too_many_connections() {
             let alive = state.alive();
             let grows_at = state.cap.refused(alive, now);
@@ -400,7 +408,9 @@ impl<T> Exchange<T> {
                 retry_at = retry_at.max(grows_at);
             }
         }
-        let hopeless = error.is_permanent() || state.active + state.connecting == 0;
+        let is_outage = state.active + state.connecting == 0;
+        let hopeless =
+            error.is_permanent() || is_outage && !state.breaker.is_waited_out(patience, now);
         let wakers = if hopeless {
             let refused = || Err(AcquireError::Connect(Arc::clone(error)));
             state.line.serve_all(refused)

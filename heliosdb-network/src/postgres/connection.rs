@@ -7,12 +7,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use crate::error::{HeliosError, Result};
+use crate::tls::{self, SslMode};
 
 use super::auth::Login;
 use super::error_fields::ErrorFields;
 use super::stream::Stream;
-use super::target::PgTarget;
-use super::{frame, message, parse};
+use super::target::{PgTarget, Place};
+use super::{connect, frame, message, parse};
 
 /// An authenticated connection to a PostgreSQL server.
 ///
@@ -21,6 +22,10 @@ use super::{frame, message, parse};
 #[derive(Debug)]
 pub struct PgConnection {
     stream: Stream,
+    /// Where it went, with the address.
+    place: Place,
+    /// Whether the server is a standby, where it had to be asked.
+    pub(super) asked_standby: Option<bool>,
     buffer: BytesMut,
     backend_pid: i32,
     backend_secret: Bytes,
@@ -52,30 +57,12 @@ const LOGIN_MESSAGE_MAX: usize = 64 << 10;
 const READ_AHEAD: usize = 64 << 10;
 
 impl PgConnection {
-    /// Connects and logs in, within the target's timeout.
-    ///
-    /// # Errors
-    /// [`HeliosError::Network`] or [`HeliosError::Io`] if the server can't be reached, [`HeliosError::Server`] if it
-    /// refuses, [`HeliosError::Unsupported`] if it wants an authentication that can't be given.
-    ///
-    /// # Cancel safety
-    /// Dropping the future closes the socket.
-    pub async fn connect(target: &PgTarget) -> Result<Self> {
-        match timeout(target.connect_timeout, Self::log_in(target)).await {
-            Ok(connected) => connected,
-            Err(_) => Err(HeliosError::Network(format!(
-                "no connection to {target} within {:?}",
-                target.connect_timeout
-            ))),
-        }
-    }
-
-    async fn log_in(target: &PgTarget) -> Result<Self> {
-        let stream = Stream::connect(target).await.map_err(|error| {
-            HeliosError::Network(format!("cannot connect to {target}: {error}"))
-        })?;
+    /// Logs in over a stream that stands.
+    pub(super) async fn log_in(stream: Stream, place: Place, target: &PgTarget) -> Result<Self> {
         let mut connection = Self {
             stream,
+            place,
+            asked_standby: None,
             buffer: BytesMut::with_capacity(1024),
             backend_pid: 0,
             backend_secret: Bytes::new(),
@@ -113,13 +100,14 @@ impl PgConnection {
 
     /// Until the server has let us in, it may say nothing but what belongs to that.
     async fn authenticate(&mut self, target: &PgTarget) -> Result<()> {
-        let mut login = Login::default();
+        let end_point = self.stream.peer().0.and_then(tls::end_point);
+        let mut login = Login::new(target, end_point.as_deref());
         let mut out = BytesMut::new();
         loop {
             let (tag, body) = self.receive(LOGIN_MESSAGE_MAX).await?;
             match tag {
                 b'R' => {
-                    if login.answer(&body, target, &mut out)? {
+                    if login.answer(&body, &mut out)? {
                         return Ok(());
                     }
                     self.send(&out).await?;
@@ -136,6 +124,39 @@ impl PgConnection {
     /// The socket and the bytes read from it that nobody has consumed yet.
     pub fn parts(&mut self) -> (&mut Stream, &mut BytesMut) {
         (&mut self.stream, &mut self.buffer)
+    }
+
+    /// Where it stands, with the address if it is a network's.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// True under TLS.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.stream.is_encrypted()
+    }
+
+    /// Whether the server is a standby; `None` where it does not say so of itself (before PostgreSQL 14) and was not
+    /// asked. It says so again when that changes, which whoever relays its messages sees.
+    #[must_use]
+    pub fn is_standby(&self) -> Option<bool> {
+        match self.parameter("in_hot_standby") {
+            Some(value) => Some(value == "on"),
+            None => self.asked_standby,
+        }
+    }
+
+    /// The target of this very server, and no other: for a [`cancel`], which goes encrypted where this went encrypted.
+    #[must_use]
+    pub fn target_here(&self, target: &PgTarget) -> PgTarget {
+        let mode = if self.is_encrypted() {
+            target.tls.mode.max(SslMode::Require)
+        } else {
+            SslMode::Disable
+        };
+        target.at(self.place.clone(), mode)
     }
 
     /// The server process, as a cancel request names it.
@@ -328,8 +349,11 @@ impl PgConnection {
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream
-            .write_all(bytes)
+        let write = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        write
             .await
             .map_err(HeliosError::io("cannot write to the server"))
     }
@@ -375,6 +399,7 @@ impl PgConnection {
 }
 
 /// Asks a server to cancel what a process of it is doing, and waits until it has taken note, within the target's timeout.
+/// The request goes to the target's first place: see [`PgConnection::target_here`].
 ///
 /// It has taken note when it closes the connection: the signal is sent by then. Whoever lends the process to somebody
 /// else before that lets the cancel hit them.
@@ -386,17 +411,22 @@ impl PgConnection {
 /// Dropping the future does not take back a request that is sent.
 pub async fn cancel(target: &PgTarget, pid: i32, secret: &[u8]) -> Result<()> {
     let request = async {
-        let mut stream = Stream::connect(target).await?;
+        let mut stream = connect::stream(target).await?;
         let mut out = BytesMut::new();
         message::put_cancel_request(&mut out, pid, secret);
-        stream.write_all(&out).await?;
-        // The server closes without an answer once the signal is sent.
-        let mut rest = [0; 16];
-        while stream.read(&mut rest).await? > 0 {}
-        io::Result::Ok(())
+        let deliver = async {
+            stream.write_all(&out).await?;
+            stream.flush().await?;
+            // The server closes without an answer once the signal is sent.
+            let mut rest = [0; 16];
+            while stream.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        };
+        let delivered = deliver.await;
+        delivered.map_err(HeliosError::io("cannot deliver a cancel request"))
     };
     match timeout(target.connect_timeout, request).await {
-        Ok(done) => done.map_err(HeliosError::io("cannot deliver a cancel request")),
+        Ok(done) => done,
         Err(_) => Err(HeliosError::Network(format!(
             "no answer from {target} to a cancel request"
         ))),

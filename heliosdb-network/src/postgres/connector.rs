@@ -81,7 +81,7 @@ impl Connector for PgConnector {
         if connection.owes() {
             // Nobody reads what the server is still working on.
             let (pid, secret) = (connection.backend_pid(), connection.backend_secret());
-            if let Err(error) = cancel(&self.target, pid, &secret).await {
+            if let Err(error) = cancel(&connection.target_here(&self.target), pid, &secret).await {
                 tracing::debug!(%error, pid, "a statement that nobody waits for was not cancelled");
             }
         }

@@ -251,6 +251,14 @@ pub fn put_password_message(out: &mut BytesMut, password: &str) {
     put_frame(out, b'p', |out| put_cstr(out, password));
 }
 
+/// An Authentication message of any kind.
+pub(crate) fn put_authentication(out: &mut BytesMut, method: u32, data: &[u8]) {
+    put_frame(out, b'R', |out| {
+        out.put_u32(method);
+        out.put_slice(data);
+    });
+}
+
 /// SASLInitialResponse.
 pub(crate) fn put_sasl_initial_response(out: &mut BytesMut, mechanism: &str, data: &[u8]) {
     put_frame(out, b'p', |out| {

@@ -1,10 +1,10 @@
 //! PostgreSQL's protocol, version 3: messages, the first packet of a client, and connections to a server.
 //!
-//! [`frame`], [`message`], [`parse`] and [`startup`] are pure: bytes in, bytes out. Only [`PgConnection`], with
-//! [`PgConnector`] that makes a pool of them, [`replication`] and [`cancel`] touch a socket. TLS to a server and
-//! channel binding are not available yet.
+//! [`auth`], [`frame`], [`message`], [`parse`] and [`startup`] are pure: bytes in, bytes out. Only [`PgConnection`], with
+//! [`PgConnector`] that makes a pool of them, [`replication`] and [`cancel`] touch a socket.
 
-mod auth;
+pub mod auth;
+mod connect;
 mod connection;
 mod connector;
 mod error_fields;
@@ -20,4 +20,4 @@ pub use connection::{PgConnection, QueryResult, cancel};
 pub use connector::PgConnector;
 pub use error_fields::ErrorFields;
 pub use stream::Stream;
-pub use target::{Host, PgTarget};
+pub use target::{Credential, Host, PgTarget, Place, SessionAttrs};

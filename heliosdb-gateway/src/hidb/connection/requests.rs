@@ -154,7 +154,7 @@ impl Connection {
             user: info.user.clone(),
             database: info.database.clone(),
             application_name: info.application_name.clone(),
-            address: info.address,
+            peer: info.peer,
             secret_len: 32,
         };
         let admitted = admit(&self.gateway, identity)?;
