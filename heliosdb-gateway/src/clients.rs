@@ -566,7 +566,9 @@ pub(crate) mod tests {
     /// The only client of a gateway.
     pub(crate) fn client() -> Admitted {
         let registry = Arc::new(ClientRegistry::default());
-        registry.admit(identity(), &ClientLimits::up_to(1)).expect("one place")
+        registry
+            .admit(identity(), &ClientLimits::up_to(1))
+            .expect("one place")
     }
 
     fn identity() -> Identity {

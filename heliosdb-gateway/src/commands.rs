@@ -153,7 +153,7 @@ impl Backend {
         let first = self
             .target
             .as_ref()
-            .or(listed.first().map(|(_, target)| *target));
+            .or_else(|| listed.first().map(|(_, target)| *target));
         first.cloned().context("there is no server")
     }
 

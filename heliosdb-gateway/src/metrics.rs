@@ -14,8 +14,6 @@ use crate::admin::{cache_counts, traffic_counts};
 use crate::gateway::{Course, Gateway};
 use crate::invalidate::replication::Mode;
 
-/// Binds the address, so that one in use is found out at the start.
-
 /// Serves until the gateway's course changes.
 pub(crate) async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
     let accepting = gateway.accepting.subscribe();

@@ -15,9 +15,8 @@ async fn refused(helios: &Helios, user: &str, database: &str) -> String {
         "host=127.0.0.1 port={} user={user} dbname={database}",
         helios.port
     );
-    let error = match tokio_postgres::connect(&config, NoTls).await {
-        Ok(_) => panic!("{user} was let into {database}"),
-        Err(error) => error,
+    let Err(error) = tokio_postgres::connect(&config, NoTls).await else {
+        panic!("{user} was let into {database}");
     };
     let error = error.as_db_error().unwrap_or_else(|| panic!("{error}"));
     assert_eq!(*error.code(), SqlState::TOO_MANY_CONNECTIONS, "{error}");
