@@ -62,7 +62,7 @@ fn users_share_the_connections_of_a_database_and_nobody_waits_for_what_is_idle()
         }
     }
     // One who waits gets what comes back first, of whatever pool.
-    let mut held = vec![
+    let mut held = [
         holding(&stack, "a", DATABASE),
         holding(&stack, "b", DATABASE),
     ];

@@ -527,6 +527,22 @@ mod tests {
     }
 
     #[test]
+    fn what_the_first_cannot_have_yet_is_kept_for_it() {
+        let mut world = World::new();
+        world.set_max(Quota::Database("x".into()), 1);
+        world.set_max(Quota::Database("y".into()), 9);
+        world.set_max(Quota::User("a".into()), 1);
+        world.make(&Move::Request(2));
+        // It waits for x, and keeps the only place of its user.
+        world.make(&Move::Request(0));
+        world.make(&Move::Request(1));
+        world.set_max(Quota::Database("y".into()), 8);
+        assert_eq!(world.holding[..3], [0, 0, 1]);
+        world.make(&Move::GiveBack(2));
+        assert_eq!(world.holding[..3], [1, 0, 0]);
+    }
+
+    #[test]
     fn a_rich_pool_gives_up_for_a_poor_one_that_has_waited_longer() {
         let mut world = World::new();
         world.set_max(Quota::Database("x".into()), 3);
