@@ -7,6 +7,7 @@
 
 mod affinity;
 mod cache;
+mod clients;
 mod cpu;
 mod floor;
 mod gateway;
@@ -50,6 +51,8 @@ enum Verb {
         #[command(subcommand)]
         command: Option<cache::Verb>,
     },
+    /// Compare helios with PgBouncer in what an idle client costs, and in how fast clients are let in
+    Clients(clients::Args),
     /// Answer every query with the same bytes, until killed
     #[command(hide = true)]
     Floor {
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Verb::Affinity(args) => affinity::run(&args),
         Verb::Cache { command } => cache::run(command),
+        Verb::Clients(args) => clients::run(&args),
         Verb::Floor { listen } => floor::serve(listen),
         Verb::Gateway(args) => gateway::run(&args),
         Verb::Hidb(args) => hidb::run(&args),

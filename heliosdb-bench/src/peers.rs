@@ -262,7 +262,7 @@ fn configure(
             command.args(["floor", "--listen", &format!("127.0.0.1:{port}")]);
         }
         Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass => {
-            let file = write("helios.toml", &helios_toml(target))?;
+            let file = write("helios.toml", &helios_toml(target, site.clients_max))?;
             command.arg("serve").arg("--config").arg(file);
             command.args([
                 "--listen",

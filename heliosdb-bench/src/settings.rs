@@ -8,13 +8,14 @@ use heliosdb_testkit::free_port;
 
 use crate::peers::Target;
 
-pub(crate) fn helios_toml(target: Target) -> String {
+pub(crate) fn helios_toml(target: Target, clients_max: u32) -> String {
     let cache = match target {
         Target::HeliosMiss => "size = \"1 MiB\"\nmax_entry = \"64 KiB\"\n",
         Target::HeliosPass => "enabled = false\n",
         _ => "",
     };
-    format!("[pool]\nsize = {POOL_SIZE}\n[cache]\n{cache}")
+    let clients = clients_max + SPARE_CLIENTS;
+    format!("[pool]\nsize = {POOL_SIZE}\n[clients]\nmax = {clients}\n[cache]\n{cache}")
 }
 
 pub(crate) fn pgbouncer_ini(

@@ -1,10 +1,15 @@
 //! The connected clients: what the admin console lists, and the way a cancel request finds its session.
 
+mod limits;
+pub(crate) mod timeouts;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +18,13 @@ use futures_util::task::AtomicWaker;
 use heliosdb_network::postgres::{self, PgTarget};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::error::ClientError;
+
+pub(crate) use limits::ClientLimits;
+
+use limits::Counts;
+use timeouts::{Pace, Timeout};
 
 /// What somebody outside of the session asks of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +37,8 @@ pub(crate) enum Signal {
     Kill = 4,
     /// End as soon as no transaction is open and there is no server connection; wait for none.
     Leave = 8,
+    /// End, if what took too long is still going on.
+    Timeout = 16,
 }
 
 /// Where a client comes from.
@@ -90,10 +104,24 @@ pub(crate) enum Origin {
     Server,
 }
 
+/// What somebody is who has a place in the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClientKind {
+    /// A client of PostgreSQL's protocol.
+    Client,
+    /// Looks after helios: it gets in where clients don't, and is not hurried.
+    Console,
+    /// A client of HIDB, whose statements are run by lanes.
+    Hidb,
+    /// A session that serves a client of HIDB.
+    Lane,
+}
+
 /// One client.
 #[derive(Debug)]
 pub(crate) struct ClientInfo {
     pub(crate) id: u64,
+    pub(crate) kind: ClientKind,
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) application_name: String,
@@ -126,6 +154,8 @@ pub(crate) struct ClientInfo {
     origin: AtomicU64,
     signals: AtomicU8,
     waker: AtomicWaker,
+    /// What the session is at, for who looks whether it takes too long.
+    pub(crate) pace: Pace,
     /// Where a cancel request goes while the session has a server connection.
     /// Why a lock: the connection must not be lent to the next client while a cancel is on its way to it.
     server: Mutex<CancelTarget>,
@@ -266,7 +296,8 @@ impl ClientInfo {
             let asked = signals
                 .iter()
                 .chain(&also)
-                .any(|signal| self.has_signal(*signal));
+                .any(|signal| self.has_signal(*signal))
+                || self.due_timeout().is_some();
             if asked {
                 Poll::Ready(None)
             } else {
@@ -274,6 +305,19 @@ impl ClientInfo {
             }
         })
         .await
+    }
+
+    /// Why the session is to end, if what took too long is still going on.
+    pub(crate) fn due_timeout(&self) -> Option<Timeout> {
+        // Rarely set: the common case costs a load.
+        if !self.has_signal(Signal::Timeout) {
+            return None;
+        }
+        let due = self.pace.due(&self.counters);
+        if due.is_none() {
+            self.clear_signal(Signal::Timeout);
+        }
+        due
     }
 
     pub(crate) fn set_activity(&self, activity: Activity) {
@@ -444,8 +488,10 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// All clients of the process.
 #[derive(Debug, Default)]
 pub(crate) struct ClientRegistry {
-    /// By the process id that the client was told. Why a lock: touched at login, logout, cancel and by the console.
-    clients: Mutex<BTreeMap<i32, Arc<ClientInfo>>>,
+    /// Why a lock: touched at login, logout, cancel and by the console.
+    clients: Mutex<Clients>,
+    /// Connections that are not let in yet.
+    logins: AtomicUsize,
     next_pid: AtomicI32,
     /// The counts of those that left, by database. Why a lock: taken at logout and by the console, under that of
     /// `clients`, so that nobody is counted twice or not at all.
@@ -455,9 +501,17 @@ pub(crate) struct ClientRegistry {
     pub(crate) connected_total: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct Clients {
+    /// By the process id that the client was told.
+    by_pid: BTreeMap<i32, Arc<ClientInfo>>,
+    counts: Counts,
+}
+
 /// Who a client says it is, at login.
 #[derive(Debug)]
 pub(crate) struct Identity {
+    pub(crate) kind: ClientKind,
     pub(crate) user: String,
     pub(crate) database: String,
     pub(crate) application_name: String,
@@ -467,23 +521,37 @@ pub(crate) struct Identity {
 }
 
 impl ClientRegistry {
-    /// Admits a client, unless there are `max` already. It leaves when the returned guard goes.
-    pub(crate) fn admit(self: &Arc<Self>, identity: Identity, max: usize) -> Option<Admitted> {
+    /// Counts a connection whose client has not said who it is, unless there are more than could be let in.
+    pub(crate) fn begin_login(self: &Arc<Self>, max: usize) -> Option<Login> {
+        // Counted out where it is too many, too.
+        let login = Login(Arc::clone(self));
+        let logins = self.logins.fetch_add(1, Ordering::Relaxed);
+        (logins < max + limits::CONSOLES_MAX).then_some(login)
+    }
+
+    /// Admits a client, unless there are too many already. It leaves when the returned guard goes.
+    ///
+    /// # Errors
+    /// One more would be too many, by the limit that it names.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        identity: Identity,
+        limits: &ClientLimits,
+    ) -> Result<Admitted, ClientError> {
         let mut secret = vec![0; identity.secret_len];
         rand::fill(&mut secret[..]);
         let mut clients = self.clients.lock();
-        if clients.len() >= max {
-            return None;
-        }
+        clients.counts.enter(&identity, limits)?;
         let pid = loop {
             let next = self.next_pid.fetch_add(1, Ordering::Relaxed);
             let pid = PID_MIN + (next & i32::MAX) % (i32::MAX - PID_MIN);
-            if !clients.contains_key(&pid) {
+            if !clients.by_pid.contains_key(&pid) {
                 break pid;
             }
         };
         let info = Arc::new(ClientInfo {
             id: next_id(),
+            kind: identity.kind,
             user: identity.user,
             database: identity.database,
             application_name: identity.application_name,
@@ -506,12 +574,13 @@ impl ClientRegistry {
             origin: AtomicU64::new(0),
             signals: AtomicU8::new(0),
             waker: AtomicWaker::new(),
+            pace: Pace::default(),
             server: Mutex::default(),
             cancelled: Notify::new(),
         });
-        clients.insert(pid, Arc::clone(&info));
+        clients.by_pid.insert(pid, Arc::clone(&info));
         self.connected_total.fetch_add(1, Ordering::Relaxed);
-        Some(Admitted {
+        Ok(Admitted {
             registry: Arc::clone(self),
             info,
         })
@@ -519,7 +588,7 @@ impl ClientRegistry {
 
     /// Carries out a cancel request. A wrong key is ignored, as PostgreSQL does.
     pub(crate) async fn cancel(&self, pid: i32, secret: &[u8]) {
-        let client = self.clients.lock().get(&pid).cloned();
+        let client = self.clients.lock().by_pid.get(&pid).cloned();
         if let Some(client) = client.filter(|client| equal_in_constant_time(&client.secret, secret))
         {
             client.cancel().await;
@@ -533,11 +602,11 @@ impl ClientRegistry {
     }
 
     pub(crate) fn list(&self) -> Vec<Arc<ClientInfo>> {
-        self.clients.lock().values().cloned().collect()
+        self.clients.lock().by_pid.values().cloned().collect()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.clients.lock().len()
+        self.clients.lock().by_pid.len()
     }
 
     /// The counts of all clients there are and were.
@@ -559,7 +628,7 @@ impl ClientRegistry {
                 .or_default()
                 .add_all(departed);
         }
-        for client in clients.values() {
+        for client in clients.by_pid.values() {
             if !counts.contains_key(&client.database) {
                 counts.insert(client.database.clone(), Counters::default());
             }
@@ -574,11 +643,27 @@ impl ClientRegistry {
     pub(crate) async fn departed(&self, is_meant: impl Fn(&ClientInfo) -> bool) {
         loop {
             let left = self.left.notified();
-            if !self.clients.lock().values().any(|client| is_meant(client)) {
+            if !self
+                .clients
+                .lock()
+                .by_pid
+                .values()
+                .any(|client| is_meant(client))
+            {
                 return;
             }
             left.await;
         }
+    }
+}
+
+/// A connection that is not let in yet.
+#[derive(Debug)]
+pub(crate) struct Login(Arc<ClientRegistry>);
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        self.0.logins.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -599,7 +684,8 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let registry = &self.registry;
         let mut clients = registry.clients.lock();
-        clients.remove(&self.info.pid);
+        clients.by_pid.remove(&self.info.pid);
+        clients.counts.leave(&self.info);
         // Who was not let in may have named anything.
         if self.info.is_let_in.load(Ordering::Relaxed) {
             let mut departed = registry.departed.lock();
@@ -636,11 +722,14 @@ pub(crate) mod tests {
     /// The only client of a gateway.
     pub(crate) fn client() -> Admitted {
         let registry = Arc::new(ClientRegistry::default());
-        registry.admit(identity(), 1).expect("one place")
+        registry
+            .admit(identity(), &ClientLimits::up_to(1))
+            .expect("one place")
     }
 
     fn identity() -> Identity {
         Identity {
+            kind: ClientKind::Client,
             user: "u".to_owned(),
             database: "d".to_owned(),
             application_name: String::new(),
@@ -652,19 +741,21 @@ pub(crate) mod tests {
     #[test]
     fn the_limit_holds_and_a_departure_frees_a_place() {
         let registry = Arc::new(ClientRegistry::default());
-        let first = registry.admit(identity(), 1).expect("one place");
-        assert!(registry.admit(identity(), 1).is_none());
+        let limits = ClientLimits::up_to(1);
+        let first = registry.admit(identity(), &limits).expect("one place");
+        assert!(registry.admit(identity(), &limits).is_err());
         Counters::add(&first.info.counters.queries, 3);
         first.info.is_let_in.store(true, Ordering::Relaxed);
         drop(first);
         assert_eq!(registry.totals().queries.load(Ordering::Relaxed), 3);
-        assert!(registry.admit(identity(), 1).is_some());
+        assert!(registry.admit(identity(), &limits).is_ok());
     }
 
     #[tokio::test]
     async fn cancel_needs_the_right_key() {
         let registry = Arc::new(ClientRegistry::default());
-        let client = registry.admit(identity(), 1).expect("one place");
+        let limits = ClientLimits::up_to(1);
+        let client = registry.admit(identity(), &limits).expect("one place");
         let mut wrong = client.secret().to_vec();
         wrong[0] ^= 1;
         registry.cancel(client.info.pid, &wrong).await;

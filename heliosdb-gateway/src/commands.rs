@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::access::Access;
 use crate::advice;
 use crate::cli::{self, Command};
+use crate::clients::timeouts;
 use crate::config::pgbouncer::{self, Note};
 use crate::config::{Config, Eviction, LogConfig, PoolMode};
 use crate::gateway::{Course, Gateway, HandoverRequest};
@@ -178,6 +179,7 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
     for note in &source.notes {
         tracing::info!("{note}");
     }
+    server::raise_file_limit(&config);
     let hidb_door = hidb::door(&config.hidb)?;
     let access = Access::open(&config, None)?;
     let doors = Doors::open(&config, inherited)?;
@@ -214,10 +216,12 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
     let _ = gateway.source.set(source);
     let advising = tokio::spawn(advice::run(Arc::downgrade(&gateway)));
     let sampling = tokio::spawn(traffic::run(Arc::downgrade(&gateway)));
+    let watching = tokio::spawn(timeouts::watch(Arc::downgrade(&gateway)));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     steer(&gateway, sockets, &mut wishes, &mut serving).await?;
     advising.abort();
     sampling.abort();
+    watching.abort();
     let mut impatient = signal(SignalKind::interrupt())?;
     if !serving.is_finished() {
         tokio::select! {

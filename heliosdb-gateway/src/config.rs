@@ -300,7 +300,8 @@ pub struct ClientsConfig {
     /// Default `off`.
     #[serde(deserialize_with = "file::bound")]
     pub query_timeout: Bound,
-    /// Bound on a transaction. Default `off`.
+    /// Bound on a transaction, from its BEGIN or only statement. The client's connection is ended and the transaction rolled
+    /// back. Default `off`.
     #[serde(deserialize_with = "file::bound")]
     pub transaction_timeout: Bound,
     /// How long a transaction may be idle. Default `off`.
@@ -309,6 +310,13 @@ pub struct ClientsConfig {
     /// How long a client may be idle outside of transactions. Default `off`.
     #[serde(deserialize_with = "file::bound")]
     pub idle_timeout: Bound,
+    /// How long a client may take nothing of what a server connection has for it. Default `off`.
+    #[serde(deserialize_with = "file::bound")]
+    pub write_timeout: Bound,
+    /// Longer messages of a client are refused; shorter ones are held in memory until they are complete. Default 1 GiB, as
+    /// PostgreSQL's own, and no more than that; at least 10 KB.
+    #[serde(deserialize_with = "file::size")]
+    pub max_message: ByteSize,
     /// Bound on a client's login. Default 10 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub login_timeout: Duration,
@@ -481,6 +489,8 @@ impl Default for ClientsConfig {
             transaction_timeout: Bound::Off,
             idle_transaction_timeout: Bound::Off,
             idle_timeout: Bound::Off,
+            write_timeout: Bound::Off,
+            max_message: ByteSize::gib(1),
             login_timeout: Duration::from_secs(10),
             handover_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(30),

@@ -197,6 +197,11 @@ impl Gateway {
         usize::try_from(self.config.load().cache.max_entry.as_u64()).unwrap_or(usize::MAX)
     }
 
+    /// The longest message that is taken from a client, in bytes.
+    pub(crate) fn max_message(&self) -> usize {
+        usize::try_from(self.config.load().clients.max_message.as_u64()).unwrap_or(usize::MAX)
+    }
+
     pub(crate) fn max_prepared_statements(&self) -> usize {
         self.config.load().pool.max_prepared_statements
     }

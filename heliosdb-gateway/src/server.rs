@@ -1,15 +1,20 @@
 //! `helios serve`: listens, lets clients in, reloads, and stops in order.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin;
 use crate::clients::{ClientInfo, Peer, Signal};
+use crate::config::Config;
+use crate::error::{ClientError, ErrorKind};
 use crate::gateway::{Course, Gateway};
 use crate::listen::Listener;
 use crate::session::{self, ClientStream, Greeted};
@@ -34,6 +39,7 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, listeners: Vec<Listener>) {
 /// `_accepting` is held as long as clients are let in.
 async fn accept(gateway: Arc<Gateway>, listener: Listener, _accepting: watch::Receiver<()>) {
     let mut course = gateway.course.subscribe();
+    let mut spare = Spare::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -52,9 +58,10 @@ async fn accept(gateway: Arc<Gateway>, listener: Listener, _accepting: watch::Re
                 tokio::spawn(async move { client(&gateway, stream, peer).await });
             }
             Err(error) => {
-                // Out of descriptors, mostly: the clients that are in go on, and some will leave.
-                tracing::warn!(%error, "cannot accept a client");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                spare.note(&error);
+                if !spare.turn_away(&listener).await {
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
     }
@@ -70,19 +77,125 @@ fn is_over(course: Course, listener: &Listener) -> bool {
     }
 }
 
+/// A descriptor that is kept for when there are no others: with it a client can be let in to be told so. Otherwise it would
+/// wait in the kernel's queue, and the listener would be woken for it for ever.
+struct Spare {
+    descriptor: Option<File>,
+    noted: Option<Instant>,
+}
+
+impl Spare {
+    fn new() -> Self {
+        Self {
+            descriptor: File::open("/dev/null").ok(),
+            noted: None,
+        }
+    }
+
+    fn note(&mut self, error: &std::io::Error) {
+        // Once a second is enough to read.
+        let is_old = |noted: Instant| noted.elapsed() >= Duration::from_secs(1);
+        if self.noted.is_none_or(is_old) {
+            self.noted = Some(Instant::now());
+            tracing::warn!(%error, "cannot accept a client: raise `ulimit -n`, or lower `clients.max`");
+        }
+    }
+
+    /// Tells one client that there is no room, if it can be let in at all.
+    async fn turn_away(&mut self, listener: &Listener) -> bool {
+        if self.descriptor.take().is_none() {
+            self.descriptor = File::open("/dev/null").ok();
+            return false;
+        }
+        let accepted = tokio::time::timeout(PAUSE, listener.accept()).await;
+        let is_in = if let Ok(Ok((stream, _))) = accepted {
+            let error = ClientError::new(
+                ErrorKind::Config,
+                "53300",
+                "sorry, too many clients: helios has no file descriptors left",
+            )
+            .hint("Raise the limit on open files (`ulimit -n`), or lower `clients.max` in the configuration of helios.");
+            let _ = tokio::time::timeout(TOLD_WITHIN, tell(stream, error.fatal())).await;
+            true
+        } else {
+            false
+        };
+        self.descriptor = File::open("/dev/null").ok();
+        is_in
+    }
+}
+
+/// Answers a client's first packet with an error.
+async fn tell(mut stream: ClientStream, error: ClientError) -> std::io::Result<()> {
+    let mut packet = [0; 1024];
+    // What is not read would make the kernel cut the connection off before the client has read its answer.
+    if stream.read(&mut packet).await? > 0 {
+        let mut out = BytesMut::new();
+        error.put(&mut out);
+        stream.write_all(&out).await?;
+        stream.shutdown().await?;
+        while stream.read(&mut packet).await? > 0 {}
+    }
+    Ok(())
+}
+
+const PAUSE: Duration = Duration::from_millis(50);
+const TOLD_WITHIN: Duration = Duration::from_millis(200);
+
 async fn client(gateway: &Arc<Gateway>, stream: ClientStream, peer: Peer) {
     if let ClientStream::Tcp(stream) = &stream
         && let Err(error) = prepare_socket(stream)
     {
         tracing::debug!(%error, %peer, "cannot set socket options");
     }
-    match session::greet(gateway, stream, peer).await {
+    let Some(login) = gateway.clients.begin_login(gateway.config().clients.max) else {
+        let error = ClientError::new(
+            ErrorKind::Config,
+            "53300",
+            "sorry, too many clients are logging in",
+        )
+        .hint("Try again, lower `clients.login_timeout`, or raise `clients.max` in the configuration of helios.");
+        gateway.stats.count_error(error.kind);
+        let _ = tokio::time::timeout(TOLD_WITHIN, tell(stream, error.fatal())).await;
+        return;
+    };
+    // In a box of its own: a login takes more room than a session, and is over soon.
+    let greeted = Box::pin(session::greet(gateway, stream, peer)).await;
+    drop(login);
+    match greeted {
         Some(Greeted::Session(session)) => session.run().await,
-        Some(Greeted::Console(console)) => console.run().await,
-        Some(Greeted::Replication(relay)) => relay.run().await,
+        Some(Greeted::Console(console)) => Box::pin(console.run()).await,
+        Some(Greeted::Replication(relay)) => Box::pin(relay.run()).await,
         None => {}
     }
 }
+
+/// As many files as the system allows are opened, and it is said where that may be too few.
+pub(crate) fn raise_file_limit(config: &Config) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum {
+        let wanted = rustix::process::Rlimit {
+            current: limit.maximum,
+            ..limit
+        };
+        match setrlimit(Resource::Nofile, wanted) {
+            Ok(()) => limit = wanted,
+            Err(error) => tracing::warn!(%error, "cannot raise the limit on open files"),
+        }
+    }
+    let needed = config.clients.max + config.pool.size + config.pool.reserve_size + FILES_OTHER;
+    if let Some(limit) = limit.current.filter(|limit| *limit < needed as u64) {
+        tracing::warn!(
+            limit,
+            needed,
+            "fewer files can be opened than `clients.max` and a pool of `pool.size` need: raise `ulimit -n`, or lower them"
+        );
+    }
+}
+
+/// Listeners, the log, connections that read catalogs and follow the server's log.
+const FILES_OTHER: usize = 64;
 
 pub(crate) fn prepare_socket(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
@@ -214,3 +327,21 @@ async fn drain(gateway: &Arc<Gateway>) {
 }
 
 const KILL_GRACE: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F>(_: impl Fn(&'static Arc<Gateway>, ClientStream, Peer) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// An idle client costs both: what is rare has boxes of its own.
+    #[test]
+    fn the_task_of_a_client_is_small_and_so_is_its_session() {
+        let task = size_of_future(client);
+        assert!(task <= 2048, "{task} bytes");
+        let session = size_of::<session::Session>();
+        assert!(session <= 1280, "{session} bytes");
+    }
+}

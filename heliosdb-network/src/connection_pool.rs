@@ -45,7 +45,7 @@ use meta::{Idle, Item};
 use state::Why;
 
 pub use config::{ConfigError, ConnectionPoolConfig};
-pub use connector::{Connector, Disposition};
+pub use connector::{Admission, Connector, Disposition};
 pub use error::{AcquireError, AcquirePhase};
 pub use hint::ConnectionHint;
 pub use lease::Lease;
@@ -58,7 +58,8 @@ pub use window::PoolWindow;
 /// * **Fair**: waiters are served in the order they came; a connection that becomes free is handed to the first of
 ///   them directly, so nobody who comes later can take it. Idle connections are used last in, first out.
 /// * **Cancel-safe**: a connection handed to a waiter that has given up goes to the next one.
-/// * **Bounded**: `idle + active + connecting + closing <= max_connections` at every instant.
+/// * **Bounded**: `idle + active + connecting + closing <= max_connections` at every instant, and up to `reserve_size` more
+///   while somebody waits who has waited for long.
 /// * **Honest**: an acquire that fails says what the last attempt to connect ran into. While nothing lives and the
 ///   server was found unreachable just now, acquires fail at once.
 /// * **Modest**: where the server has too many connections already, the pool makes do with those it has, and tries one more
@@ -75,6 +76,8 @@ pub struct EnhancedConnectionPool<C: Connector = HidbConnector> {
     runtime: OnceLock<Handle>,
     /// Told whenever the pool holds one connection less.
     shrunk: Notify,
+    /// Told when an attempt to connect may have become unneeded that waits to be admitted.
+    unneeded: Arc<Notify>,
     /// Told when somebody waits whose time nobody watches.
     waited_for: Arc<Notify>,
     /// The expiration task runs, and looks after the times of those who wait. It ends with its runtime.
@@ -134,6 +137,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             tasks_started: AtomicBool::new(false),
             runtime: OnceLock::new(),
             shrunk: Notify::new(),
+            unneeded: Arc::new(Notify::new()),
             waited_for: Arc::new(Notify::new()),
             is_watching: AtomicBool::new(false),
             made: now(),
@@ -352,6 +356,23 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         self.close_all(self.exchange.evict_all(&self.config, now()));
     }
 
+    /// Closes up to `n` of the idle connections, those that were used the longest ago first, but leaves `keep` of them.
+    /// Returns how many. Nobody waits while there are idle ones, so nobody is kept waiting by this but who comes next.
+    pub fn evict_idle(&self, n: usize, keep: usize) -> usize {
+        let evicted = self.exchange.evict_idle(n, keep);
+        let n = evicted.len();
+        self.close_all(evicted);
+        n
+    }
+
+    /// Sets `reserve_size` and `reserve_timeout`. Connections that are too many then are closed as they come back.
+    pub fn set_reserve(&self, size: usize, timeout: Duration) {
+        self.exchange.set_reserve(size, timeout);
+        self.connect_if_needed();
+        // When to look next has to be worked out anew.
+        self.waited_for.notify_one();
+    }
+
     /// Lets everybody wait who comes, up to the acquire timeout, until [`resume`](Self::resume): while the server
     /// restarts or another takes its place. Connections on loan come back as always; none is opened.
     pub fn suspend(&self) {
@@ -398,6 +419,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// The pool stays closed.
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         self.close_all(self.exchange.drain(&self.config, now()));
+        self.unneeded.notify_waiters();
         let _ = tokio::time::timeout(deadline, self.emptied()).await;
         DrainReport {
             still_active: self.exchange.active(),
@@ -485,12 +507,26 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     fn put_back(&self, mut held: Item<C::Connection>, now: Instant) {
         held.label = self.connector.label(&held.connection);
         held.has_room = self.connector.has_room(&held.connection);
+        if self.connector.is_crowded() && self.connector.claim(self.exchange.waits_since()) {
+            self.exchange.begin_close(&held.meta, Why::Unwanted);
+            self.spawn_close(held.connection);
+            return;
+        }
         self.pass_on(held, now);
     }
 
     fn pass_on(&self, held: Item<C::Connection>, now: Instant) {
         if let Some(unwanted) = self.exchange.put_back(held, now) {
             self.spawn_close(unwanted);
+        }
+        // In this order: who claims a place after this look finds the connection among the idle ones.
+        if !self.connector.is_crowded() {
+            return;
+        }
+        // Of this pool, too, somebody may wait for a place who was served just now.
+        self.unneeded.notify_waiters();
+        if self.exchange.has_idle() && self.connector.claim(None) && self.evict_idle(1, 0) == 0 {
+            self.connector.unclaim();
         }
     }
 
@@ -545,6 +581,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         for _ in 0..n {
             let connecting = Connecting {
                 pool: self.this.clone(),
+                unneeded: Arc::clone(&self.unneeded),
                 done: false,
             };
             let connector = Arc::clone(&self.connector);
@@ -555,14 +592,22 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                 if connecting.pool.strong_count() == 0 {
                     return;
                 }
+                let attempt = async {
+                    let admission = connecting.admission(&connector).await?;
+                    let connect = connector.connect_admitted(admission);
+                    Some(tokio::time::timeout(timeout, connect).await)
+                };
                 let connected = tokio::select! {
-                    connected = tokio::time::timeout(timeout, connector.connect()) => connected,
+                    connected = attempt => connected,
                     () = ended => return,
                 };
-                connecting.finish(connected.unwrap_or_else(|_| {
-                    let error = format!("not connected within {timeout:?}");
-                    Err(HeliosError::Network(error))
-                }));
+                match connected {
+                    Some(connected) => connecting.finish(connected.unwrap_or_else(|_| {
+                        let error = format!("not connected within {timeout:?}");
+                        Err(HeliosError::Network(error))
+                    })),
+                    None => connecting.counted_out(),
+                }
             });
         }
     }
@@ -701,10 +746,11 @@ impl<C: Connector> Place<'_, C> {
 
 impl<C: Connector> Drop for Place<'_, C> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take()
-            && let Some(idle) = self.pool.exchange.leave(ticket)
-        {
-            self.pool.pass_on(idle, now());
+        if let Some(ticket) = self.ticket.take() {
+            match self.pool.exchange.leave(ticket) {
+                Some(idle) => self.pool.pass_on(idle, now()),
+                None => self.pool.unneeded.notify_waiters(),
+            }
         }
     }
 }
@@ -712,10 +758,50 @@ impl<C: Connector> Drop for Place<'_, C> {
 /// A connection being opened; counted out again whatever becomes of the task.
 struct Connecting<C: Connector> {
     pool: Weak<EnhancedConnectionPool<C>>,
+    unneeded: Arc<Notify>,
     done: bool,
 }
 
 impl<C: Connector> Connecting<C> {
+    /// Waits until the attempt may be made. `None` if it may not, or nobody needs it any more: it is counted out then.
+    async fn admission(&self, connector: &C) -> Option<Admission> {
+        // Before anything is looked at: no word that comes from here on is missed.
+        let mut unneeded = pin!(self.unneeded.notified());
+        // Whoever waits for an admission holds no pool up that goes.
+        let is_urgent = self.pool.upgrade()?.exchange.is_urgent();
+        let mut admitted = pin!(connector.admit(is_urgent));
+        let admission = loop {
+            tokio::select! {
+                biased;
+                admission = &mut admitted => break admission,
+                () = &mut unneeded => {
+                    unneeded.set(self.unneeded.notified());
+                    let pool = self.pool.upgrade()?;
+                    if pool.exchange.give_up_connect(is_urgent) {
+                        pool.shrunk.notify_waiters();
+                        return None;
+                    }
+                }
+            }
+        };
+        let pool = self.pool.upgrade()?;
+        if admission.is_none() {
+            let is_waited_for = pool.exchange.connect_refused(is_urgent);
+            pool.shrunk.notify_waiters();
+            if is_waited_for {
+                pool.connect_if_needed();
+            }
+        } else if !pool.exchange.admitted(is_urgent) {
+            pool.shrunk.notify_waiters();
+            return None;
+        }
+        admission
+    }
+
+    fn counted_out(mut self) {
+        self.done = true;
+    }
+
     fn finish(mut self, connected: Result<C::Connection, HeliosError>) {
         self.done = true;
         let Some(pool) = self.pool.upgrade() else {

@@ -186,6 +186,8 @@ impl Suite {
         let mut command = self.place.command(&self.python);
         command
             .args(["-m", "pytest", "-q", "-p", "helios_report"])
+            // The other forms of a traceback parse the tests' source, and some Pythons 3.11 crash at that.
+            .args(["--tb", "native"])
             .args(["-p", "no:cacheprovider"])
             // Without it pytest-asyncio warns, and the suite makes warnings errors.
             .args(["-o", "asyncio_default_fixture_loop_scope=function"])

@@ -202,6 +202,11 @@ impl Config {
 
     fn validate_clients(&self) -> Result<(), ConfigError> {
         at_least_one("clients.max", self.clients.max)?;
+        let message = self.clients.max_message;
+        if !(MESSAGE_MIN..=1 << 30).contains(&message.as_u64()) {
+            let reason = "must be at least 10 KB and at most 1 GiB";
+            return refuse("clients.max_message", show::size(message), reason);
+        }
         let queue = self.clients.notification_queue;
         if queue.as_u64() < NOTIFICATION_QUEUE_MIN || usize::try_from(queue.as_u64()).is_err() {
             let reason = "must be at least 16 KiB";
@@ -244,6 +249,9 @@ impl Config {
         Ok(())
     }
 }
+
+/// As much as a startup packet may take.
+const MESSAGE_MIN: u64 = 10_000;
 
 /// More threads than any machine has processors are a mistake.
 /// Room for two of the longest notifications.
@@ -426,6 +434,10 @@ mod tests {
                 "cache.flight_timeout = 0s: ",
             ),
             ("clients.max = 0", "clients.max = 0: "),
+            (
+                "clients.max_message = \"2 GiB\"",
+                "clients.max_message = 2 GiB: must be at least 10 KB and at most 1 GiB",
+            ),
             (
                 "clients.notification_queue = \"1 KiB\"",
                 "clients.notification_queue = 1 KiB: ",

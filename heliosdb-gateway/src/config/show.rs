@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 44] = [
+const RELOADABLE: [&str; 46] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
@@ -57,12 +57,14 @@ const RELOADABLE: [&str; 44] = [
     "clients.idle_transaction_timeout",
     "clients.login_timeout",
     "clients.max",
+    "clients.max_message",
     "clients.max_per_database",
     "clients.max_per_user",
     "clients.notification_queue",
     "clients.query_timeout",
     "clients.shutdown_timeout",
     "clients.transaction_timeout",
+    "clients.write_timeout",
     "databases",
     "pool.advice",
     "pool.affinity",
@@ -229,6 +231,8 @@ impl Config {
             transaction_timeout,
             idle_transaction_timeout,
             idle_timeout: client_idle_timeout,
+            write_timeout,
+            max_message,
             login_timeout,
             handover_timeout,
             shutdown_timeout,
@@ -363,6 +367,8 @@ impl Config {
                 idle_transaction_timeout.to_string(),
             ),
             ("clients.idle_timeout", client_idle_timeout.to_string()),
+            ("clients.write_timeout", write_timeout.to_string()),
+            ("clients.max_message", size(*max_message)),
             ("clients.login_timeout", duration(*login_timeout)),
             ("clients.handover_timeout", duration(*handover_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
@@ -538,6 +544,8 @@ query_timeout = "1m"
 transaction_timeout = "2m"
 idle_transaction_timeout = "3m"
 idle_timeout = "4m"
+write_timeout = "5m"
+max_message = "1 MiB"
 login_timeout = "11s"
 handover_timeout = "32s"
 shutdown_timeout = "31s"

@@ -21,7 +21,7 @@ use heliosdb_network::{HeliosError, WireStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
-use crate::clients::{Admitted, ClientInfo, Counters, Identity, Peer, Signal};
+use crate::clients::{Admitted, ClientInfo, ClientKind, Counters, Identity, Peer, Signal};
 use crate::error::ClientError;
 use crate::gateway::Gateway;
 use crate::session::unit::ReadUnit;
@@ -59,6 +59,7 @@ pub(super) async fn serve(gateway: &Arc<Gateway>, guest: Guest, address: SocketA
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case("application_name"));
     let identity = Identity {
+        kind: ClientKind::Hidb,
         user: login.user,
         database,
         application_name: application_name

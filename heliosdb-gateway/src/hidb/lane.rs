@@ -105,7 +105,7 @@ impl Lane {
             events,
         };
         tokio::spawn(async move {
-            tokio::join!(session.run(), client.run(receiver));
+            tokio::join!(Box::new(session).run(), client.run(receiver));
         });
         Self {
             info,

@@ -13,6 +13,7 @@ use bytes::Buf as _;
 use heliosdb_cache::Answer;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
+use crate::clients::timeouts::{Phase, Timeout};
 use crate::clients::{Activity, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::level::Level;
@@ -55,6 +56,8 @@ pub(super) enum Step {
 
 /// One read takes at most this much; so does one read from the server.
 const READ_MAX: usize = 64 << 10;
+/// Larger buffers are not kept for the next request.
+const KEPT_MAX: usize = 4 << 10;
 /// No more is read from one side while this much waits for the other.
 pub(super) const HIGH_WATER: usize = 256 << 10;
 /// How long a read goes on for a client whose connection has ended without a Terminate.
@@ -106,9 +109,47 @@ impl Session {
                 }
             }
             if !progress {
+                self.shed();
+                self.check_time()?;
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Gives up what a large request has left behind.
+    fn shed(&mut self) {
+        for buffer in [&mut self.key_buffer, &mut self.text_buffer] {
+            if buffer.capacity() > KEPT_MAX {
+                *buffer = Vec::new();
+            }
+        }
+    }
+
+    /// Leaves word of what the session is at, and looks whether that takes too long.
+    fn check_time(&self) -> Result<(), End> {
+        let is_busy = self.link.as_ref().is_some_and(|link| !link.is_quiet());
+        let is_stuck = self.link.is_some() && !self.out.is_empty();
+        let phase = Phase::default()
+            .with(Phase::BUSY, is_busy)
+            .with(Phase::IN_TRANSACTION, self.status != b'I')
+            .with(Phase::STUCK, is_stuck);
+        let info = self.info();
+        info.pace.set(phase);
+        match info.due_timeout() {
+            None => Ok(()),
+            // It would not read what it is told.
+            Some(Timeout::Write) => {
+                tracing::info!(client = info.id, "session ends: the client reads nothing");
+                Err(End::Client)
+            }
+            Some(timeout) => Err(End::Error(timeout.error())),
+        }
+    }
+
+    /// Leaves word that the session waits for something that is not the client's affair.
+    pub(super) fn note_work(&self) {
+        let phase = Phase::AT_WORK.with(Phase::IN_TRANSACTION, self.status != b'I');
+        self.info().pace.set(phase);
     }
 
     /// Tells a client that listens what there is. True if it waits for more ahead of its ReadyForQuery.
@@ -191,8 +232,8 @@ impl Session {
         {
             return Err(End::Client);
         }
-        // An idle client keeps no buffer.
-        if self.out.capacity() > READ_MAX {
+        // An idle client keeps little.
+        if self.out.capacity() > KEPT_MAX {
             self.out = bytes::BytesMut::new();
         }
         Ok(())
@@ -321,7 +362,7 @@ impl Session {
                     break;
                 }
                 Step::Incomplete => {
-                    check_lengths(&bytes[done..])?;
+                    check_lengths(&bytes[done..], self.gateway.max_message())?;
                     break;
                 }
                 Step::Request(decided) => return Ok((done, Some(Event::Request(decided)))),
@@ -635,7 +676,7 @@ impl Session {
 }
 
 /// Checks the lengths that messages claim to have, as far as they have arrived.
-fn check_lengths(bytes: &[u8]) -> Result<(), End> {
+fn check_lengths(bytes: &[u8], max: usize) -> Result<(), End> {
     let mut rest = bytes;
     while let Some(head) = rest.first_chunk::<5>() {
         let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
@@ -644,6 +685,15 @@ fn check_lengths(bytes: &[u8]) -> Result<(), End> {
                 "invalid message length {len} in a message of type {}",
                 head[0]
             ))));
+        }
+        if len > max {
+            let message =
+                format!("a message of {len} bytes is too long: helios takes {max} at most");
+            return Err(End::Error(
+                ClientError::new(ErrorKind::Client, "54000", message)
+                    .hint("Raise `clients.max_message` in the configuration of helios.")
+                    .fatal(),
+            ));
         }
         rest = rest.get(len + 1..).unwrap_or_default();
     }

@@ -219,7 +219,7 @@ impl Session {
                 "08006",
                 "the connection by which sessions listen was lost",
             ))),
-            None => Err(Some(cancelled())),
+            None => Err(Some(cancelled(&info))),
         }
     }
 

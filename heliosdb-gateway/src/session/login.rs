@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::access::{Access, Caller, Claim, Role};
 use crate::admin;
-use crate::clients::{Admitted, Counters, Identity, Peer};
+use crate::clients::{Admitted, ClientKind, ClientLimits, Counters, Identity, Peer};
 use crate::config::PoolMode;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
@@ -198,7 +198,13 @@ async fn login(
     let wire = (&mut *stream, &mut input, &mut out);
     let credential = authenticate(&access, &gateway.upstream, &caller, &who, wire).await?;
     let role = access.role(&caller, &user);
+    let kind = if admin::is_console(&database) {
+        ClientKind::Console
+    } else {
+        ClientKind::Client
+    };
     let identity = Identity {
+        kind,
         user,
         database: database.clone(),
         application_name: startup
@@ -296,16 +302,8 @@ fn no_console(user: &str) -> ClientError {
 
 /// Gives a client a place in the registry.
 pub(crate) fn admit(gateway: &Gateway, identity: Identity) -> Result<Admitted, ClientError> {
-    let max = gateway.config().clients.max;
-    gateway.clients.admit(identity, max).ok_or_else(|| {
-        ClientError::new(
-            ErrorKind::Config,
-            "53300",
-            "sorry, too many clients already",
-        )
-        .hint("Raise `clients.max` in the configuration of helios.")
-        .fatal()
-    })
+    let limits = ClientLimits::of(&gateway.config(), &identity.user, &identity.database);
+    gateway.clients.admit(identity, &limits)
 }
 
 /// What an admitted client finds behind its database's name.
@@ -361,7 +359,7 @@ async fn server_parameters(
     let mut lease = pool
         .acquire(effective.label(), None)
         .await
-        .map_err(|error| ClientError::from_acquire(&error))?;
+        .map_err(|error| pool.acquire_error(&error))?;
     let sql = lease.applied.transition(effective);
     if !sql.is_empty() {
         lease.broken = true;

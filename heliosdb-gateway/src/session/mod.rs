@@ -107,7 +107,7 @@ pub(crate) struct Session {
     /// The client's own text of those that speak of others by name.
     sql_uses: SqlUses,
     /// The text of the query at the front of the input, and what it was translated to.
-    translation: Option<(Box<str>, Translated)>,
+    translation: Option<Box<(Box<str>, Translated)>>,
     /// Which statement each portal runs.
     portals: Named,
     /// What the unnamed one of them was bound with.
@@ -201,28 +201,46 @@ impl Session {
     }
 
     /// Serves the client until it leaves or the session can't go on.
-    pub(crate) async fn run(mut self) {
+    ///
+    /// In a box: the task of a client has room for the session once.
+    pub(crate) async fn run(mut self: Box<Self>) {
         let end = self.serve().await;
         if let Err(End::Error(error)) = &end {
             self.gateway.stats.count_error(error.kind);
             tracing::info!(client = self.info().id, sqlstate = %error.sqlstate, "session ends: {error}");
-            error.put(&mut self.out);
+            // In the middle of a row it would be read as a part of it.
+            if self.link.as_ref().is_none_or(|link| link.skip == 0) {
+                error.put(&mut self.out);
+            }
+        }
+        // First: whoever waits for the server connection does not wait for this client's goodbye.
+        self.let_go();
+        if matches!(end, Err(End::Error(_))) {
             // The client may be gone: whether it reads this is its affair.
             let farewell = async {
                 self.stream.write_all(&self.out).await?;
                 self.stream.shutdown().await
             };
-            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
+            let _ = Box::pin(tokio::time::timeout(FAREWELL_TIMEOUT, farewell)).await;
         }
-        self.let_go();
     }
 
     async fn serve(&mut self) -> Result<(), End> {
         loop {
             match self.next_event().await? {
-                Event::Request(decided) => self.request(decided).await?,
-                Event::Ready => self.ready().await?,
-                Event::Resolve => self.resolve().await,
+                Event::Request(decided) => {
+                    self.note_work();
+                    self.request(decided).await?;
+                }
+                Event::Ready => {
+                    self.note_work();
+                    Box::pin(self.ready()).await?;
+                }
+                Event::Resolve => {
+                    self.note_work();
+                    // As all that is rare and takes room: an idle client has none for it.
+                    Box::pin(self.resolve()).await;
+                }
                 Event::Closed => return Ok(()),
             }
         }
@@ -280,7 +298,7 @@ impl Session {
     }
 
     /// The end of a session in any state: the connection is cleaned or closed, and no write is left unaccounted for.
-    fn let_go(mut self) {
+    fn let_go(&mut self) {
         self.capture = None;
         let intent = self.intent.take();
         let Some(link) = &mut self.link else {

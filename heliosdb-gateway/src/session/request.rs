@@ -10,7 +10,7 @@ use heliosdb_network::connection_pool::{AcquireError, ConnectionHint};
 use heliosdb_network::error::HeliosError;
 use heliosdb_pooling::StatementHandle;
 
-use crate::clients::{Activity, Counters, Origin, Signal};
+use crate::clients::{Activity, ClientInfo, Counters, Origin, Signal};
 use crate::error::{ClientError, ErrorKind};
 use crate::sql::{Class, Effect, Read, mentions_now};
 use crate::upstream::ServerLease;
@@ -87,8 +87,8 @@ impl Session {
             decided = match decided {
                 Decided::Ask => break,
                 Decided::No => {
-                    let Some(catalog) = self.catalog().await else {
-                        return self.refuse(cancelled(), input, first_unit(input));
+                    let Some(catalog) = Box::pin(self.catalog()).await else {
+                        return self.refuse(cancelled(self.info()), input, first_unit(input));
                     };
                     match self.try_cache(input, Some(catalog))? {
                         Some(Step::Request(decided)) => decided,
@@ -97,10 +97,10 @@ impl Session {
                     }
                 }
                 Decided::FencePending => {
-                    self.fence_pending(input).await?;
+                    Box::pin(self.fence_pending(input)).await?;
                     return Ok(0);
                 }
-                Decided::Listen => match self.listen(input).await? {
+                Decided::Listen => match Box::pin(self.listen(input)).await? {
                     Some(len) => return Ok(len),
                     None => Decided::Ask,
                 },
@@ -109,11 +109,11 @@ impl Session {
                     let database = Arc::clone(&self.pool.database);
                     info.set_activity(Activity::Waiting);
                     let passed = info
-                        .or_cancelled(database.follower.fence(FENCE_TIMEOUT))
+                        .or_cancelled(Box::pin(database.follower.fence(FENCE_TIMEOUT)))
                         .await;
                     info.set_activity(Activity::Idle);
                     match passed {
-                        None => return self.refuse(cancelled(), input, first_unit(input)),
+                        None => return self.refuse(cancelled(&info), input, first_unit(input)),
                         Some(false) => {
                             self.gateway.stats.count_bypass("fence");
                             Decided::Ask
@@ -132,10 +132,10 @@ impl Session {
                 Decided::Follow(follower) => {
                     let info = Arc::clone(self.info());
                     info.set_activity(Activity::Waiting);
-                    let waited = info.or_cancelled(follower.wait()).await;
+                    let waited = info.or_cancelled(Box::pin(follower.wait())).await;
                     info.set_activity(Activity::Idle);
                     match waited {
-                        None => return self.refuse(cancelled(), input, first_unit(input)),
+                        None => return self.refuse(cancelled(&info), input, first_unit(input)),
                         Some(Some(reply)) => match self.answer_with(input, &reply) {
                             Some(len) => return Ok(len),
                             None => Decided::Ask,
@@ -166,7 +166,7 @@ impl Session {
             return self.refuse(error, input, len);
         }
         if !self.to_restore.is_empty() {
-            self.restore_startup_settings().await?;
+            Box::pin(self.restore_startup_settings()).await?;
         }
         if let Err(error) = self.prepare_needed(&input[..len]).await? {
             self.fail_query(&error);
@@ -441,7 +441,8 @@ impl Session {
         let info = Arc::clone(self.info());
         info.set_activity(Activity::Waiting);
         let started = Instant::now();
-        let acquired = info.or_cancelled(self.pool.acquire(label, hint)).await;
+        let waiting = Box::pin(self.pool.acquire(label, hint));
+        let acquired = info.or_cancelled(waiting).await;
         info.set_activity(Activity::Idle);
         Counters::add(
             &info.counters.wait_us,
@@ -449,13 +450,13 @@ impl Session {
         );
         match acquired {
             None if info.has_signal(Signal::Leave) => Err(shutting_down()),
-            None => Err(cancelled()),
+            None => Err(cancelled(&info)),
             Some(Ok(lease)) => Ok(lease),
             // The name leads elsewhere since the wait began: it goes on there.
             Some(Err(AcquireError::Closed)) if self.pool.is_retired() => {
                 Box::pin(self.acquire(hint)).await
             }
-            Some(Err(error)) => Err(ClientError::from_acquire(&error)),
+            Some(Err(error)) => Err(self.pool.acquire_error(&error)),
         }
     }
 
@@ -659,7 +660,11 @@ fn ends_with_sync(input: &[u8], len: usize) -> bool {
     input[..len].ends_with(b"S\0\0\0\x04")
 }
 
-pub(super) fn cancelled() -> ClientError {
+/// Why a wait was cut short.
+pub(super) fn cancelled(info: &ClientInfo) -> ClientError {
+    if let Some(timeout) = info.due_timeout() {
+        return timeout.error();
+    }
     ClientError::new(
         ErrorKind::Client,
         "57014",

@@ -183,10 +183,14 @@ impl Session {
             }
         }
         link.end_unit();
+        self.admitted.info.pace.end_turn();
         let failed = std::mem::take(&mut link.unit_failed);
         let completed = std::mem::take(&mut link.completed);
         let is_standby = link.lease.is_standby;
         link.lease.pg.set_transaction_status(status);
+        if status != b'I' && self.pool.refuses_transactions() {
+            return Err(self.refuse_transaction(status));
+        }
         if let Running::One(statement, since) = std::mem::take(&mut self.running) {
             let took = since.elapsed();
             statement.record_time(took);

@@ -225,7 +225,7 @@ impl Session {
         };
         self.translation = std::str::from_utf8(text)
             .ok()
-            .and_then(|text| Some((text.into(), self.translate(text)?)));
+            .and_then(|text| Some(Box::new((text.into(), self.translate(text)?))));
         let uses = self.translation.iter().flat_map(|known| &known.1.uses);
         let mut needed: Vec<Arc<Prepared>> = Vec::new();
         let mut made: Vec<u64> = Vec::new();

@@ -159,6 +159,23 @@ fn usual_control(text: &str) -> Option<Control> {
 }
 
 impl Session {
+    /// Refuses a transaction that is open now that the server is ready: what it did is rolled back.
+    pub(super) fn refuse_transaction(&mut self, status: u8) -> End {
+        self.status = status;
+        End::Error(
+            ClientError::new(
+                ErrorKind::Client,
+                "0A000",
+                "transaction blocks not allowed in statement pooling mode",
+            )
+            .hint(
+                "Send what belongs together as one query, or set `pool_mode` to \"transaction\" for this database or user \
+                 in the configuration of helios.",
+            )
+            .fatal(),
+        )
+    }
+
     /// True outside of a transaction on the server.
     pub(super) fn is_at_rest(&self) -> bool {
         self.status == b'I' || self.deferred.is_some()
@@ -182,7 +199,10 @@ impl Session {
         let is_end = matches!(control, Control::Commit { .. } | Control::Rollback { .. });
         let followed = self.listening.is_some().then(|| control.clone());
         let (tag, next): (&[u8], _) = match (control, &self.deferred) {
-            (Control::Begin(Some(begun)), None) if self.gateway.defers_transactions() => {
+            // In statement mode it is the server's to begin one, and to be stopped.
+            (Control::Begin(Some(begun)), None)
+                if self.gateway.defers_transactions() && !self.pool.refuses_transactions() =>
+            {
                 (begin_tag(text), Some(begun))
             }
             // The end of a transaction with something behind it in the same unit: too rare to be followed.
@@ -354,6 +374,9 @@ impl Session {
                     let reply = b"C\0\0\0\x0dROLLBACK\0";
                     put_reply(&mut self.out, &unit.protocol, reply, status);
                     self.count_query();
+                    if next.is_none() {
+                        Counters::add(&self.info().counters.transactions, 1);
+                    }
                     self.set_deferred(next);
                     match control {
                         Some(Control::RollbackTo(name)) => {

@@ -1,11 +1,11 @@
 //! A server connection as the gateway lends it out: the wire plus what is known of its session state.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use heliosdb_cache::VersionSlots;
-use heliosdb_network::connection_pool::{Connector, Disposition};
+use heliosdb_network::connection_pool::{Admission, Connector, Disposition};
 use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{Credential, PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
@@ -18,6 +18,7 @@ use crate::session::settings::{Effective, SettingMap};
 
 use crate::clients::{ServerKey, next_id};
 
+use super::places::Member;
 use super::servers::{ServerInfo, ServerRegistry};
 
 /// What a new session on the server begins with, before any client asked for anything.
@@ -80,6 +81,8 @@ pub(crate) struct ServerConnection {
     pub(crate) sequences: Sequences,
     /// Empty, with capacity.
     pub(crate) link_buffers: LinkBuffers,
+    /// Its place among those that several pools share.
+    admission: Admission,
 }
 
 /// Opens, checks and cleans the connections of one pool (one user on one database).
@@ -91,6 +94,8 @@ pub(crate) struct ServerConnector {
     /// What each connection begins with.
     connect_query: Option<String>,
     registry: Arc<ServerRegistry>,
+    /// What it shares with other pools.
+    pub(crate) member: Arc<Member>,
     no_settings: Arc<Effective>,
     versions: Arc<VersionSlots>,
     learnt: Arc<Learnt>,
@@ -111,7 +116,7 @@ impl ServerConnector {
         learnt: Arc<Learnt>,
         name: &str,
         connect_query: Option<String>,
-        registry: Arc<ServerRegistry>,
+        (registry, member): (Arc<ServerRegistry>, Arc<Member>),
         run: Arc<ServerRun>,
         versions: Arc<VersionSlots>,
     ) -> Self {
@@ -123,6 +128,7 @@ impl ServerConnector {
             learnt,
             target,
             registry,
+            member,
             no_settings: Effective::new(SettingMap::new()),
         }
     }
@@ -310,7 +316,35 @@ impl Connector for ServerConnector {
             info,
             sequences: Sequences::default(),
             link_buffers: LinkBuffers::default(),
+            admission: Admission::default(),
         }))
+    }
+
+    async fn admit(&self, is_waited_for: bool) -> Option<Admission> {
+        let place = if is_waited_for {
+            self.member.take().await
+        } else {
+            self.member.try_take()?
+        };
+        Some(Admission::holding(place))
+    }
+
+    async fn connect_admitted(&self, admission: Admission) -> Result<Box<ServerConnection>> {
+        let mut connection = self.connect().await?;
+        connection.admission = admission;
+        Ok(connection)
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.member.is_crowded()
+    }
+
+    fn claim(&self, waits_since: Option<Instant>) -> bool {
+        self.member.claim(waits_since)
+    }
+
+    fn unclaim(&self) {
+        self.member.unclaim();
     }
 
     async fn check(&self, connection: &mut Box<ServerConnection>) -> Result<()> {

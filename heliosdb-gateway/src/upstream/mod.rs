@@ -5,12 +5,13 @@ pub(crate) mod control;
 pub(crate) mod database;
 #[cfg(feature = "embedded")]
 pub(crate) mod embedded;
+mod places;
 pub(crate) mod routes;
 pub(crate) mod servers;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -25,7 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::advice::PoolAdvisor;
-use crate::config::{Config, Invalidation, PoolAdvice, ReplicationConfig};
+use crate::config::{Config, Invalidation, PoolAdvice, PoolMode, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
 use crate::invalidate::wire;
@@ -35,6 +36,7 @@ use crate::session::settings::Effective;
 use connection::{Baseline, Learnt, ServerConnection, ServerConnector, ServerRun};
 use control::Controls;
 use database::{Database, LoadedCatalog};
+use places::{GivesUp, Places, Quota};
 use routes::{Destination, PoolLimits, Routes, server_of};
 use servers::ServerRegistry;
 
@@ -63,6 +65,8 @@ pub(crate) struct Upstream {
     pub(crate) servers: Arc<ServerRegistry>,
     /// By server.
     runs: Mutex<BTreeMap<String, Arc<ServerRun>>>,
+    /// What pools share that have a user or a database in common.
+    places: Arc<Places>,
     invalidation: Invalidation,
     replication: ReplicationConfig,
     /// Why a lock: a task is added when a database is first used.
@@ -82,6 +86,8 @@ pub(crate) struct ServerPool {
     pub(crate) embedded: bool,
     pub(crate) advisor: PoolAdvisor,
     pub(crate) limits: ArcSwap<PoolLimits>,
+    /// As in `limits`: asked for each statement of a transaction.
+    refuses_transactions: AtomicBool,
     /// Answers may be cached: so configured, and the last connection was to a primary.
     caches: AtomicBool,
     allows_cache: AtomicBool,
@@ -138,6 +144,7 @@ impl Upstream {
             databases: Mutex::default(),
             servers: Arc::default(),
             runs: Mutex::default(),
+            places: Arc::default(),
             invalidation: config.invalidation,
             replication: config.replication.clone(),
             followers: Mutex::default(),
@@ -291,6 +298,7 @@ impl Upstream {
         }
         let pool = Arc::new(self.new_pool(destination, &key.1)?);
         pool.hold(self.controls.hold_on(&key.1));
+        pool.share();
         pools.insert(key, Arc::clone(&pool));
         Ok(pool)
     }
@@ -328,6 +336,8 @@ impl Upstream {
             config.max_connections = limits.size;
             config.min_idle = limits.min_idle;
             config.max_lifetime = Some(limits.max_lifetime);
+            config.reserve_size = limits.reserve_size;
+            config.reserve_timeout = limits.reserve_timeout;
         }
         let learnt = Arc::new(Learnt::default());
         let listener = (!embedded).then(|| {
@@ -343,7 +353,7 @@ impl Upstream {
             learnt,
             name,
             limits.connect_query.clone(),
-            Arc::clone(&self.servers),
+            (Arc::clone(&self.servers), self.places.join(name, &user)),
             run,
             Arc::clone(&self.versions),
         );
@@ -358,6 +368,7 @@ impl Upstream {
             connections,
             embedded,
             advisor,
+            refuses_transactions: AtomicBool::new(limits.mode == PoolMode::Statement),
             limits: ArcSwap::from_pointee(limits),
             caches: AtomicBool::new(caches),
             allows_cache: AtomicBool::new(caches),
@@ -443,6 +454,8 @@ impl ServerPool {
         if !caches {
             self.caches.store(false, Ordering::Relaxed);
         }
+        let refuses = limits.mode == PoolMode::Statement;
+        self.refuses_transactions.store(refuses, Ordering::Relaxed);
         let before = self.limits.swap(Arc::new(limits.clone()));
         let is_resized = (before.size, before.min_idle) != (limits.size, limits.min_idle);
         if is_resized
@@ -451,6 +464,76 @@ impl ServerPool {
         {
             tracing::warn!(%error, "the pool's size was not changed");
         }
+        if !self.embedded {
+            let (size, timeout) = (limits.reserve_size, limits.reserve_timeout);
+            self.connections.set_reserve(size, timeout);
+            self.bound();
+        }
+    }
+
+    /// Takes its part in what is shared with other pools.
+    fn share(self: &Arc<Self>) {
+        if self.embedded {
+            return;
+        }
+        let this: Weak<Self> = Arc::downgrade(self);
+        self.connections.connector().member.serve(this);
+        self.bound();
+    }
+
+    /// Sets the bounds that it shares with others.
+    fn bound(&self) {
+        let (limits, [database, user]) = (self.limits.load(), self.quotas());
+        let places = self.connections.connector().member.places();
+        places.set_max(&database, limits.max_per_database);
+        places.set_max(&user, limits.max_per_user);
+    }
+
+    fn quotas(&self) -> [Quota; 2] {
+        [
+            Quota::Database(self.name.as_str().into()),
+            Quota::User(self.user.as_str().into()),
+        ]
+    }
+
+    /// What a client is told that could not get a connection.
+    pub(crate) fn acquire_error(&self, error: &AcquireError) -> ClientError {
+        let mut told = ClientError::from_acquire(error);
+        let reached = self.connections.connector().member.reached();
+        let AcquireError::Timeout {
+            active,
+            max,
+            waited,
+            ..
+        } = error
+        else {
+            return told;
+        };
+        // Where all of its own are in use, others would be of no help.
+        let Some((quota, all)) = reached.first().filter(|_| active < max) else {
+            return told;
+        };
+        let (whose, keys) = match quota {
+            Quota::Database(name) => (
+                format!("database \"{name}\""),
+                format!("`pool.max_per_database` or `databases.{name}.max_connections`"),
+            ),
+            Quota::User(name) => (
+                format!("user \"{name}\""),
+                format!("`pool.max_per_user` or `users.{name}.max_connections`"),
+            ),
+        };
+        let message =
+            format!("no server connection within {waited:?}: all {all} of {whose} are in use");
+        told.detail = Some(std::mem::replace(&mut told.message, message));
+        told.hint(format!(
+            "Raise {keys} in the configuration of helios, or shorten transactions."
+        ))
+    }
+
+    /// Whether a connection is lent for one statement, and a transaction of several is refused.
+    pub(crate) fn refuses_transactions(&self) -> bool {
+        self.refuses_transactions.load(Ordering::Relaxed)
     }
 
     /// Whether answers may be cached.
@@ -641,6 +724,13 @@ impl ServerPool {
             "{}\u{0}{}\u{0}{}",
             self.database.name, self.database.server, baseline.fingerprint
         ))
+    }
+}
+
+impl GivesUp for ServerPool {
+    fn give_up_one(&self, all: bool) -> bool {
+        let keep = if all { 0 } else { self.limits.load().min_idle };
+        self.connections.evict_idle(1, keep) > 0
     }
 }
 

@@ -58,12 +58,24 @@ impl Stack {
 
 impl Helios {
     pub(crate) fn start(args: &[&str], config: &str) -> Self {
+        Self::start_as(Command::new(env!("CARGO_BIN_EXE_helios")), args, config)
+    }
+
+    /// One that may open so many files.
+    pub(crate) fn start_with_files(files: usize, args: &[&str], config: &str) -> Self {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_helios")]);
+        Self::start_as(command, args, config)
+    }
+
+    fn start_as(mut command: Command, args: &[&str], config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("helios.toml");
         std::fs::write(&file, config).expect("written");
         let port = free_port().expect("a port");
         let hidb_port = free_port().expect("a port");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_helios"))
+        let mut child = command
             .arg("serve")
             .args([
                 "--listen",

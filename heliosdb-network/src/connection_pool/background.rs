@@ -29,6 +29,9 @@ impl<C: Connector> EnhancedConnectionPool<C> {
             while let Some(pool) = wait(&this, &gone, &waited_for, wake_at).await {
                 let now = now();
                 let expires_at = pool.exchange.expire(&pool.config, now);
+                // For those who have waited long enough for the reserve; and what was begun for others may be given up.
+                pool.connect_if_needed();
+                pool.unneeded.notify_waiters();
                 if round_at.is_none_or(|at| now < at) {
                     wake_at = expires_at.into_iter().chain(round_at).min();
                     continue;

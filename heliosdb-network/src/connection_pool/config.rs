@@ -10,6 +10,11 @@ pub struct ConnectionPoolConfig {
     pub max_connections: usize,
     /// Idle connections kept ready. Default 0, at most `max_connections`.
     pub min_idle: usize,
+    /// More connections, beyond `max_connections`, for those who have waited for `reserve_timeout`. They go when nobody waits
+    /// any more. Default 0.
+    pub reserve_size: usize,
+    /// Default 5 s.
+    pub reserve_timeout: Duration,
     /// How long an acquire waits. Default 30 s.
     pub acquire_timeout: Duration,
     /// Bound on opening one connection. Default 5 s.
@@ -44,6 +49,8 @@ impl Default for ConnectionPoolConfig {
         Self {
             max_connections: 10,
             min_idle: 0,
+            reserve_size: 0,
+            reserve_timeout: Duration::from_secs(5),
             acquire_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             outage_timeout: Duration::ZERO,

@@ -1,6 +1,9 @@
 //! How a pool makes, checks and cleans a connection of some protocol.
 
+use std::any::Any;
+use std::fmt;
 use std::future::Future;
+use std::time::Instant;
 
 use crate::error::Result;
 
@@ -19,6 +22,24 @@ pub enum Disposition {
     Broken,
 }
 
+/// The leave to open one connection: kept with it for as long as it stands, where others count on that.
+#[derive(Default)]
+pub struct Admission(Option<Box<dyn Any + Send + Sync>>);
+
+impl Admission {
+    /// With something that is given up when it is dropped.
+    #[must_use]
+    pub fn holding(held: impl Any + Send + Sync) -> Self {
+        Self(Some(Box::new(held)))
+    }
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Admission").field(&self.0.is_some()).finish()
+    }
+}
+
 /// Makes connections for an [`EnhancedConnectionPool`](super::EnhancedConnectionPool) and keeps them usable.
 ///
 /// No method is called while the pool holds its lock, and the asynchronous ones only on a connection that
@@ -30,6 +51,37 @@ pub trait Connector: Send + Sync + 'static {
 
     /// Opens and authenticates one connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection>> + Send;
+
+    /// Waits until one more connection may be opened, where others have a say in that: pools that share a bound. Dropped
+    /// when nobody needs the connection any more.
+    ///
+    /// Where nobody waits for it (`is_waited_for` is false: it would only be kept ready), the answer comes at once, and is
+    /// `None` if it may not be opened now. The pool does not count this as time for connecting.
+    fn admit(&self, _is_waited_for: bool) -> impl Future<Output = Option<Admission>> + Send {
+        std::future::ready(Some(Admission::default()))
+    }
+
+    /// As [`connect`](Self::connect). The admission is to be kept until the connection's socket is gone.
+    fn connect_admitted(
+        &self,
+        _admission: Admission,
+    ) -> impl Future<Output = Result<Self::Connection>> + Send {
+        self.connect()
+    }
+
+    /// Whether others may have a claim to a place of this pool. Asked at each end of a lease: as cheap as it can be.
+    fn is_crowded(&self) -> bool {
+        false
+    }
+
+    /// Whether somebody else has a better claim to a place than this pool, where somebody waits since then, or nobody. The
+    /// pool closes a connection if so, or says that it [could not](Self::unclaim). Must not block.
+    fn claim(&self, _waits_since: Option<Instant>) -> bool {
+        false
+    }
+
+    /// There was none to be closed after all.
+    fn unclaim(&self) {}
 
     /// Asks the peer for a sign of life (Ping/Pong in HIDB, an empty query in PostgreSQL).
     fn check(&self, connection: &mut Self::Connection) -> impl Future<Output = Result<()>> + Send;

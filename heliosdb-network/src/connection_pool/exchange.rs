@@ -124,7 +124,7 @@ impl<T> Exchange<T> {
         let is_registered = waker.is_some();
         let deadline = began.checked_add(config.acquire_timeout);
         Answer::Wait {
-            ticket: state.line.join(wish, deadline, waker),
+            ticket: state.line.join(wish, began, deadline, waker),
             is_registered,
             connects: state.begin_connects(config, now),
             is_unwatched: !std::mem::replace(&mut state.is_watched, true),
@@ -153,6 +153,7 @@ impl<T> Exchange<T> {
                 deadline => break deadline,
             }
         };
+        let next = next.map(|next| state.next_overdue(now).map_or(next, |at| at.min(next)));
         drop(state);
         wakers.into_iter().for_each(wake);
         next
@@ -281,6 +282,54 @@ impl<T> Exchange<T> {
     /// How many connections to open now; they count as being opened from here on.
     pub(super) fn begin_connects(&self, config: &ConnectionPoolConfig, now: Instant) -> usize {
         self.state.lock().begin_connects(config, now)
+    }
+
+    /// Whether one of them is for somebody who waits: then it may wait, too, until it is [admitted](Self::admitted).
+    pub(super) fn is_urgent(&self) -> bool {
+        self.state.lock().is_urgent()
+    }
+
+    /// It may be tried. Counted out, and false, if nobody needs it any more.
+    pub(super) fn admitted(&self, is_urgent: bool) -> bool {
+        let mut state = self.state.lock();
+        if is_urgent && state.give_up_connect(true) {
+            return false;
+        }
+        state.urgent -= usize::from(is_urgent);
+        true
+    }
+
+    /// Counts one of them out that waits to be admitted, if nobody waits for it any more.
+    pub(super) fn give_up_connect(&self, is_urgent: bool) -> bool {
+        self.state.lock().give_up_connect(is_urgent)
+    }
+
+    /// Counts one of them out that may not be tried. True if somebody waits.
+    pub(super) fn connect_refused(&self, is_urgent: bool) -> bool {
+        let mut state = self.state.lock();
+        state.connecting -= 1;
+        state.urgent -= usize::from(is_urgent);
+        state.line.len > 0
+    }
+
+    /// Since when the first in the line waits.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        self.state.lock().line.since().next()
+    }
+
+    pub(super) fn has_idle(&self) -> bool {
+        !self.state.lock().idle.is_empty()
+    }
+
+    /// Takes out up to `n` of the idle connections, the coldest first, but for `keep`. They count as closing.
+    pub(super) fn evict_idle(&self, n: usize, keep: usize) -> Vec<Item<T>> {
+        self.state.lock().take_coldest(n, keep)
+    }
+
+    /// Sets the reserve. What is too many goes as it comes back.
+    pub(super) fn set_reserve(&self, size: usize, timeout: Duration) {
+        let mut state = self.state.lock();
+        (state.reserve_size, state.reserve_timeout) = (size, timeout);
     }
 
     /// One of them stands: it counts as active. The idle connection whose place it takes, if there is one, counts as

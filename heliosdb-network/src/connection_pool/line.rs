@@ -24,6 +24,8 @@ pub(super) struct Waiting<T> {
     pub(super) previous: usize,
     pub(super) next: usize,
     pub(super) place: &'static Location<'static>,
+    /// When it came for the first time.
+    pub(super) since: Instant,
     /// Those who come later have later ones, as the same time is given to all.
     pub(super) deadline: Option<Instant>,
     pub(super) served: Served<T>,
@@ -49,6 +51,7 @@ impl<T> Line<T> {
     pub(super) fn join(
         &mut self,
         wish: &Wish,
+        since: Instant,
         deadline: Option<Instant>,
         waker: Option<Waker>,
     ) -> Ticket {
@@ -61,6 +64,7 @@ impl<T> Line<T> {
             previous,
             next,
             place: wish.place,
+            since,
             deadline,
             served: Served::NotYet(waker),
         });
@@ -68,6 +72,16 @@ impl<T> Line<T> {
         *self.previous_of(next) = at;
         self.len += 1;
         Ticket(at)
+    }
+
+    /// Since when those in the line wait, in its order.
+    pub(super) fn since(&self) -> impl Iterator<Item = Instant> {
+        let mut at = self.head;
+        std::iter::from_fn(move || {
+            let waiting = self.places.get(at)?;
+            at = waiting.next;
+            Some(waiting.since)
+        })
     }
 
     /// What is in a place that is given up.

@@ -17,7 +17,7 @@ use super::{AcquireError, AcquirePhase, ConnectionPoolConfig, PoolMetrics};
 ///
 /// Invariants: unless suspended, there are no idle connections while somebody waits; and
 /// `idle + active + connecting + closing <= max`, where a connection that is being closed counts until its socket is
-/// gone, but for the time after `max` was lowered.
+/// gone, but for the time after `max` was lowered, and for the reserve: up to `reserve_size` more while somebody waits.
 #[derive(Debug)]
 pub(super) struct State<T> {
     /// The last one is the hottest: in the order of their last use.
@@ -29,11 +29,15 @@ pub(super) struct State<T> {
     /// Those among the active that are idle but for a health check.
     pub(super) checking: usize,
     pub(super) connecting: usize,
+    /// Those among them that wait to be admitted, for somebody who waits for them.
+    pub(super) urgent: usize,
     pub(super) closing: usize,
     pub(super) max: usize,
     /// Bounds what is opened; what stands is not closed for it.
     pub(super) cap: Cap,
     pub(super) min_idle: usize,
+    pub(super) reserve_size: usize,
+    pub(super) reserve_timeout: Duration,
     pub(super) max_lifetime: Option<Duration>,
     /// When a connection last took another's place.
     pub(super) renewed: Option<Instant>,
@@ -113,10 +117,13 @@ impl<T> State<T> {
             active: 0,
             checking: 0,
             connecting: 0,
+            urgent: 0,
             closing: 0,
             max: config.max_connections,
             cap: Cap::default(),
             min_idle: config.min_idle,
+            reserve_size: config.reserve_size,
+            reserve_timeout: config.reserve_timeout,
             max_lifetime: config.max_lifetime,
             renewed: None,
             renewal: None,
@@ -146,7 +153,7 @@ impl<T> State<T> {
         AcquireError::Timeout {
             phase,
             waited,
-            max: self.cap.bound(self.max),
+            max: self.cap.bound(self.max + self.reserve_size),
             active: self.active,
             idle: self.idle.len(),
             connecting: self.connecting,
@@ -295,7 +302,7 @@ impl<T> State<T> {
         let is_unwanted = self.draining
             || self.is_emptied
             || meta.generation != self.generation
-            || self.total() - self.closing > self.max;
+            || self.total() - self.closing > self.max + self.reserve_in_use();
         let is_expired = || {
             meta.is_too_old(now)
                 || self.standing[meta.slot].retired
@@ -338,6 +345,69 @@ impl<T> State<T> {
         self.is_full() && self.due(now) == Some(slot)
     }
 
+    /// Beyond `max` nothing is kept that nobody waits for.
+    fn reserve_in_use(&self) -> usize {
+        if self.line.len > 0 {
+            self.reserve_size
+        } else {
+            0
+        }
+    }
+
+    /// How many may be opened now: as many as there is room for, and where there is none, of the reserve, for those who have
+    /// waited long enough.
+    fn room(&self, now: Instant) -> usize {
+        let bound = self.cap.bound_now(self.max, now);
+        let room = bound.saturating_sub(self.total());
+        if room > 0 || self.reserve_size == 0 {
+            return room;
+        }
+        let bound = self.cap.bound_now(self.max + self.reserve_size, now);
+        let room = bound.saturating_sub(self.total());
+        let is_overdue =
+            |since: &Instant| now.saturating_duration_since(*since) >= self.reserve_timeout;
+        let overdue = self.line.since().take_while(is_overdue);
+        let overdue = overdue.take(self.connecting + room).count();
+        room.min(overdue.saturating_sub(self.connecting))
+    }
+
+    /// When somebody who waits may have waited long enough for the reserve.
+    pub(super) fn next_overdue(&self, now: Instant) -> Option<Instant> {
+        if self.reserve_size == 0 || self.line.len == 0 {
+            return None;
+        }
+        let after = |since: Instant| since.checked_add(self.reserve_timeout);
+        let next = self.line.since().filter_map(after).find(|at| *at > now);
+        // Who comes from now on is found a reserve timeout from now at the latest, and waited for exactly from then on.
+        next.or_else(|| after(now))
+    }
+
+    /// As many as this are to be opened, those under way included.
+    fn wanted(&self, now: Instant) -> usize {
+        let spare = self
+            .min_idle
+            .saturating_sub(self.idle.len() + self.checking);
+        self.line.len + spare + usize::from(self.due(now).is_some())
+    }
+
+    /// Whether an attempt that begins is one for somebody who waits. It counts as such until it is
+    /// [admitted](Self::admitted) or given up.
+    pub(super) fn is_urgent(&mut self) -> bool {
+        let is_urgent = self.urgent < self.line.len;
+        self.urgent += usize::from(is_urgent);
+        is_urgent
+    }
+
+    /// Counts an attempt out that waits to be admitted and that nobody waits for any more. False if somebody does.
+    pub(super) fn give_up_connect(&mut self, is_urgent: bool) -> bool {
+        let is_needed = is_urgent && !self.draining && self.urgent <= self.line.len;
+        if !is_needed {
+            self.urgent -= usize::from(is_urgent);
+            self.connecting -= 1;
+        }
+        !is_needed
+    }
+
     pub(super) fn begin_connects(&mut self, config: &ConnectionPoolConfig, now: Instant) -> usize {
         if self.draining || self.suspended || self.breaker.refusal(now).is_some() {
             return 0;
@@ -348,13 +418,8 @@ impl<T> State<T> {
         } else {
             1
         };
-        let spare = self
-            .min_idle
-            .saturating_sub(self.idle.len() + self.checking);
-        let to_renew = usize::from(self.due(now).is_some());
-        let wanted = (self.line.len + spare + to_renew).saturating_sub(self.connecting);
-        let bound = self.cap.bound_now(self.max, now);
-        let room = bound.saturating_sub(self.total());
+        let wanted = self.wanted(now).saturating_sub(self.connecting);
+        let room = self.room(now);
         let n = wanted
             .min(room)
             .min(at_once.saturating_sub(self.connecting));
@@ -372,6 +437,16 @@ impl<T> State<T> {
         let idle = self.idle.remove(at);
         self.count_closing(slot, Why::Expired);
         Some(idle)
+    }
+
+    /// Takes out up to `n` of the idle connections, the coldest first, but for the hottest `keep`.
+    pub(super) fn take_coldest(&mut self, n: usize, keep: usize) -> Vec<Item<T>> {
+        let n = self.idle.len().saturating_sub(keep).min(n);
+        let taken: Vec<_> = self.idle.drain(..n).collect();
+        for idle in &taken {
+            self.count_closing(idle.meta.slot, Why::Unwanted);
+        }
+        taken
     }
 
     pub(super) fn take_expired(

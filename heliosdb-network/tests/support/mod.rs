@@ -7,13 +7,15 @@
 )]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use heliosdb_network::connection_pool::{Connector, Disposition};
+use heliosdb_network::connection_pool::{Admission, Connector, Disposition};
 use heliosdb_network::{
     ConnectionPoolConfig, EnhancedConnectionPool, HeliosError, Lease, PoolMetrics, Result,
 };
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 pub(crate) type Pool = EnhancedConnectionPool<TestConnector>;
 pub(crate) type TestLease = Lease<TestConnector>;
@@ -64,6 +66,10 @@ pub(crate) struct Counts {
 pub(crate) struct World {
     plan: Mutex<Plan>,
     counts: Mutex<Counts>,
+    /// Shared with others, if set: one for each connection.
+    places: Mutex<Option<Arc<Semaphore>>>,
+    /// Somebody else wants one.
+    is_claimed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -77,6 +83,7 @@ pub(crate) struct TestConnection {
     pub(crate) alive: bool,
     pub(crate) label: u64,
     pub(crate) has_room: bool,
+    admission: Admission,
     socket: Socket,
 }
 
@@ -92,6 +99,15 @@ impl World {
 
     pub(crate) fn plan(&self, change: impl FnOnce(&mut Plan)) {
         change(&mut self.plan.lock());
+    }
+
+    /// Lets no more connections stand than there are places.
+    pub(crate) fn share(&self, places: &Arc<Semaphore>) {
+        *self.places.lock() = Some(Arc::clone(places));
+    }
+
+    pub(crate) fn claim(&self, is_claimed: bool) {
+        self.is_claimed.store(is_claimed, Ordering::SeqCst);
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -138,8 +154,39 @@ impl Connector for TestConnector {
             alive: true,
             label: 0,
             has_room: true,
+            admission: Admission::default(),
             socket,
         })
+    }
+
+    async fn admit(&self, is_waited_for: bool) -> Option<Admission> {
+        let Some(places) = self.0.places.lock().clone() else {
+            return Some(Admission::default());
+        };
+        let place = if is_waited_for {
+            places.acquire_owned().await.ok()?
+        } else {
+            places.try_acquire_owned().ok()?
+        };
+        Some(Admission::holding(place))
+    }
+
+    async fn connect_admitted(&self, admission: Admission) -> Result<TestConnection> {
+        let connection = self.connect().await?;
+        Ok(TestConnection {
+            admission,
+            ..connection
+        })
+    }
+
+    fn is_crowded(&self) -> bool {
+        let is_full = |places: &Arc<Semaphore>| places.available_permits() == 0;
+        self.0.is_claimed.load(Ordering::SeqCst)
+            || self.0.places.lock().as_ref().is_some_and(is_full)
+    }
+
+    fn claim(&self, _waits_since: Option<Instant>) -> bool {
+        self.0.is_claimed.load(Ordering::SeqCst)
     }
 
     async fn check(&self, _connection: &mut TestConnection) -> Result<()> {

@@ -8,7 +8,7 @@ use heliosdb_network::protocol::{
     AnswerSource, CacheUse, FRAME_MAX, Facts, HidbMessage, Near, QueryRef,
 };
 
-use crate::clients::{Identity, Origin};
+use crate::clients::{ClientKind, Identity, Origin};
 use crate::error::ClientError;
 use crate::session::admit;
 use crate::session::unit::ReadUnit;
@@ -150,6 +150,7 @@ impl Connection {
     fn open_lane(&mut self) -> Result<LaneId, ClientError> {
         let info = &self.admitted.info;
         let identity = Identity {
+            kind: ClientKind::Lane,
             user: info.user.clone(),
             database: info.database.clone(),
             application_name: info.application_name.clone(),
