@@ -15,7 +15,7 @@ use heliosdb_cache::{
 };
 use heliosdb_network::postgres::{PgConnection, PgTarget};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -194,6 +194,8 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
     let (handovers, mut wishes) = mpsc::unbounded_channel();
     let gateway = Gateway::new(config.clone(), access, cache, upstream, handovers);
     let version = server_version(&gateway).await;
+    // Before anybody can know that there is something to send a signal to.
+    let signals = Signals::listen()?;
     announce(&gateway, &config, version.as_deref(), &doors)?;
     // For a successor.
     let sockets = doors.duplicates()?;
@@ -218,7 +220,7 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
     let sampling = tokio::spawn(traffic::run(Arc::downgrade(&gateway)));
     let watching = tokio::spawn(timeouts::watch(Arc::downgrade(&gateway)));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    steer(&gateway, sockets, &mut wishes, &mut serving).await?;
+    steer(&gateway, signals, sockets, &mut wishes, &mut serving).await?;
     advising.abort();
     sampling.abort();
     watching.abort();
@@ -298,20 +300,38 @@ enum Asked {
     Stop(Course),
 }
 
+/// The signals that the program knows: from when they are listened for, none ends it at once.
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    terminate: Signal,
+    user1: Signal,
+    user2: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            terminate: signal(SignalKind::terminate())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
+    }
+}
+
 /// Returns when the program should stop and has begun to. Reloads the configuration on SIGHUP, pauses on SIGUSR1, resumes
 /// on SIGUSR2, and hands over when asked.
 async fn steer(
     gateway: &Arc<Gateway>,
+    mut signals: Signals,
     mut sockets: Vec<OwnedFd>,
     wishes: &mut mpsc::UnboundedReceiver<HandoverRequest>,
     serving: &mut JoinHandle<()>,
 ) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut quit = signal(SignalKind::quit())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut user1 = signal(SignalKind::user_defined1())?;
-    let mut user2 = signal(SignalKind::user_defined2())?;
     let mut course = gateway.course.subscribe();
     let mut awaiting = gateway.course.subscribe();
     // Who comes from PgBouncer has scripts that go by what its signals mean.
@@ -323,12 +343,12 @@ async fn steer(
     };
     loop {
         let asked = tokio::select! {
-            _ = interrupt.recv() => Asked::Stop(on_interrupt),
-            _ = terminate.recv() => Asked::Stop(on_terminate),
-            _ = quit.recv() => Asked::Stop(Course::Quit),
-            _ = hangup.recv() => Asked::Reload,
-            _ = user1.recv() => Asked::Pause,
-            _ = user2.recv() => Asked::Resume,
+            _ = signals.interrupt.recv() => Asked::Stop(on_interrupt),
+            _ = signals.terminate.recv() => Asked::Stop(on_terminate),
+            _ = signals.quit.recv() => Asked::Stop(Course::Quit),
+            _ = signals.hangup.recv() => Asked::Reload,
+            _ = signals.user1.recv() => Asked::Pause,
+            _ = signals.user2.recv() => Asked::Resume,
             _ = course.wait_for(|course| course.is_stop()) => break,
             _ = awaiting.wait_for(|course| course.is_awaiting()), if !sockets.is_empty() => {
                 // As long as one of these is open, clients are queued there.

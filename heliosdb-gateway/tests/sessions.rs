@@ -273,6 +273,12 @@ fn rows(console: &mut Wire, table: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
+/// Columns of SHOW CLIENTS and SHOW SERVERS.
+const PTR: usize = 14;
+const LINK: usize = 15;
+const APPLICATION_NAME: usize = 18;
+const ID: usize = 20;
+
 fn pairs(stack: &Stack, console: &mut Wire) -> Vec<Pair> {
     let mut pairs: Vec<Pair> = (0..CLIENTS)
         .map(|n| {
@@ -290,11 +296,14 @@ fn pairs(stack: &Stack, console: &mut Wire) -> Vec<Pair> {
         .collect();
     // Those of the conversation before may still be on their way out: the ids of later clients are larger.
     let mut clients = rows(console, "CLIENTS");
-    clients.sort_by_key(|row| row[0].parse::<u64>().expect("an id"));
+    clients.sort_by_key(|row| row[ID].parse::<u64>().expect("an id"));
     for (n, pair) in pairs.iter_mut().enumerate() {
         let name = format!("client {n}");
-        let row = clients.iter().rev().find(|row| row[6] == name);
-        pair.id.clone_from(&row.expect("a client")[0]);
+        let row = clients
+            .iter()
+            .rev()
+            .find(|row| row[APPLICATION_NAME] == name);
+        pair.id.clone_from(&row.expect("a client")[PTR]);
     }
     pairs
 }
@@ -323,7 +332,7 @@ fn converse(stack: &Stack, size: usize, turns: &[Turn]) -> Result<(), TestCaseEr
     for turn in turns {
         let holders: Vec<String> = rows(&mut console, "SERVERS")
             .into_iter()
-            .filter_map(|row| row.get(5).filter(|id| !id.is_empty()).cloned())
+            .filter_map(|row| row.get(LINK).filter(|id| !id.is_empty()).cloned())
             .collect();
         let is_holder = |pair: &Pair| holders.contains(&pair.id);
         let held = pairs.iter().filter(|pair| is_holder(pair)).count();

@@ -102,6 +102,10 @@ impl Config {
                 let reason = format!("must not be larger than its pool_size, {size}");
                 return refuse("databases.*.min_idle", name, reason);
             }
+            let patience = database
+                .acquire_timeout
+                .unwrap_or(self.pool.acquire_timeout);
+            longer_than_zero("databases.*.acquire_timeout", patience)?;
             let lifetime = database.max_lifetime.unwrap_or(self.pool.max_lifetime);
             longer_than_zero("databases.*.max_lifetime", lifetime)?;
         }
@@ -117,6 +121,8 @@ impl Config {
             ] {
                 at_least_one(key, count.unwrap_or(1))?;
             }
+            let patience = user.acquire_timeout.unwrap_or(self.pool.acquire_timeout);
+            longer_than_zero("users.*.acquire_timeout", patience)?;
         }
         Ok(())
     }

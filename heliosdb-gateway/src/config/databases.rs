@@ -35,6 +35,9 @@ pub struct DatabaseConfig {
     pub max_connections: Option<usize>,
     /// Clients at the same time. At least 1; absent: as `clients.max_per_database`.
     pub max_clients: Option<usize>,
+    /// How long a client waits for a server connection.
+    #[serde(deserialize_with = "file::some_duration")]
+    pub acquire_timeout: Option<Duration>,
     /// Age at which a server connection is replaced.
     #[serde(deserialize_with = "file::some_duration")]
     pub max_lifetime: Option<Duration>,
@@ -60,6 +63,9 @@ pub struct UserConfig {
     pub max_connections: Option<usize>,
     /// Clients at the same time. At least 1; absent: as `clients.max_per_user`.
     pub max_clients: Option<usize>,
+    /// How long a client waits for a server connection.
+    #[serde(deserialize_with = "file::some_duration")]
+    pub acquire_timeout: Option<Duration>,
     /// Bound on a statement.
     #[serde(deserialize_with = "file::some_bound")]
     pub query_timeout: Option<Bound>,

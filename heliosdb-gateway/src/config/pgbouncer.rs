@@ -146,12 +146,18 @@ pub(crate) fn rows(config: &Config) -> Vec<Row> {
 pub(crate) fn set(config: &Config, key: &str, value: &str) -> Option<Result<Config, String>> {
     let known = KEYS.iter().find(|known| known.name == key)?;
     Some(match known.fate {
-        Fate::Maps { to, .. } if !show::is_reloadable(to) => {
+        Fate::Maps { to, .. } if to != URLS && !show::is_reloadable(to) => {
             Err(format!("{key} can't change while helios runs"))
         }
         Fate::Maps { set, .. } => {
             let mut draft = Draft::of(config.clone());
             set(&mut draft, value).and_then(|_| {
+                for database in draft.config.databases.values_mut() {
+                    for (name, value) in &draft.server_tls {
+                        let url = database.url.as_mut();
+                        url.map(|url| *url = sections::with_parameter(url, name, value));
+                    }
+                }
                 let valid = draft.config.validate();
                 valid.map_err(|error| error.to_string())?;
                 Ok(draft.config)
@@ -163,6 +169,9 @@ pub(crate) fn set(config: &Config, key: &str, value: &str) -> Option<Result<Conf
         Fate::Refused(why) => Err(why.to_owned()),
     })
 }
+
+/// What the keys for TLS towards servers are here: parameters of every database's URL.
+const URLS: &str = "databases.*.url";
 
 /// The text of a `helios.toml` that means the same as a configuration that was read here, with the notes as comments.
 #[must_use]
@@ -242,9 +251,8 @@ impl Reading {
                 }
             }
             "users" => {
-                let (user, remarks) = sections::user(&entry.value).map_err(wrong)?;
+                let user = sections::user(&entry.value).map_err(wrong)?;
                 self.draft.config.users.insert(entry.key.clone(), user);
-                self.remark(at, "users", &entry.key, remarks);
             }
             "peers" => {
                 let why = "left out: cancel requests are not passed between processes; one process uses all processors";

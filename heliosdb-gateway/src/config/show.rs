@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 46] = [
+const RELOADABLE: [&str; 52] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
@@ -66,8 +66,12 @@ const RELOADABLE: [&str; 46] = [
     "clients.transaction_timeout",
     "clients.write_timeout",
     "databases",
+    "pool.acquire_timeout",
     "pool.advice",
     "pool.affinity",
+    "pool.health_check_interval",
+    "pool.idle_timeout",
+    "pool.max_lifetime",
     "pool.max_per_database",
     "pool.max_per_user",
     "pool.max_prepared_statements",
@@ -84,6 +88,8 @@ const RELOADABLE: [&str; 46] = [
     "tls.key",
     "tls.min_version",
     "tls.mode",
+    "upstream.connect_timeout",
+    "upstream.outage_timeout",
     "users",
 ];
 
@@ -151,6 +157,12 @@ impl Config {
         merged.pool.min_idle = new.pool.min_idle;
         merged.pool.mode = new.pool.mode;
         merged.pool.prepared_memory = new.pool.prepared_memory;
+        merged.pool.acquire_timeout = new.pool.acquire_timeout;
+        merged.pool.max_lifetime = new.pool.max_lifetime;
+        merged.pool.idle_timeout = new.pool.idle_timeout;
+        merged.pool.health_check_interval = new.pool.health_check_interval;
+        merged.upstream.connect_timeout = new.upstream.connect_timeout;
+        merged.upstream.outage_timeout = new.upstream.outage_timeout;
         merged.pool.reserve_size = new.pool.reserve_size;
         merged.pool.reserve_timeout = new.pool.reserve_timeout;
         merged.pool.size = new.pool.size;

@@ -98,7 +98,7 @@ pub(crate) struct ServerConnector {
     pub(crate) member: Arc<Member>,
     no_settings: Arc<Effective>,
     versions: Arc<VersionSlots>,
-    learnt: Arc<Learnt>,
+    pub(super) learnt: Arc<Learnt>,
     run: Arc<ServerRun>,
 }
 

@@ -49,7 +49,8 @@ pub(crate) struct Upstream {
     /// The server of `upstream.url`, or the embedded one.
     main: Option<PgTarget>,
     routes: ArcSwap<Routes>,
-    pool_config: ConnectionPoolConfig,
+    /// Of pools whose limits are those of `[pool]`.
+    pool_config: ArcSwap<ConnectionPoolConfig>,
     /// As it was at the start: bounds what is advised.
     advice: PoolAdvice,
     versions: Arc<VersionSlots>,
@@ -135,7 +136,7 @@ impl Upstream {
         Ok(Self {
             main,
             routes: ArcSwap::from_pointee(routes),
-            pool_config: pool_config(config, embedded),
+            pool_config: ArcSwap::from_pointee(pool_config(config, embedded)),
             advice: config.pool.advice,
             versions: Arc::clone(versions),
             row_level: config.cache.row_level,
@@ -160,37 +161,84 @@ impl Upstream {
         let routes = Routes::new(self.main.as_ref(), self.is_embedded(), config)?;
         let routes = Arc::new(routes);
         self.routes.store(Arc::clone(&routes));
+        self.pool_config
+            .store(Arc::new(pool_config(config, self.is_embedded())));
         let mut is_moved = false;
         let mut pools = self.pools.lock();
+        let mut replaced = Vec::new();
         pools.retain(|_, pool| {
             // Where the server's user is not the client's, it is everybody's.
-            let stays = routes
-                .destination(&pool.user, &pool.name)
-                .ok()
-                .filter(|new| new.target == pool.connections.connector().target);
-            match stays {
-                Some(destination) => pool.adopt(destination),
-                None => {
-                    pool.is_retired.store(true, Ordering::Release);
-                    pool.connections.evict_all();
-                    if pool.is_held.load(Ordering::Acquire) {
-                        // Who waits there goes on waiting where the name leads now.
-                        let connections = Arc::clone(&pool.connections);
-                        tokio::spawn(async move { connections.drain(Duration::ZERO).await });
-                    }
-                    let name = &pool.name;
-                    self.servers.need_close(|database| database == name);
-                    is_moved = true;
-                }
+            let Ok(new) = routes.destination(&pool.user, &pool.name) else {
+                is_moved = true;
+                self.retire(pool);
+                return false;
+            };
+            let stays = new.target == pool.connections.connector().target;
+            let wanted = self.config_of(&new.limits);
+            if stays && wanted == self.sized(pool.connections.config(), &new.limits) {
+                pool.adopt(new);
+                return true;
             }
-            !pool.is_retired.load(Ordering::Acquire)
+            is_moved |= !stays;
+            self.retire(pool);
+            replaced.push((new, Arc::clone(pool)));
+            false
         });
+        for (destination, old) in replaced {
+            let learnt = Arc::clone(&old.connections.connector().learnt);
+            let user = destination.target.user.clone();
+            match self.new_pool(destination, &old.name, learnt) {
+                Ok(pool) => {
+                    let pool = self.put_up(pool);
+                    pools.insert((user, old.name.clone()), pool);
+                }
+                Err(error) => tracing::warn!(%error, "a pool could not be replaced"),
+            }
+        }
         drop(pools);
         if is_moved {
             // What was asked of one server is no answer of another.
             self.versions.invalidate_all();
         }
         Ok(())
+    }
+
+    /// Lets a pool's sessions go elsewhere with their next statement.
+    fn retire(&self, pool: &Arc<ServerPool>) {
+        pool.is_retired.store(true, Ordering::Release);
+        // It keeps nothing ready any more.
+        let size = pool.connections.metrics().max;
+        let _ = pool.connections.resize(size, 0);
+        pool.connections.evict_all();
+        if pool.is_held.load(Ordering::Acquire) {
+            // Who waits there goes on waiting where the name leads now.
+            let connections = Arc::clone(&pool.connections);
+            tokio::spawn(async move { connections.drain(Duration::ZERO).await });
+        }
+        let name = &pool.name;
+        self.servers.need_close(|database| database == name);
+    }
+
+    /// What a pool with these limits goes by.
+    fn config_of(&self, limits: &PoolLimits) -> ConnectionPoolConfig {
+        let mut config = self.sized(&self.pool_config.load(), limits);
+        if !self.is_embedded() {
+            config.acquire_timeout = limits.acquire_timeout;
+            config.max_lifetime = Some(limits.max_lifetime);
+        }
+        config
+    }
+
+    /// The same, as large as the limits say.
+    fn sized(&self, config: &ConnectionPoolConfig, limits: &PoolLimits) -> ConnectionPoolConfig {
+        let mut config = config.clone();
+        if !self.is_embedded() {
+            config.max_connections = limits.size;
+            config.min_idle = limits.min_idle;
+            config.reserve_size = limits.reserve_size;
+            config.reserve_timeout = limits.reserve_timeout;
+        }
+        config
     }
 
     /// Sees to it that the writes of others to the database become known, if they can.
@@ -217,7 +265,7 @@ impl Upstream {
         self.follow(database);
         database
             .follower
-            .decided(self.pool_config.connect_timeout)
+            .decided(self.pool_config.load().connect_timeout)
             .await;
     }
 
@@ -296,11 +344,17 @@ impl Upstream {
                 .fatal());
             }
         }
-        let pool = Arc::new(self.new_pool(destination, &key.1)?);
-        pool.hold(self.controls.hold_on(&key.1));
-        pool.share();
+        let pool = self.put_up(self.new_pool(destination, &key.1, Arc::default())?);
         pools.insert(key, Arc::clone(&pool));
         Ok(pool)
+    }
+
+    /// Makes a pool known to those who hold it up and those who share with it.
+    fn put_up(&self, pool: ServerPool) -> Arc<ServerPool> {
+        let pool = Arc::new(pool);
+        pool.hold(self.controls.hold_on(&pool.name));
+        pool.share();
+        pool
     }
 
     /// What a client has proved may be what its server connections need to log in.
@@ -322,7 +376,13 @@ impl Upstream {
         Ok(())
     }
 
-    fn new_pool(&self, destination: Destination, name: &str) -> Result<ServerPool, ClientError> {
+    /// `learnt` is what clients have proved themselves with.
+    fn new_pool(
+        &self,
+        destination: Destination,
+        name: &str,
+        learnt: Arc<Learnt>,
+    ) -> Result<ServerPool, ClientError> {
         let embedded = self.is_embedded();
         let database = self.database(&destination, name);
         let Destination {
@@ -331,17 +391,9 @@ impl Upstream {
             caches,
             ..
         } = destination;
-        let mut config = self.pool_config.clone();
-        if !embedded {
-            config.max_connections = limits.size;
-            config.min_idle = limits.min_idle;
-            config.max_lifetime = Some(limits.max_lifetime);
-            config.reserve_size = limits.reserve_size;
-            config.reserve_timeout = limits.reserve_timeout;
-        }
-        let learnt = Arc::new(Learnt::default());
+        let config = self.config_of(&limits);
         let listener = (!embedded).then(|| {
-            let patience = self.pool_config.acquire_timeout;
+            let patience = config.acquire_timeout;
             let (learnt, servers) = (Arc::clone(&learnt), Arc::clone(&self.servers));
             Listener::new(target.clone(), learnt, patience, servers)
         });

@@ -62,6 +62,8 @@ pub(crate) struct PoolLimits {
     pub(crate) min_idle: usize,
     pub(crate) reserve_size: usize,
     pub(crate) reserve_timeout: Duration,
+    /// How long a client waits for a connection.
+    pub(crate) acquire_timeout: Duration,
     pub(crate) max_lifetime: Duration,
     pub(crate) connect_query: Option<String>,
     /// All clients of the database are one user to the server.
@@ -188,6 +190,10 @@ impl Routes {
                 .or(database.reserve_size)
                 .unwrap_or(pool.reserve_size),
             reserve_timeout: pool.reserve_timeout,
+            acquire_timeout: user
+                .and_then(|user| user.acquire_timeout)
+                .or(database.acquire_timeout)
+                .unwrap_or(pool.acquire_timeout),
             max_lifetime: database.max_lifetime.unwrap_or(pool.max_lifetime),
             connect_query: database.connect_query.clone(),
             is_shared: route.forces_user,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::{AuthType, Bound, Config, MinVersion, PoolMode, TlsMode};
 
 use super::Draft;
+use super::sections::parameter;
 
 /// A key, and what becomes of it.
 pub(super) struct Key {
@@ -32,7 +33,7 @@ pub(super) enum Fate {
 }
 
 /// Longer than any process lives: PgBouncer's 0, where helios wants a time.
-const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub(super) const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 macro_rules! maps {
     ($name:literal, $default:literal, $to:literal, $set:expr, $show:expr) => {
@@ -601,7 +602,7 @@ pub(super) const KEYS: &[Key] = &[
                 .extend(text(value).map(|value| ("sslrootcert", value)));
             Ok(None)
         },
-        |_| String::new()
+        |config| parameter(config, "sslrootcert").unwrap_or_default()
     ),
     maps!(
         "server_tls_cert_file",
@@ -614,7 +615,7 @@ pub(super) const KEYS: &[Key] = &[
                 .extend(text(value).map(|value| ("sslcert", value)));
             Ok(None)
         },
-        |_| String::new()
+        |config| parameter(config, "sslcert").unwrap_or_default()
     ),
     ignored!(
         "server_tls_ciphers",
@@ -632,7 +633,7 @@ pub(super) const KEYS: &[Key] = &[
                 .extend(text(value).map(|value| ("sslkey", value)));
             Ok(None)
         },
-        |_| String::new()
+        |config| parameter(config, "sslkey").unwrap_or_default()
     ),
     maps!(
         "server_tls_protocols",
@@ -662,7 +663,7 @@ pub(super) const KEYS: &[Key] = &[
             draft.server_tls.push(("sslmode", value.to_owned()));
             Ok(None)
         },
-        |_| "prefer".to_owned()
+        |config| parameter(config, "sslmode").unwrap_or_else(|| "prefer".to_owned())
     ),
     ignored!("service_name", "pgbouncer", "is for Windows"),
     ignored!("so_reuseport", "0", "one process uses all processors"),

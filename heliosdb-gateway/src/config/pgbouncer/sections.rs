@@ -2,9 +2,9 @@
 
 use url::form_urlencoded::byte_serialize;
 
-use crate::config::{DatabaseConfig, UserConfig};
+use crate::config::{Config, DatabaseConfig, UserConfig};
 
-use super::keys::{bound_of, mode, parsed, seconds};
+use super::keys::{NEVER, bound_of, mode, parsed, seconds};
 use super::{Draft, ini};
 
 /// What is said of a line beside what became of it.
@@ -128,9 +128,7 @@ fn set_database(
         "pool_mode" => config.pool_mode = Some(mode(&value)?),
         "pool_size" => config.pool_size = unless_inherited(&value)?,
         "port" => address.port = Some(parsed(&value, "a port")?),
-        "query_wait_timeout" => {
-            return Ok(Some("ignored: there is one pool.acquire_timeout for all"));
-        }
+        "query_wait_timeout" => config.acquire_timeout = Some(patience(&value)?),
         "reserve_pool" | "reserve_pool_size" => config.reserve_size = unless_inherited(&value)?,
         "server_lifetime" => {
             let lifetime = seconds(&value)?;
@@ -145,8 +143,8 @@ fn set_database(
 }
 
 /// Reads the settings of a user.
-pub(super) fn user(text: &str) -> Result<(UserConfig, Remarks), String> {
-    let (mut config, mut remarks) = (UserConfig::default(), Vec::new());
+pub(super) fn user(text: &str) -> Result<UserConfig, String> {
+    let mut config = UserConfig::default();
     for (key, value) in ini::pairs(text)? {
         let done = match &*key {
             "client_idle_timeout" => bound_of(&value).map(|at| config.idle_timeout = Some(at)),
@@ -159,11 +157,7 @@ pub(super) fn user(text: &str) -> Result<(UserConfig, Remarks), String> {
             "pool_size" => unless_inherited(&value).map(|size| config.pool_size = size),
             "query_timeout" => bound_of(&value).map(|at| config.query_timeout = Some(at)),
             "query_wait_timeout" => {
-                remarks.push((
-                    key.clone(),
-                    "ignored: there is one pool.acquire_timeout for all",
-                ));
-                Ok(())
+                patience(&value).map(|patience| config.acquire_timeout = Some(patience))
             }
             "reserve_pool_size" => unless_inherited(&value).map(|size| config.reserve_size = size),
             "transaction_timeout" => {
@@ -173,7 +167,7 @@ pub(super) fn user(text: &str) -> Result<(UserConfig, Remarks), String> {
         };
         done.map_err(|why| format!("{key}: {why}"))?;
     }
-    Ok((config, remarks))
+    Ok(config)
 }
 
 /// 0 is no limit.
@@ -260,6 +254,37 @@ impl Address {
             None => host,
         }
     }
+}
+
+/// A server's URL with a parameter in the place of the one of that name, or behind the others.
+pub(super) fn with_parameter(url: &str, name: &str, value: &str) -> String {
+    let (place, query) = url.split_once('?').unwrap_or((url, ""));
+    let is_other = |part: &&str| !part.is_empty() && part.split('=').next() != Some(name);
+    let mut parts: Vec<String> = query
+        .split('&')
+        .filter(is_other)
+        .map(str::to_owned)
+        .collect();
+    parts.push(format!("{name}={}", escaped(value)));
+    format!("{place}?{}", parts.join("&"))
+}
+
+/// A parameter of the servers' URLs, as it was written: the first database's, since it is the same for all.
+pub(super) fn parameter(config: &Config, name: &str) -> Option<String> {
+    let url = config
+        .databases
+        .values()
+        .find_map(|database| database.url.as_ref())?;
+    let (_, query) = url.split_once('?')?;
+    let mut parts = url::form_urlencoded::parse(query.as_bytes());
+    let (_, value) = parts.find(|(known, _)| known == name)?;
+    Some(value.into_owned())
+}
+
+/// How long a client waits for a server connection: 0 is for as long as it likes.
+fn patience(value: &str) -> Result<std::time::Duration, String> {
+    let patience = seconds(value)?;
+    Ok(if patience.is_zero() { NEVER } else { patience })
 }
 
 /// A part of a URL that means this text.
