@@ -239,6 +239,11 @@ impl Counters {
 }
 
 impl ClientInfo {
+    /// For how long it has been connected.
+    pub(crate) fn age(&self) -> Duration {
+        self.connected.elapsed()
+    }
+
     /// Asks something of the session and wakes it.
     pub(crate) fn signal(&self, signal: Signal) {
         self.signals.fetch_or(signal as u8, Ordering::AcqRel);

@@ -23,6 +23,7 @@ use crate::access::Access;
 use crate::advice;
 use crate::cli::{self, Command};
 use crate::clients::timeouts;
+use crate::config::names::Dialect;
 use crate::config::pgbouncer::{self, Note};
 use crate::config::{Config, Eviction, LogConfig, PoolMode};
 use crate::gateway::{Course, Gateway, HandoverRequest};
@@ -176,6 +177,9 @@ impl Backend {
 async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> {
     crate::fault::check()?;
     let config = source.config.clone();
+    if source.is_pgbouncer() {
+        Dialect::PgBouncer.speak();
+    }
     for note in &source.notes {
         tracing::info!("{note}");
     }

@@ -7,6 +7,7 @@ mod auth;
 mod check;
 mod databases;
 mod file;
+pub(crate) mod names;
 pub mod pgbouncer;
 mod show;
 mod write;

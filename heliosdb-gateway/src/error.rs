@@ -1,11 +1,14 @@
 //! Errors that a client sees: always a PostgreSQL ErrorResponse with the SQLSTATE a server would use.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use heliosdb_network::connection_pool::AcquireError;
 use heliosdb_network::error::HeliosError;
 use heliosdb_network::postgres::ErrorFields;
+
+use crate::config::names;
 
 /// Who is to blame, as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +48,8 @@ pub(crate) struct ClientError {
     pub(crate) detail: Option<String>,
     /// What the reader can do.
     pub(crate) hint: Option<String>,
+    /// What PgBouncer calls it, where that is something else: what people look for in logs.
+    known_as: Option<Box<str>>,
 }
 
 impl ClientError {
@@ -56,6 +61,7 @@ impl ClientError {
             message: message.into(),
             detail: None,
             hint: None,
+            known_as: None,
         }
     }
 
@@ -67,6 +73,20 @@ impl ClientError {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    pub(crate) fn known_as(mut self, reason: impl Into<Box<str>>) -> Self {
+        self.known_as = Some(reason.into());
+        self
+    }
+
+    /// What the log says of a client that is closed with it, in the words that PgBouncer's users look for.
+    pub(crate) fn closing(&self, age: Duration) -> String {
+        let (message, age) = (&self.message, age.as_secs());
+        match &self.known_as {
+            Some(reason) => format!("closing because: {reason} (age={age}s): {message}"),
+            None => format!("closing because: {message} (age={age}s)"),
+        }
     }
 
     /// The client sent something that the protocol does not allow.
@@ -96,10 +116,14 @@ impl ClientError {
             return Self::from_server(fields);
         }
         if error.is_timeout() && error.cause().is_none() {
-            return Self::new(ErrorKind::Backend, "53300", error.to_string()).hint(
-                "All server connections are in use. Raise `pool.size`, shorten transactions, or look at SHOW SERVERS \
-                 in the `helios` database for clients that hold one.",
+            let (size, wait) = (names::key("pool.size"), names::key("pool.acquire_timeout"));
+            let hint = format!(
+                "All server connections are in use. Raise {size}, or {wait} to wait for longer, shorten transactions, \
+                 or look at SHOW SERVERS in the `helios` database for clients that hold one."
             );
+            return Self::new(ErrorKind::Backend, "53300", error.to_string())
+                .hint(hint)
+                .known_as("query_wait_timeout");
         }
         Self::new(
             ErrorKind::Backend,
@@ -146,5 +170,24 @@ impl ClientError {
         out.put_u8(0);
         let len = u32::try_from(out.len() - start - 1).unwrap_or(u32::MAX);
         out[start + 1..start + 5].copy_from_slice(&len.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_has_the_words_that_people_look_for_and_helioss_own() {
+        let error = ClientError::new(ErrorKind::Client, "3D000", "database \"d\" does not exist");
+        let age = Duration::from_millis(2900);
+        assert_eq!(
+            error.closing(age),
+            "closing because: database \"d\" does not exist (age=2s)"
+        );
+        assert_eq!(
+            error.known_as("no such database: d").closing(age),
+            "closing because: no such database: d (age=2s): database \"d\" does not exist"
+        );
     }
 }

@@ -23,7 +23,11 @@ impl Bouncer {
         let port = free_port().expect("a port");
         let file = folder.path().join("pgbouncer.ini");
         std::fs::write(&file, ini(port, folder.path())).expect("written");
-        std::fs::write(folder.path().join("users"), "\"postgres\" \"secret\"\n").expect("written");
+        std::fs::write(
+            folder.path().join("users"),
+            "\"postgres\" \"secret\"\n\"idler\" \"\"\n",
+        )
+        .expect("written");
         let child = Command::new(env!("CARGO_BIN_EXE_helios"))
             .args(["serve", "--quiet", "--pgbouncer-ini"])
             .arg(&file)
@@ -274,4 +278,118 @@ fn a_migrated_file_says_what_became_of_each_key() {
         told.contains("pgbouncer.ini:5:1: unknown parameter pkt_buff; did you mean pkt_buf?"),
         "{told}"
     );
+}
+
+async fn refused(port: u16, user: &str, database: &str) -> tokio_postgres::error::DbError {
+    let config = format!("host=127.0.0.1 port={port} user={user} dbname={database}");
+    let refused = tokio_postgres::connect(&config, NoTls).await;
+    let error = refused.err().expect("not let in");
+    error.as_db_error().expect("told").clone()
+}
+
+impl Bouncer {
+    async fn logs(&self, part: &str) {
+        let log = || std::fs::read_to_string(self.folder.path().join("log")).expect("there");
+        until(part, || async { log().contains(part) }).await;
+    }
+}
+
+#[tokio::test]
+async fn errors_name_the_keys_of_the_ini_and_the_log_has_the_words_that_people_look_for() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let dead = free_port().expect("a port");
+    let server = cluster.port();
+    let more = format!(
+        "max_db_client_connections = 2\nreserve_pool_timeout = 0.01\n[users]\nidler = client_idle_timeout=1\n\
+         app = max_user_connections=1\n[databases]\ndead = host=127.0.0.1 port={dead} user=postgres\n\
+         nameless = host=name.invalid user=postgres\n\
+         few = host=127.0.0.1 port={server} dbname=postgres user=postgres pool_size=1 reserve_pool_size=1\n\
+         one = host=127.0.0.1 port={server} dbname=postgres user=app pool_mode=transaction\n\
+         two = host=127.0.0.1 port={server} dbname=postgres user=app pool_mode=transaction\n"
+    );
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, &more)).await;
+    let port = bouncer.port;
+
+    let first = bouncer.client("d").await;
+    let made = format!("d/postgres@127.0.0.1:{server} new connection to server (from 127.0.0.1:");
+    bouncer.logs(&made).await;
+    let second = connect(port, "idler", "d").await;
+    let error = refused(port, "postgres", "d").await;
+    let hint = error.hint().unwrap_or_default();
+    assert_eq!(
+        hint,
+        "Raise `max_db_client_connections`, which is 2, in pgbouncer.ini."
+    );
+    bouncer
+        .logs("closing because: client connections exceeded (max_db_client_connections) (age=0s): too many")
+        .await;
+    bouncer
+        .logs("closing because: client_idle_timeout (age=")
+        .await;
+    first
+        .batch_execute("CREATE ROLE app LOGIN")
+        .await
+        .expect("made");
+    drop((first, second));
+
+    assert_eq!(
+        refused(port, "postgres", "lost").await.code().code(),
+        "3D000"
+    );
+    bouncer.logs("registered new auto-database: lost").await;
+    bouncer
+        .logs("server login failed: FATAL database \"lost\" does not exist")
+        .await;
+    bouncer
+        .logs("closing because: database \"lost\" does not exist (age=")
+        .await;
+
+    // Who wants these waits.
+    let waiting = ["dead", "nameless"]
+        .map(|database| tokio::spawn(async move { connect(port, "postgres", database).await }));
+    bouncer
+        .logs(&format!(
+            "postgres@127.0.0.1:{dead} closing because: connect failed (age=0s)"
+        ))
+        .await;
+    bouncer
+        .logs("postgres@name.invalid:5432 closing because: server DNS lookup failed (age=")
+        .await;
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+
+    let both = [bouncer.client("few").await, bouncer.client("few").await];
+    for client in &both {
+        text(client, "SELECT pg_backend_pid()::text").await;
+    }
+    bouncer
+        .logs("few/postgres taking connection from reserve_pool")
+        .await;
+    let both = [bouncer.client("one").await, bouncer.client("two").await];
+    for client in &both {
+        client
+            .batch_execute("SELECT pg_backend_pid()")
+            .await
+            .expect("served");
+    }
+    bouncer.logs("one/app closing because: evicted").await;
+}
+
+#[tokio::test]
+async fn a_name_that_the_ini_does_not_have_is_no_such_database() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let start = |port, folder: &Path| ini(&cluster, port, folder, "").replace("\n* = ", "\n;* = ");
+    let bouncer = Bouncer::start(start).await;
+    let error = refused(bouncer.port, "postgres", "lost").await;
+    let hint = error.hint().unwrap_or_default();
+    assert!(
+        hint.contains("no such database: lost") && hint.contains("pgbouncer.ini"),
+        "{hint}"
+    );
+    bouncer
+        .logs("closing because: no such database: lost (age=0s)")
+        .await;
 }

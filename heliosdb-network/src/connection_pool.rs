@@ -45,7 +45,7 @@ use meta::{Idle, Item};
 use state::Why;
 
 pub use config::{ConfigError, ConnectionPoolConfig};
-pub use connector::{Admission, Connector, Disposition};
+pub use connector::{Admission, Connector, Disposition, PoolEvent};
 pub use error::{AcquireError, AcquirePhase};
 pub use hint::ConnectionHint;
 pub use lease::Lease;
@@ -508,6 +508,7 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         held.label = self.connector.label(&held.connection);
         held.has_room = self.connector.has_room(&held.connection);
         if self.connector.is_crowded() && self.connector.claim(self.exchange.waits_since()) {
+            self.connector.note(PoolEvent::GivenUp);
             self.exchange.begin_close(&held.meta, Why::Unwanted);
             self.spawn_close(held.connection);
             return;
@@ -525,8 +526,12 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         }
         // Of this pool, too, somebody may wait for a place who was served just now.
         self.unneeded.notify_waiters();
-        if self.exchange.has_idle() && self.connector.claim(None) && self.evict_idle(1, 0) == 0 {
-            self.connector.unclaim();
+        if self.exchange.has_idle() && self.connector.claim(None) {
+            if self.evict_idle(1, 0) == 0 {
+                self.connector.unclaim();
+            } else {
+                self.connector.note(PoolEvent::GivenUp);
+            }
         }
     }
 
@@ -578,6 +583,9 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     fn spawn_connects(&self, n: usize) {
+        for _ in 0..n.min(self.exchange.beyond_max()) {
+            self.connector.note(PoolEvent::Reserve);
+        }
         for _ in 0..n {
             let connecting = Connecting {
                 pool: self.this.clone(),
@@ -603,6 +611,8 @@ impl<C: Connector> EnhancedConnectionPool<C> {
                 };
                 match connected {
                     Some(connected) => connecting.finish(connected.unwrap_or_else(|_| {
+                        let age = timeout.as_secs();
+                        tracing::info!("closing because: connect timeout (age={age}s)");
                         let error = format!("not connected within {timeout:?}");
                         Err(HeliosError::Network(error))
                     })),

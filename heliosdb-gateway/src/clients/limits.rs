@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use crate::config::Config;
+use crate::config::{Config, names};
 use crate::error::{ClientError, ErrorKind};
 
 use super::{ClientInfo, ClientKind, Identity};
@@ -81,10 +81,9 @@ impl Counts {
             ClientKind::Client | ClientKind::Hidb | ClientKind::Lane => {}
         }
         if self.clients >= limits.max {
-            return Err(refused(
-                "sorry, too many clients already",
-                raise("clients.max", limits.max),
-            ));
+            let hint = raise("clients.max", limits.max);
+            let error = refused("sorry, too many clients already", hint);
+            return Err(error.known_as("no more connections allowed (max_client_conn)"));
         }
         // The client that a lane serves was counted when it came.
         if identity.kind == ClientKind::Lane {
@@ -92,12 +91,17 @@ impl Counts {
             return Ok(());
         }
         let (user, database) = (&identity.user, &identity.database);
-        check(&self.by_user, user, limits.per_user.as_ref(), "user")?;
         check(
             &self.by_database,
             database,
             limits.per_database.as_ref(),
-            "database",
+            ("database", "max_db_client_connections"),
+        )?;
+        check(
+            &self.by_user,
+            user,
+            limits.per_user.as_ref(),
+            ("user", "max_user_client_connections"),
         )?;
         self.clients += 1;
         *self.by_user.entry(user.clone()).or_default() += 1;
@@ -123,12 +127,13 @@ fn check(
     counts: &HashMap<String, usize>,
     name: &str,
     limit: Option<&(usize, String)>,
-    what: &str,
+    (what, known_as): (&str, &str),
 ) -> Result<(), ClientError> {
     match limit {
         Some((max, key)) if counts.get(name).is_some_and(|count| count >= max) => {
             let message = format!("too many connections for {what} \"{name}\"");
-            Err(refused(message, raise(key, *max)))
+            let known_as = format!("client connections exceeded ({known_as})");
+            Err(refused(message, raise(key, *max)).known_as(known_as))
         }
         _ => Ok(()),
     }
@@ -145,7 +150,8 @@ fn count_out(counts: &mut HashMap<String, usize>, name: &str) {
 }
 
 fn raise(key: &str, max: usize) -> String {
-    format!("Raise `{key}`, which is {max}, in the configuration of helios.")
+    let (key, place) = (names::key(key), names::place());
+    format!("Raise {key}, which is {max}, in {place}.")
 }
 
 fn refused(message: impl Into<String>, hint: String) -> ClientError {

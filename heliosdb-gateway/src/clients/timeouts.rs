@@ -11,7 +11,7 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, names};
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
 
@@ -55,10 +55,19 @@ impl Timeout {
             Self::Write => ("08006", "write timeout", "write_timeout"),
         };
         let message = format!("terminating connection due to {what}");
+        let known_as = match self {
+            Self::Query | Self::Transaction | Self::Write => what,
+            Self::IdleTransaction => "idle transaction timeout",
+            Self::Idle => "client_idle_timeout",
+        };
+        let general = names::key(&format!("clients.{key}"));
+        let own = names::key(&format!("users.NAME.{key}"));
+        let place = names::place();
         ClientError::new(ErrorKind::Client, sqlstate, message)
             .hint(format!(
-                "Raise `clients.{key}` in the configuration of helios, or `users.NAME.{key}` where it is set for the user."
+                "Raise {general} in {place}, or {own} where it is set for the user."
             ))
+            .known_as(known_as)
             .fatal()
     }
 }

@@ -6,6 +6,7 @@
 
 mod ini;
 mod keys;
+mod names;
 mod sections;
 
 use std::fmt::{self, Write as _};
@@ -17,6 +18,8 @@ use super::{AuthType, Config, ConfigError, PoolMode, Row, show};
 
 use ini::{Entry, Place};
 use keys::{Fate, KEYS};
+
+pub(crate) use names::name_of;
 
 /// What became of something in an ini file.
 #[derive(Debug, Clone, PartialEq, Eq)]

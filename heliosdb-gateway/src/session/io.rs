@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use crate::clients::timeouts::{Phase, Timeout};
 use crate::clients::{Activity, Counters, Origin, Signal};
+use crate::config::names;
 use crate::error::{ClientError, ErrorKind};
 use crate::level::Level;
 use crate::notifications::may_ask;
@@ -691,7 +692,11 @@ fn check_lengths(bytes: &[u8], max: usize) -> Result<(), End> {
                 format!("a message of {len} bytes is too long: helios takes {max} at most");
             return Err(End::Error(
                 ClientError::new(ErrorKind::Client, "54000", message)
-                    .hint("Raise `clients.max_message` in the configuration of helios.")
+                    .hint(format!(
+                        "Raise {} in {}.",
+                        names::key("clients.max_message"),
+                        names::place()
+                    ))
                     .fatal(),
             ));
         }
@@ -706,5 +711,6 @@ pub(super) fn shutting_down() -> ClientError {
         "57P01",
         "terminating connection due to administrator command",
     )
+    .known_as("server shutting down")
     .fatal()
 }

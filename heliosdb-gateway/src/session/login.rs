@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
 use heliosdb_cache::HashedStr;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::access::{Access, Caller, Claim, Role};
 use crate::admin;
 use crate::clients::{Admitted, ClientKind, ClientLimits, Counters, Identity, Peer};
-use crate::config::PoolMode;
+use crate::config::{PoolMode, names};
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
 use crate::upstream::connection::Baseline;
@@ -48,6 +48,7 @@ pub(crate) async fn greet(
     mut stream: ClientStream,
     peer: Peer,
 ) -> Option<Greeted> {
+    let began = Instant::now();
     let timeout = gateway.config().clients.login_timeout;
     let greeted = match tokio::time::timeout(timeout, login(gateway, &mut stream, peer)).await {
         Ok(greeted) => greeted,
@@ -75,7 +76,8 @@ pub(crate) async fn greet(
         Err(Refused::Silently) => None,
         Err(Refused::Told(error)) => {
             gateway.stats.count_error(error.kind);
-            tracing::info!(%peer, sqlstate = %error.sqlstate, "login refused: {error}");
+            let closing = error.closing(began.elapsed());
+            tracing::info!(sqlstate = %error.sqlstate, "login refused: {peer} {closing}");
             let mut out = BytesMut::new();
             error.put(&mut out);
             let farewell = async {
@@ -297,7 +299,12 @@ fn no_console(user: &str) -> ClientError {
         "28000",
         &format!("user \"{user}\" may not use the admin console"),
     )
-    .hint("Add it to `auth.admin_users` or `auth.stats_users` in the configuration of helios.")
+    .hint(format!(
+        "Add it to {} or {} in {}.",
+        names::key("auth.admin_users"),
+        names::key("auth.stats_users"),
+        names::place()
+    ))
 }
 
 /// Gives a client a place in the registry.

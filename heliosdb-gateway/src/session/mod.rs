@@ -207,7 +207,16 @@ impl Session {
         let end = self.serve().await;
         if let Err(End::Error(error)) = &end {
             self.gateway.stats.count_error(error.kind);
-            tracing::info!(client = self.info().id, sqlstate = %error.sqlstate, "session ends: {error}");
+            let info = self.info();
+            tracing::info!(
+                client = info.id,
+                sqlstate = %error.sqlstate,
+                "{}/{}@{} {}",
+                info.database,
+                info.user,
+                info.peer,
+                error.closing(info.age())
+            );
             // In the middle of a row it would be read as a part of it.
             if self.link.as_ref().is_none_or(|link| link.skip == 0) {
                 error.put(&mut self.out);

@@ -246,7 +246,15 @@ impl Session {
         let Some(link) = &mut self.link else { return };
         match refused {
             _ if is_retried => {}
-            Some(error) => error.put(&mut self.out),
+            Some(error) => {
+                // In PgBouncer's words, for who looks for them.
+                let name = error.message.split('"').nth(1).unwrap_or_default();
+                tracing::info!(
+                    client = self.admitted.info.id,
+                    "prepared statement '{name}' was already prepared"
+                );
+                error.put(&mut self.out);
+            }
             None => {
                 let translated = match link.expects.front_mut() {
                     Some(Expect::Query { translated, .. }) => translated.take(),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use heliosdb_network::connection_pool::{Connector as _, PoolEvent};
 use heliosdb_network::error::HeliosError;
 use heliosdb_network::postgres::startup::Startup;
 use heliosdb_network::postgres::{PgConnection, PgTarget, message};
@@ -146,6 +147,8 @@ async fn in_place(pool: &Arc<ServerPool>, target: &PgTarget) -> Result<ServerLea
     lease.broken = true;
     let walsender = connect(target).await?;
     let replaced = std::mem::replace(&mut lease.pg, walsender);
+    // It stands in the place of one that others could have used.
+    pool.connections.connector().note(PoolEvent::GivenUp);
     tokio::spawn(replaced.terminate());
     Ok(lease)
 }

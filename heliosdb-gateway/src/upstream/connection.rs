@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use heliosdb_cache::VersionSlots;
-use heliosdb_network::connection_pool::{Admission, Connector, Disposition};
+use heliosdb_network::connection_pool::{Admission, Connector, Disposition, PoolEvent};
 use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{Credential, PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
@@ -144,6 +144,21 @@ impl ServerConnector {
     pub(crate) fn login(&self) -> PgTarget {
         self.learnt.login(&self.target)
     }
+
+    fn log_new(&self, pg: &PgConnection) {
+        let place = pg.place();
+        let place = place
+            .address
+            .map_or_else(|| place.to_string(), |address| address.to_string());
+        let here = pg
+            .local_addr()
+            .map_or_else(|| "unix".to_owned(), |address| address.to_string());
+        tracing::info!(
+            "{}/{}@{place} new connection to server (from {here})",
+            self.name,
+            self.target.user
+        );
+    }
 }
 
 /// What a client proved itself with: what a target has none of, the server may ask for. Shared by all that logs in as
@@ -240,6 +255,7 @@ impl Connector for ServerConnector {
 
     async fn connect(&self) -> Result<Box<ServerConnection>> {
         let mut pg = PgConnection::connect(&self.login()).await?;
+        self.log_new(&pg);
         if let Some(sql) = &self.connect_query {
             pg.simple_query(sql).await?;
         }
@@ -345,6 +361,15 @@ impl Connector for ServerConnector {
 
     fn unclaim(&self) {
         self.member.unclaim();
+    }
+
+    fn note(&self, event: PoolEvent) {
+        let what = match event {
+            PoolEvent::Reserve => "taking connection from reserve_pool",
+            PoolEvent::GivenUp => "closing because: evicted",
+            _ => return,
+        };
+        tracing::info!("{}/{} {what}", self.name, self.target.user);
     }
 
     async fn check(&self, connection: &mut Box<ServerConnection>) -> Result<()> {

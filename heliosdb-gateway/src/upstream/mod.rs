@@ -17,7 +17,8 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use heliosdb_cache::{HashedStr, VersionSlots};
 use heliosdb_network::connection_pool::{
-    AcquireError, ConnectionHint, ConnectionPoolConfig, EnhancedConnectionPool, Lease,
+    AcquireError, ConnectionHint, ConnectionPoolConfig, Connector as _, EnhancedConnectionPool,
+    Lease, PoolEvent,
 };
 use heliosdb_network::error::HeliosError;
 use heliosdb_network::postgres::{Credential, PgTarget};
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::advice::PoolAdvisor;
+use crate::config::names;
 use crate::config::{Config, Invalidation, PoolAdvice, PoolMode, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
@@ -163,14 +165,14 @@ impl Upstream {
         self.routes.store(Arc::clone(&routes));
         self.pool_config
             .store(Arc::new(pool_config(config, self.is_embedded())));
-        let mut is_moved = false;
+        let mut moved = Vec::new();
         let mut pools = self.pools.lock();
         let mut replaced = Vec::new();
         pools.retain(|_, pool| {
             // Where the server's user is not the client's, it is everybody's.
             let Ok(new) = routes.destination(&pool.user, &pool.name) else {
-                is_moved = true;
                 self.retire(pool);
+                moved.push(Arc::clone(pool));
                 return false;
             };
             let stays = new.target == pool.connections.connector().target;
@@ -179,8 +181,10 @@ impl Upstream {
                 pool.adopt(new);
                 return true;
             }
-            is_moved |= !stays;
             self.retire(pool);
+            if !stays {
+                moved.push(Arc::clone(pool));
+            }
             replaced.push((new, Arc::clone(pool)));
             false
         });
@@ -196,7 +200,14 @@ impl Upstream {
             }
         }
         drop(pools);
-        if is_moved {
+        for pool in &moved {
+            let why = match routes.destination(&pool.user, &pool.name) {
+                Ok(_) => "database configuration changed",
+                Err(_) => "database removed",
+            };
+            tracing::info!("{}/{} closing because: {why}", pool.name, pool.user);
+        }
+        if !moved.is_empty() {
             // What was asked of one server is no answer of another.
             self.versions.invalidate_all();
         }
@@ -345,7 +356,13 @@ impl Upstream {
             }
         }
         let pool = self.put_up(self.new_pool(destination, &key.1, Arc::default())?);
+        let is_new = self.routes.load().is_automatic(&key.1)
+            && pools.keys().all(|(_, known)| *known != key.1);
         pools.insert(key, Arc::clone(&pool));
+        drop(pools);
+        if is_new {
+            tracing::info!("registered new auto-database: {}", pool.name);
+        }
         Ok(pool)
     }
 
@@ -568,18 +585,26 @@ impl ServerPool {
         let (whose, keys) = match quota {
             Quota::Database(name) => (
                 format!("database \"{name}\""),
-                format!("`pool.max_per_database` or `databases.{name}.max_connections`"),
+                [
+                    "pool.max_per_database".to_owned(),
+                    format!("databases.{name}.max_connections"),
+                ],
             ),
             Quota::User(name) => (
                 format!("user \"{name}\""),
-                format!("`pool.max_per_user` or `users.{name}.max_connections`"),
+                [
+                    "pool.max_per_user".to_owned(),
+                    format!("users.{name}.max_connections"),
+                ],
             ),
         };
         let message =
             format!("no server connection within {waited:?}: all {all} of {whose} are in use");
         told.detail = Some(std::mem::replace(&mut told.message, message));
+        let [general, own] = keys.map(|key| names::key(&key));
+        let place = names::place();
         told.hint(format!(
-            "Raise {keys} in the configuration of helios, or shorten transactions."
+            "Raise {general} or {own} in {place}, or shorten transactions."
         ))
     }
 
@@ -782,7 +807,11 @@ impl ServerPool {
 impl GivesUp for ServerPool {
     fn give_up_one(&self, all: bool) -> bool {
         let keep = if all { 0 } else { self.limits.load().min_idle };
-        self.connections.evict_idle(1, keep) > 0
+        let is_given_up = self.connections.evict_idle(1, keep) > 0;
+        if is_given_up {
+            self.connections.connector().note(PoolEvent::GivenUp);
+        }
+        is_given_up
     }
 }
 

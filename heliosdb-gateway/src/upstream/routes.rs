@@ -7,6 +7,7 @@ use std::time::Duration;
 use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{Credential, PgTarget};
 
+use crate::config::names::{self, Dialect};
 use crate::config::{Config, DatabaseConfig, PoolMode, names_database};
 use crate::error::{ClientError, ErrorKind};
 
@@ -202,6 +203,11 @@ impl Routes {
         }
     }
 
+    /// Whether a name leads somewhere only because every name does.
+    pub(crate) fn is_automatic(&self, database: &str) -> bool {
+        !self.embedded && !self.by_name.contains_key(database)
+    }
+
     /// What the console shows of a name.
     pub(crate) fn shown(&self, database: &str) -> Option<Shown<'_>> {
         let route = self.by_name.get(database).or(self.fallback.as_ref())?;
@@ -247,12 +253,20 @@ pub(crate) fn server_of(target: &PgTarget) -> String {
 }
 
 fn no_database(name: &str) -> ClientError {
+    let place = names::place();
+    let hint = match Dialect::current() {
+        Dialect::Helios => format!("Add it to `databases` in {place}."),
+        Dialect::PgBouncer => {
+            format!("There is no such database: {name}. Add it to [databases] in {place}.")
+        }
+    };
     ClientError::new(
         ErrorKind::Client,
         "3D000",
         format!("database \"{name}\" does not exist"),
     )
-    .hint("Add it to `databases` in the configuration of helios.")
+    .hint(hint)
+    .known_as(format!("no such database: {name}"))
     .fatal()
 }
 

@@ -22,6 +22,16 @@ pub enum Disposition {
     Broken,
 }
 
+/// Something that a pool does now and then, and that people look for in logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PoolEvent {
+    /// A connection of the reserve is opened.
+    Reserve,
+    /// A connection is closed, so that another pool, or another use, has its place.
+    GivenUp,
+}
+
 /// The leave to open one connection: kept with it for as long as it stands, where others count on that.
 #[derive(Default)]
 pub struct Admission(Option<Box<dyn Any + Send + Sync>>);
@@ -82,6 +92,9 @@ pub trait Connector: Send + Sync + 'static {
 
     /// There was none to be closed after all.
     fn unclaim(&self) {}
+
+    /// Told of what the pool does, for a log. Must not block.
+    fn note(&self, _event: PoolEvent) {}
 
     /// Asks the peer for a sign of life (Ping/Pong in HIDB, an empty query in PostgreSQL).
     fn check(&self, connection: &mut Self::Connection) -> impl Future<Output = Result<()>> + Send;

@@ -284,6 +284,15 @@ impl<T> Exchange<T> {
         self.state.lock().begin_connects(config, now)
     }
 
+    /// How many there are beyond what the pool has without its reserve.
+    pub(super) fn beyond_max(&self) -> usize {
+        let state = self.state.lock();
+        if state.reserve_size == 0 {
+            return 0;
+        }
+        state.total().saturating_sub(state.max)
+    }
+
     /// Whether one of them is for somebody who waits: then it may wait, too, until it is [admitted](Self::admitted).
     pub(super) fn is_urgent(&self) -> bool {
         self.state.lock().is_urgent()

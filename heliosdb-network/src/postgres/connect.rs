@@ -1,8 +1,9 @@
 //! From a target to a connection: which place, encrypted or not, and whether it is the server that is meant.
 
 use std::fmt::Write as _;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -12,7 +13,7 @@ use crate::error::{HeliosError, Result};
 use crate::tls::{POSTGRESQL_ALPN, SslMode, SslNegotiation};
 
 use super::connection::PgConnection;
-use super::stream::Stream;
+use super::stream::{Stream, is_without_address};
 use super::target::{Host, PgTarget, Place, SessionAttrs};
 
 /// SSLRequest.
@@ -43,7 +44,10 @@ impl PgConnection {
             let connecting = at_place(target, place);
             return match timeout(target.connect_timeout, connecting).await {
                 Ok(connected) => connected,
-                Err(_) => Err(too_late(target, target.connect_timeout)),
+                Err(_) => {
+                    log_timeout(target, place, target.connect_timeout);
+                    Err(too_late(target, target.connect_timeout))
+                }
             };
         }
         find(target).await
@@ -126,7 +130,10 @@ async fn find(target: &PgTarget) -> Result<PgConnection> {
                     return Ok(connection);
                 }
                 Ok(Err(error)) => error,
-                Err(_) => HeliosError::Network(format!("no connection within {share:?}")),
+                Err(_) => {
+                    log_timeout(target, place, share);
+                    HeliosError::Network(format!("no connection within {share:?}"))
+                }
             };
             let is_final = error.is_permanent() && !is_elsewhere_different(&error);
             said.push((place, error));
@@ -212,8 +219,42 @@ fn may_go_the_other_way(error: &HeliosError) -> bool {
 const NO_TLS: &str = "cannot agree on TLS with the server";
 
 async fn attempt(target: &PgTarget, place: &Place, way: Encryption) -> Result<PgConnection> {
-    let (stream, place) = open(target, place, way).await?;
-    PgConnection::log_in(stream, place, target).await
+    let (stream, opened) = open(target, place, way).await?;
+    let connected = PgConnection::log_in(stream, opened, target).await;
+    if let Err(HeliosError::Server(fields)) = &connected {
+        tracing::info!(
+            "{}/{}@{place} server login failed: {} {}",
+            target.database,
+            target.user,
+            fields.severity(),
+            fields.message()
+        );
+    }
+    connected
+}
+
+fn log_timeout(target: &PgTarget, place: &Place, within: Duration) {
+    tracing::info!(
+        "{}/{}@{place} closing because: connect timeout (age={}s)",
+        target.database,
+        target.user,
+        within.as_secs()
+    );
+}
+
+/// In the words that PgBouncer's users look for.
+fn log_unreachable(target: &PgTarget, place: &Place, began: Instant, error: &io::Error) {
+    let why = if is_without_address(error) {
+        "server DNS lookup failed"
+    } else {
+        "connect failed"
+    };
+    tracing::info!(
+        "{}/{}@{place} closing because: {why} (age={}s): {error}",
+        target.database,
+        target.user,
+        began.elapsed().as_secs()
+    );
 }
 
 /// A stream to the target's first place, encrypted as its mode has it, for a request without a login.
@@ -225,9 +266,11 @@ pub(super) async fn stream(target: &PgTarget) -> Result<Stream> {
 }
 
 async fn open(target: &PgTarget, place: &Place, way: Encryption) -> Result<(Stream, Place)> {
-    let (mut stream, address) = Stream::connect(place)
-        .await
-        .map_err(|error| HeliosError::Network(format!("cannot connect to {target}: {error}")))?;
+    let began = Instant::now();
+    let (mut stream, address) = Stream::connect(place).await.map_err(|error| {
+        log_unreachable(target, place, began, &error);
+        HeliosError::Network(format!("cannot connect to {target}: {error}"))
+    })?;
     let mut place = place.clone();
     place.address = address;
     if way == Encryption::Never {
@@ -302,6 +345,6 @@ fn server_name(target: &PgTarget, place: &Place) -> Result<ServerName<'static>> 
     }
 }
 
-fn too_late(target: &PgTarget, within: std::time::Duration) -> HeliosError {
+fn too_late(target: &PgTarget, within: Duration) -> HeliosError {
     HeliosError::Network(format!("no connection to {target} within {within:?}"))
 }

@@ -1,6 +1,7 @@
 //! A connection to a server.
 
 use std::io;
+use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -130,6 +131,12 @@ impl PgConnection {
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// This end's address, of a network's connection.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.stream.local_addr()
     }
 
     /// True under TLS.

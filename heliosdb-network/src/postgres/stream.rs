@@ -11,7 +11,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -30,13 +30,25 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// This end's address, of a network's stream.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Tls(stream) => stream.get_ref().0.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Connects without encryption, and says to which address.
     pub(crate) async fn connect(place: &Place) -> io::Result<(Self, Option<SocketAddr>)> {
         match &place.host {
             Host::Tcp(host) => {
                 let stream = match place.address {
                     Some(address) => TcpStream::connect(address).await?,
-                    None => TcpStream::connect((host.as_str(), place.port)).await?,
+                    None => {
+                        let addresses = lookup_host((host.as_str(), place.port)).await;
+                        connect_to_any(addresses.map_err(NoAddress::wrap)?).await?
+                    }
                 };
                 stream.set_nodelay(true)?;
                 let keepalive = TcpKeepalive::new()
@@ -130,6 +142,40 @@ impl Stream {
             }
         }
     }
+}
+
+async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut refused = None;
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| {
+        NoAddress::wrap(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no address",
+        ))
+    }))
+}
+
+/// The name of a host could not be looked up.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NoAddress(io::Error);
+
+impl NoAddress {
+    fn wrap(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), Self(error))
+    }
+}
+
+/// True if the name of the host could not be looked up.
+pub(super) fn is_without_address(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(<dyn std::error::Error + Send + Sync>::is::<NoAddress>)
 }
 
 impl AsyncRead for Stream {
