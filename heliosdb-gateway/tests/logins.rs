@@ -3,6 +3,7 @@
 mod support;
 mod visitor;
 
+use heliosdb_network::{HidbClient, HidbTarget};
 use heliosdb_testkit::{PostgresBuilder, PostgresCluster};
 use support::Helios;
 use tempfile::TempDir;
@@ -146,6 +147,99 @@ fn a_trusted_client_is_to_the_server_what_the_file_says() {
     assert!(refused.contains("none is configured"), "{refused}");
 }
 
+#[tokio::test]
+async fn a_user_that_a_database_names_without_a_password_has_that_of_the_file() {
+    let cluster = start(server());
+    let folder = folder();
+    let old = secret(&cluster, "old");
+    let text = format!("\"app\" \"geheim\"\n\"old\" \"{old}\"\n");
+    let users = file(folder.path(), "users", &text);
+    let port = cluster.port();
+    let database = |name: &str, login: &str| {
+        format!("{name}.url = \"postgres://{login}@127.0.0.1:{port}/postgres\"\n")
+    };
+    let config = format!(
+        "[auth]\ntype = \"trust\"\nfile = \"{users}\"\n[databases]\n{}{}{}",
+        database("scram", "app"),
+        database("md5", "old"),
+        database("own", "app:falsch"),
+    );
+    let url = cluster.url("postgres", "postgres");
+    let helios = Helios::start(&["--upstream", &url], &config);
+    // Whatever the client speaks.
+    let hidb = format!("hidb://visitor@127.0.0.1:{}/scram", helios.hidb_port);
+    let hidb = HidbTarget::from_url(&hidb).expect("a URL");
+    let client = HidbClient::open(&hidb).await.expect("let in");
+    let reply = client.query("SELECT session_user").await.expect("answered");
+    assert_eq!(
+        reply.row(0).expect("a row").text(0).expect("text"),
+        Some("app")
+    );
+    let is = |database: &str| who(helios.port, "visitor", "", &format!("dbname={database}"));
+    assert_eq!(is("scram"), Ok("app".to_owned()));
+    assert_eq!(is("md5"), Ok("old".to_owned()));
+    // What the database itself says goes over the file.
+    let refused = is("own").expect_err("wrong");
+    assert!(
+        refused.contains("password authentication failed for user \"app\""),
+        "{refused}"
+    );
+}
+
+#[test]
+fn the_longest_password_that_postgresql_takes_opens_helios_and_the_server() {
+    let cluster = start(server().hba("host all long 127.0.0.1/32 password"));
+    let password = "a".repeat(65_530);
+    let user = format!("CREATE USER long PASSWORD '{password}'");
+    cluster.psql("postgres", &user).expect("a user");
+    let folder = folder();
+    let users = file(
+        folder.path(),
+        "users",
+        &format!("\"long\" \"{}\"\n", secret(&cluster, "long")),
+    );
+    let helios = helios(&cluster, &format!("type = \"plain\"\nfile = \"{users}\""));
+    assert_eq!(
+        who(helios.port, "long", &password, ""),
+        Ok("long".to_owned())
+    );
+    let refused = who(helios.port, "long", &format!("X{password}"), "").expect_err("let in");
+    assert!(
+        refused.contains("password authentication failed for user \"long\""),
+        "{refused}"
+    );
+}
+
+#[test]
+fn no_rule_keeps_who_runs_the_program_from_the_console() {
+    let cluster = start(server());
+    let folder = folder();
+    let hba = file(folder.path(), "hba", "local all all reject\n");
+    let config = format!(
+        "unix_socket_dir = \"{}\"\n[auth]\ntype = \"hba\"\nhba_file = \"{hba}\"\n",
+        folder.path().display()
+    );
+    let url = cluster.url("postgres", "postgres");
+    let helios = Helios::start(&["--upstream", &url], &config);
+    let socket = |database: &str| format!("dbname={database} host={}", folder.path().display());
+    let ask =
+        |user: &str, database: &str| psql(helios.port, user, "", &socket(database), "SHOW VERSION");
+    let own = ask("pgbouncer", "pgbouncer");
+    assert!(own.is_ok(), "{own:?}");
+    for (user, database) in [("app", "pgbouncer"), ("pgbouncer", "postgres")] {
+        let refused = ask(user, database).expect_err("let in");
+        assert!(refused.contains("pg_hba.conf rejects"), "{refused}");
+    }
+    let refused = psql(
+        helios.port,
+        "pgbouncer",
+        "",
+        "dbname=pgbouncer",
+        "SHOW VERSION",
+    );
+    assert!(refused.is_err(), "over the network anybody may say so");
+}
+
 #[test]
 fn rules_say_what_is_asked_of_whom() {
     let cluster = start(PostgresCluster::builder());
@@ -158,6 +252,7 @@ fn rules_say_what_is_asked_of_whom() {
          local all postgres peer\n\
          host all old 127.0.0.1/32 reject\n\
          host secret all all reject\n\
+         host certs all all cert\n\
          hostssl all all all trust\n\
          host postgres @staff 127.0.0.0/8 scram-sha-256\n\
          host all postgres 127.0.0.1/32 trust\n",
@@ -201,6 +296,12 @@ fn rules_say_what_is_asked_of_whom() {
             "pg_hba.conf rejects connection for host \"127.0.0.1\", user \"app\", database \"secret\", no encryption",
         ),
         ("old", "alt", "", "pg_hba.conf rejects connection"),
+        (
+            "app",
+            "geheim",
+            "dbname=certs",
+            "connection requires a valid client certificate",
+        ),
         (
             "nobody",
             "x",

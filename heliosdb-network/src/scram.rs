@@ -99,13 +99,11 @@ impl ScramSecret {
 
     /// A secret for a password, under a salt of its own.
     #[must_use]
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "what is made here always has the form that is read"
-    )]
     pub fn from_password(password: &str) -> Self {
-        let text = postgres_protocol::password::scram_sha_256(password.as_bytes());
-        Self::parse(&text).expect("it has the form that PostgreSQL stores")
+        let mut salt = [0; 16];
+        rand::fill(&mut salt);
+        // Not by `postgres_protocol`: that hashes a long password anew in each round, which takes seconds.
+        ScramKeys::from_password(password, &salt, 4096).secret
     }
 
     /// For a user that there is none of: the exchange goes as with any other and ends as with a wrong password, so that

@@ -20,8 +20,8 @@ pub type Users = BTreeMap<String, UserConfig>;
 #[non_exhaustive]
 pub struct DatabaseConfig {
     /// `postgres://host:port/database`. A user in it (`postgres://user:password@...`) is who all clients are to the
-    /// server; without one they are who they are. Without a database, the name is the server's, too. Absent: the server
-    /// of `upstream.url`.
+    /// server, with the password of `auth.file` if there is none in it; without one they are who they are. Without a
+    /// database, the name is the server's, too. Absent: the server of `upstream.url`.
     pub url: Option<String>,
     /// When a client's server connection goes back to the pool.
     pub pool_mode: Option<PoolMode>,

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use heliosdb_cache::{HashedStr, SlotId};
+use heliosdb_network::postgres::Credential;
+use heliosdb_network::postgres::auth::Granted;
 use heliosdb_network::protocol::{
     self, AnswerSource, CacheUse, FRAME_MAX, Facts, HidbMessage, Invalidated, QueryRef, Welcome,
 };
@@ -101,6 +103,12 @@ async fn let_in(
     settings: Vec<(String, String)>,
 ) -> Result<(Admitted, Entrance), ClientError> {
     let admitted = admit(gateway, identity)?;
+    let (info, access) = (&admitted.info, gateway.access.load_full());
+    let kept = |user: &str| access.credential(user, Granted::default(), None);
+    let learning = gateway
+        .upstream
+        .learn(&info.user, &info.database, Credential::None, kept);
+    learning?;
     let patience = gateway.config().clients.login_timeout;
     let entering = enter(gateway, &admitted, settings);
     match tokio::time::timeout(patience, entering).await {

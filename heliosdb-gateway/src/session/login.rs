@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
 use heliosdb_cache::HashedStr;
+use heliosdb_network::postgres::auth::Granted;
 use heliosdb_network::postgres::message;
 use heliosdb_network::postgres::startup::{self, FirstPacket, Startup};
 use heliosdb_network::tls::TLS_HANDSHAKE;
@@ -232,7 +233,9 @@ async fn login(
     gateway.upstream.let_in(&database)?;
     gateway
         .upstream
-        .learn(&admitted.info.user, &database, credential)?;
+        .learn(&admitted.info.user, &database, credential, |other| {
+            access.credential(other, Granted::default(), None)
+        })?;
     if replication != Replication::No {
         let mut walsender = Walsender::open(gateway, &admitted, &startup, replication).await?;
         walsender::put_greeting(&mut out, &walsender.parameters());

@@ -374,7 +374,8 @@ impl Upstream {
         pool
     }
 
-    /// What a client has proved may be what its server connections need to log in.
+    /// What a client has proved may be what its server connections need to log in. Where the database says who all its
+    /// clients are, it is what `kept` has of that user.
     ///
     /// # Errors
     /// As [`pool`](Self::pool).
@@ -383,12 +384,16 @@ impl Upstream {
         user: &str,
         database: &str,
         credential: Credential,
+        kept: impl FnOnce(&str) -> Credential,
     ) -> Result<(), ClientError> {
+        let pool = self.pool(user, database)?;
+        let credential = if pool.user == user {
+            credential
+        } else {
+            kept(&pool.user)
+        };
         if credential != Credential::None {
-            let pool = self.pool(user, database)?;
-            if pool.user == user {
-                pool.connections.connector().learn(credential);
-            }
+            pool.connections.connector().learn(credential);
         }
         Ok(())
     }

@@ -306,9 +306,18 @@ impl RuleReader<'_> {
     }
 
     fn check(&self, rule: &HbaRule) -> Result<(), LineError> {
+        let can_have_certificate = match rule.connection {
+            Connection::Encrypted => true,
+            // As in PgBouncer's files: who comes without encryption has no certificate, and is turned away.
+            Connection::Any => rule.client_cert.is_none(),
+            Connection::Local | Connection::Plain => false,
+        };
         let asks_for_certificate = rule.method == HbaMethod::Cert || rule.client_cert.is_some();
-        if asks_for_certificate && rule.connection != Connection::Encrypted {
-            return self.fail("a certificate can be asked for in hostssl lines only".to_owned());
+        if asks_for_certificate && !can_have_certificate {
+            return self.fail(
+                "a certificate can be asked for in hostssl lines only, or by cert in host lines"
+                    .to_owned(),
+            );
         }
         if rule.method == HbaMethod::Peer && rule.connection != Connection::Local {
             return self.fail("peer is possible in local lines only".to_owned());
@@ -516,6 +525,19 @@ mod tests {
     }
 
     #[test]
+    fn cert_in_a_host_line_is_for_those_without_encryption_too() {
+        let text = "host all all 19.0.0.0/8 cert map=certs\nhost all all all trust";
+        let mut asked = asked("u", "d", Some("19.1.2.3"));
+        assert_eq!(line_for(text, &asked), Some(1), "to be turned away by it");
+        asked.is_encrypted = true;
+        assert_eq!(line_for(text, &asked), Some(1));
+        assert_eq!(
+            parse(text).expect("valid").rules()[0].method,
+            HbaMethod::Cert
+        );
+    }
+
+    #[test]
     fn lists_go_on_behind_a_comma_and_lines_behind_a_backslash() {
         let text = "host a, b , c \\\n all 0.0.0.0/0 trust\nhost d all all reject";
         let address = Some("1.2.3.4");
@@ -538,7 +560,8 @@ mod tests {
             ("host all all 10.0.0.0/33 trust", "no range"),
             ("host all all 10.0.0.0 trust", "no netmask"),
             ("host all all 10.0.0.0 ffff:: trust", "no netmask"),
-            ("host all all all cert", "hostssl"),
+            ("local all all cert", "hostssl"),
+            ("hostnossl all all all cert", "hostssl"),
             ("host all all all md5 clientcert=verify-ca", "hostssl"),
             ("host all all all peer", "local"),
             ("host all all all trust map=x", "map"),

@@ -83,8 +83,9 @@ impl std::fmt::Debug for PlainText {
     }
 }
 
-/// No honest message of a client that is not let in yet is longer; PostgreSQL's own bound.
-pub const PROOF_MESSAGE_MAX: usize = 65_535;
+/// No honest message of a client that is not let in yet is longer, in bytes: its type and 64 KiB. PostgreSQL takes a byte
+/// less, which is a password of 65,530; the next longer one is told to be wrong, and no violation of the protocol.
+pub const PROOF_MESSAGE_MAX: usize = 1 + (64 << 10);
 
 impl Challenge {
     /// Asks a client, and appends the question. `secret` is `None` for a user that there is none of: it goes as with any
@@ -315,6 +316,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_longest_password_of_postgresql_fits_and_a_longer_one_is_wrong() {
+        let longest = "a".repeat(65_530);
+        let told = |password: &str| {
+            let mut said = BytesMut::new();
+            message::put_password_message(&mut said, password);
+            let (_, body) = frame::take(&mut said, PROOF_MESSAGE_MAX)?.expect("all there");
+            let secret = Some(StoredSecret::password(&longest));
+            let mut out = BytesMut::new();
+            let mut challenge =
+                Challenge::begin(Proof::Cleartext, "u", secret, b"seed", None, &mut out);
+            challenge.answer(&body, &mut out)
+        };
+        assert!(matches!(told(&longest), Ok(Step::Granted(_))));
+        assert!(matches!(told(&format!("X{longest}")), Ok(Step::Denied)));
+        assert!(told(&format!("XX{longest}")).is_err());
     }
 
     #[test]
