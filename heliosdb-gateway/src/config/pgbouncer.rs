@@ -157,8 +157,9 @@ pub(crate) fn set(config: &Config, key: &str, value: &str) -> Option<Result<Conf
             set(&mut draft, value).and_then(|_| {
                 for database in draft.config.databases.values_mut() {
                     for (name, value) in &draft.server_tls {
-                        let url = database.url.as_mut();
-                        url.map(|url| *url = sections::with_parameter(url, name, value));
+                        if let Some(url) = &mut database.url {
+                            *url = sections::with_parameter(url, name, value);
+                        }
                     }
                 }
                 let valid = draft.config.validate();

@@ -219,7 +219,7 @@ mod tests {
         assert!(interest.subscribe(&steps).is_empty());
         interest.act(steps);
         interest.roll_back();
-        assert_eq!(interest.unsubscribe(), ["a".into()]);
+        assert_eq!(interest.unsubscribe(), [Arc::<str>::from("a")]);
         assert!(interest.unsubscribe().is_empty());
         assert!(!interest.is_subscribed());
     }
