@@ -5,10 +5,11 @@
 //!
 //! 1. The successor reads its configuration, reaches the server, and says that it is ready. If it does not, it ends, and
 //!    all stays as it was.
-//! 2. The predecessor stops using its cache, then stops accepting, and says so. What connects in between waits in the
-//!    sockets' queues, which are the same for both.
-//! 3. The successor accepts. The predecessor goes on with the clients that it has, up to `clients.handover_timeout`, then
-//!    ends them between transactions.
+//! 2. The predecessor stops using its cache and says so. The successor answers that it goes on from there. If it does not, it
+//!    is ended, and the predecessor goes on as before, with an empty cache.
+//! 3. The predecessor stops accepting, and the successor accepts. What connects in between waits in the sockets' queues, which
+//!    are the same for both. The predecessor goes on with the clients that it has, up to `clients.handover_timeout`, then ends
+//!    them between transactions.
 //! 4. The predecessor ends, and its end of the socket closes. The successor begins to use its cache.
 //!
 //! **At no time do two processes answer from memory**: what is written through one of them the other would not see.
@@ -36,6 +37,9 @@ const FIRST_FD: i32 = 3;
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const READY: u8 = b'R';
 const GO: u8 = b'G';
+const GOING: u8 = b'A';
+/// It has nothing more to do than to answer.
+const GOING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The process whose sockets were handed to this one.
 #[derive(Debug)]
@@ -53,15 +57,17 @@ impl Predecessor {
         })
     }
 
-    /// Says that everything is ready, and waits until the predecessor accepts nobody any more. Until it has ended, the
-    /// cache is not used.
+    /// Says that everything is ready, and waits until the predecessor answers nobody from memory any more. Until it has
+    /// ended, the cache is not used.
     pub(crate) async fn take_over(mut self, gateway: &Arc<Gateway>) -> io::Result<()> {
         gateway.pause_cache(true);
         let stream = tokio::task::spawn_blocking(move || {
             self.stream.write_all(&[READY])?;
             let mut answer = [0];
-            // If it is gone it accepts nobody either.
-            let _ = self.stream.read(&mut answer)?;
+            // If it is gone it answers nobody either.
+            if self.stream.read(&mut answer)? > 0 {
+                self.stream.write_all(&[GOING])?;
+            }
             Ok::<_, io::Error>(self.stream)
         });
         let stream = stream.await.map_err(io::Error::other)??;
@@ -105,11 +111,22 @@ pub(crate) async fn hand_over(gateway: &Arc<Gateway>, sockets: Vec<OwnedFd>) -> 
     }
     // In this order: from when it accepts, what is written there is not seen here.
     gateway.pause_cache(true);
+    let going = async {
+        own.write_all(&[GO]).await?;
+        own.read_exact(&mut answer).await
+    };
+    let told = tokio::time::timeout(GOING_TIMEOUT, going).await;
+    if !matches!(told, Ok(Ok(_))) || answer != [GOING] {
+        let _ = child.kill();
+        let status = tokio::task::spawn_blocking(move || child.wait()).await;
+        // It may have let somebody in.
+        gateway.upstream.doubt_strangers();
+        gateway.cache.versions().invalidate_all();
+        gateway.pause_cache(false);
+        bail!("the successor did not go on: {status:?}");
+    }
     gateway.course.send_replace(Course::HandOver);
     gateway.accepting.closed().await;
-    own.write_all(&[GO])
-        .await
-        .context("the successor is gone")?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::MainPid(pid)]);
     // Open until this process ends: that is how the successor hears of it.
     let _ = gateway.successor.set(own);

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -205,6 +206,47 @@ async fn a_successor_that_cannot_start_changes_nothing() {
         .batch_execute("SELECT 1")
         .await
         .expect("let in");
+}
+
+/// The file that helios was started from may be another one by now: here one that says that it is ready, and ends.
+#[tokio::test]
+async fn a_successor_that_dies_when_it_is_ready_leaves_all_as_it_was() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("helios");
+    std::fs::copy(env!("CARGO_BIN_EXE_helios"), &program).expect("copied");
+    let helios = Helios::start_from(
+        &program,
+        &["--upstream", &cluster.url("postgres", "postgres")],
+    );
+    let client = helios.client("postgres", "postgres").await;
+    client
+        .batch_execute("CREATE TABLE t (a text); INSERT INTO t VALUES ('x')")
+        .await
+        .expect("made");
+    let newer = folder.path().join("newer");
+    std::fs::write(&newer, "#!/bin/sh\nprintf R >&0\n").expect("written");
+    std::fs::set_permissions(&newer, std::fs::Permissions::from_mode(0o755)).expect("set");
+    std::fs::rename(&newer, &program).expect("replaced");
+
+    let told = psql(helios.port, "helios", "RESTART;\n");
+    assert!(told.contains("the successor did not go on"), "{told}");
+    let before = helios.cache_count("hits").await;
+    for _ in 0..4 {
+        assert_eq!(text(&client, "SELECT a FROM t").await, "x");
+    }
+    assert!(
+        helios.cache_count("hits").await > before,
+        "it answers from memory again"
+    );
+    let later = helios.client("postgres", "postgres").await;
+    later
+        .batch_execute("UPDATE t SET a = 'y'")
+        .await
+        .expect("let in");
+    assert_eq!(text(&client, "SELECT a FROM t").await, "y");
 }
 
 #[tokio::test]

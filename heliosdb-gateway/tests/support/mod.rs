@@ -69,6 +69,11 @@ impl Helios {
         Self::start_as(command, args, config)
     }
 
+    /// From another file than the one that was built.
+    pub(crate) fn start_from(program: &Path, args: &[&str]) -> Self {
+        Self::start_as(Command::new(program), args, "")
+    }
+
     fn start_as(mut command: Command, args: &[&str], config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("helios.toml");
