@@ -1,14 +1,13 @@
 //! Drivers that people use log in over TLS by each method, and in no other way than with the password.
 
-mod certificates;
 mod support;
 mod visitor;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use certificates::Authority;
 use heliosdb_testkit::PostgresCluster;
+use heliosdb_testkit::certificates::Authority;
 use support::Helios;
 use visitor::file;
 

@@ -1,14 +1,13 @@
 //! Encrypted clients and encrypted servers: who insists on it gets it, and everything works as without.
 
-mod certificates;
 mod support;
 mod visitor;
 
 use std::time::Duration;
 
-use certificates::Authority;
 use heliosdb_network::postgres::{PgConnection, PgTarget};
 use heliosdb_testkit::PostgresCluster;
+use heliosdb_testkit::certificates::Authority;
 use support::Helios;
 use tempfile::TempDir;
 use visitor::{file, psql, who};

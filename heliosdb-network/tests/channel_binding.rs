@@ -1,14 +1,12 @@
 //! A login that is bound to its TLS connection is of no use to whoever is in between.
 
-mod certificates;
-
 use std::sync::Arc;
 
-use certificates::Authority;
 use heliosdb_network::HeliosError;
 use heliosdb_network::postgres::{PgConnection, PgTarget};
 use heliosdb_network::tls::{ServerTls, ServerTlsOptions};
 use heliosdb_testkit::PostgresCluster;
+use heliosdb_testkit::certificates::Authority;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};

@@ -1,18 +1,17 @@
 //! The server's end of authentication and of TLS, with PostgreSQL's own client as the judge, and what was learnt there
 //! used to log in to a real server.
 
-mod certificates;
 mod front;
 
 use std::process::Command;
 use std::sync::Arc;
 
-use certificates::Authority;
 use front::{Door, Seen, serve};
 use heliosdb_network::HeliosError;
 use heliosdb_network::postgres::auth::{Proof, StoredSecret};
 use heliosdb_network::postgres::{Credential, PgConnection, PgTarget};
 use heliosdb_network::tls::{ClientCertificates, ServerTls, ServerTlsOptions, TlsVersion};
+use heliosdb_testkit::certificates::Authority;
 use heliosdb_testkit::{PostgresCluster, postgres_bin_dir};
 
 /// What psql says in the end: whether it got in, and its complaint.

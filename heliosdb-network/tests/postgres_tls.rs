@@ -1,14 +1,12 @@
 //! TLS to a real server: each sslmode does what libpq's does, and nothing less.
 
-mod certificates;
-
 use std::path::Path;
 use std::time::Duration;
 
-use certificates::{Authority, Signed, self_signed};
 use heliosdb_network::HeliosError;
 use heliosdb_network::postgres::replication::ReplicationConnection;
 use heliosdb_network::postgres::{PgConnection, PgTarget, cancel};
+use heliosdb_testkit::certificates::{Authority, Signed, self_signed};
 use heliosdb_testkit::{PostgresBuilder, PostgresCluster};
 use tokio::io::{AsyncReadExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};

@@ -8,6 +8,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 mod postgres;
 mod process;
 mod redis;

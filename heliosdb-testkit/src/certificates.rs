@@ -1,9 +1,8 @@
 //! Certificates for one test, in a folder that goes with it.
 
-#![allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "each test uses a part of it"
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "what can't be made here fails the test that wants it"
 )]
 
 use std::path::PathBuf;
@@ -11,20 +10,27 @@ use std::path::PathBuf;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// Somebody who signs certificates.
-pub(crate) struct Authority {
+#[derive(Debug)]
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     folder: tempfile::TempDir,
 }
 
 /// A certificate and its key.
-pub(crate) struct Signed {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Signed {
+    /// PEM.
+    pub certificate: String,
+    /// PEM.
+    pub key: String,
 }
 
 impl Authority {
-    pub(crate) fn new(name: &str) -> Self {
+    /// One of this name.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
         let mut params = params(&[], Some(name));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
@@ -37,12 +43,15 @@ impl Authority {
         }
     }
 
-    pub(crate) fn pem(&self) -> &str {
+    /// Its own certificate.
+    #[must_use]
+    pub fn pem(&self) -> &str {
         &self.pem
     }
 
     /// A certificate for these names of hosts or addresses, of a subject with this common name.
-    pub(crate) fn sign(&self, names: &[&str], common_name: Option<&str>) -> Signed {
+    #[must_use]
+    pub fn sign(&self, names: &[&str], common_name: Option<&str>) -> Signed {
         let key = KeyPair::generate().expect("a key");
         let certificate = params(names, common_name)
             .signed_by(&key, &self.issuer)
@@ -54,20 +63,22 @@ impl Authority {
     }
 
     /// Writes a file and returns its path.
-    pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, text).expect("written");
         path
     }
 
     /// The file of this authority's own certificate.
-    pub(crate) fn root(&self) -> PathBuf {
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
         self.file("root.pem", &self.pem)
     }
 }
 
 /// One that signed itself, and says that it may sign others, as `openssl req -x509` makes it.
-pub(crate) fn self_signed(names: &[&str], common_name: Option<&str>) -> Signed {
+#[must_use]
+pub fn self_signed(names: &[&str], common_name: Option<&str>) -> Signed {
     let mut params = params(names, common_name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().expect("a key");
