@@ -237,7 +237,83 @@ fn conversations() -> Vec<(&'static str, Requests)> {
         }
     }
     all.extend(in_one_unit());
+    all.extend(prepared_by_name());
     all
+}
+
+/// Statements of transaction control, each prepared in a unit of its own.
+fn prepared_by_name() -> Vec<(&'static str, Requests)> {
+    let prepare = |name: &str, text: &str| (1, vec![parse(name, text), sync()]);
+    let prepare_described =
+        |name: &str, text: &str| (1, vec![parse(name, text), describe('S', name), sync()]);
+    let run = |name: &str| (1, vec![step_named(name), sync()]);
+    let run_described = |name: &str| {
+        let messages = [bind("", name), describe('P', ""), execute("", 0), sync()];
+        (1, messages.into())
+    };
+    vec![
+        (
+            "control prepared ahead",
+            vec![
+                prepare("b", "BEGIN"),
+                prepare_described("c", "COMMIT;"),
+                prepare("r", "ROLLBACK"),
+                run("b"),
+                (1, vec![step(READ), sync()]),
+                run_described("c"),
+                run("b"),
+                (1, vec![query("UPDATE t SET v = v + 1")]),
+                run("r"),
+                run("r"),
+            ],
+        ),
+        (
+            "control prepared in the transaction",
+            vec![
+                prepare_described("b", "BEGIN"),
+                run("b"),
+                prepare_described("s", "SAVEPOINT a"),
+                run("s"),
+                prepare("c", "ROLLBACK TO a"),
+                run("c"),
+                prepare("c", "COMMIT"),
+                run("c"),
+                prepare("e", "ROLLBACK"),
+                run("e"),
+                (1, vec![query("SELEC")]),
+            ],
+        ),
+        (
+            "control prepared in a transaction that failed",
+            vec![
+                prepare("b", "BEGIN"),
+                prepare("g", READ),
+                run("b"),
+                (1, vec![query("SELEC")]),
+                prepare("d", "BEGIN"),
+                prepare("f", READ),
+                prepare("n", ";"),
+                run("n"),
+                prepare("e", "ROLLBACK"),
+                run("d"),
+                run("e"),
+                run("d"),
+                run("g"),
+            ],
+        ),
+        (
+            "control under a name that is taken, and unnamed",
+            vec![
+                prepare("b", "BEGIN"),
+                prepare("b", "COMMIT"),
+                run("b"),
+                prepare("", "COMMIT"),
+                run_described(""),
+                prepare("x", "BEGIN ISOLATION LEVEL"),
+                run("x"),
+            ],
+        ),
+    ]
 }
 
 /// What drivers send together.
@@ -460,6 +536,20 @@ fn a_transaction_of_hits_takes_no_connection() {
         shown.contains("C BEGIN") && shown.contains("D 10"),
         "{shown}"
     );
+}
+
+#[test]
+fn preparing_the_control_of_transactions_takes_no_connection() {
+    let (stack, _holder) = with_a_holder();
+    let mut client = stack.wire();
+    let prepared = client.ask(&[parse("b", "BEGIN;"), sync()]);
+    assert_eq!(prepared, "1\nZ I\n");
+    let described = client.ask(&[parse("c", "end"), describe('S', "c"), sync()]);
+    assert!(!described.contains('E'), "{described}");
+    client.ask(&[step_named("b"), sync()]);
+    assert_eq!(client.value(READ), "10");
+    let ended = client.ask(&[step_named("c"), sync()]);
+    assert!(ended.contains("C COMMIT"), "{ended}");
 }
 
 #[test]

@@ -215,12 +215,16 @@ impl Session {
         if let Some(sql_use) = sql_use {
             self.note_sql_use(&statement, sql_use.clone());
         }
+        let is_for_server = self.is_refused_in_failed(text);
         if let Some(link) = &mut self.link {
             link.unit_open = true;
             let undo = Some(Undo {
                 name: name.into(),
                 was: None,
             });
+            if is_for_server && let Some(known) = link.lease.statements.give_up(statement.id) {
+                link.close_named(known, &self.gateway.interner);
+            }
             if link.lease.statements.touch(statement.id) {
                 let bytes = PARSE_COMPLETE;
                 link.expect(Expect::Inject { bytes, undo });

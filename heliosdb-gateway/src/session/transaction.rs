@@ -55,6 +55,16 @@ enum Control {
     RollbackTo(String),
 }
 
+impl Control {
+    /// True for the only statements that a failed transaction takes.
+    fn ends_failed(&self) -> bool {
+        matches!(
+            self,
+            Self::Commit { .. } | Self::Rollback { .. } | Self::RollbackTo(_)
+        )
+    }
+}
+
 impl Deferred {
     /// `None` for modes that a server may refuse: a standby takes no READ WRITE and no SERIALIZABLE. DEFERRABLE means
     /// nothing without the latter.
@@ -184,6 +194,9 @@ impl Session {
     /// Answers the request at the front if it begins or ends a transaction that the server need not hear of. The session
     /// is at rest, and nothing has failed.
     pub(super) fn try_control(&mut self, bytes: &[u8]) -> Option<Step> {
+        if let Some(step) = self.try_prepare_control(bytes) {
+            return Some(step);
+        }
         if self.deferred.is_none() && !self.gateway.defers_transactions() {
             return None;
         }
@@ -257,6 +270,38 @@ impl Session {
         Some(Step::Done(len))
     }
 
+    /// Answers the request at the front if it prepares what begins or ends a transaction: that means the same on every
+    /// server, takes no parameters and gives no rows. So a client that has but one thread for all its connections does
+    /// not wait here for a server connection that another of them holds.
+    fn try_prepare_control(&mut self, bytes: &[u8]) -> Option<Step> {
+        let Front::Read(unit) = recognise(bytes, &self.statements, &self.scope) else {
+            return None;
+        };
+        let Protocol::Prepare {
+            types: b"\0\0",
+            describe,
+            ..
+        } = unit.protocol
+        else {
+            return None;
+        };
+        let control = self.control(unit.text.as_str())?;
+        if is_taken(&unit, &self.statements) || self.status == b'E' && !control.ends_failed() {
+            return None;
+        }
+        let mut reply = BytesMut::with_capacity(16);
+        if describe {
+            put_frame(&mut reply, b't', |out| out.put_i16(0));
+            put_frame(&mut reply, b'n', |_| {});
+        }
+        put_reply(&mut self.out, &unit.protocol, &reply, Some(self.status));
+        let len = unit.len;
+        if let Some((name, statement)) = self.statement_to_remember(&unit) {
+            self.statements.insert(&name, statement);
+        }
+        Some(Step::Done(len))
+    }
+
     /// What the session is about to listen to follows its transaction.
     fn follow_listening(&mut self, control: &Control) {
         match control {
@@ -277,6 +322,14 @@ impl Session {
             self.unnamed_portal_is_here = true;
             self.portals.remove(b"");
         }
+    }
+
+    /// True if the transaction has failed, and the server refuses all texts but a few, of which this is none.
+    pub(super) fn is_refused_in_failed(&self, text: &str) -> bool {
+        self.status == b'E'
+            && !self
+                .control(text)
+                .is_some_and(|control| control.ends_failed())
     }
 
     /// What the text begins or ends, if it does nothing else.
@@ -350,6 +403,9 @@ impl Session {
     /// Works on the request at the front of a transaction that has failed before the server heard of it: as the server
     /// would, everything but its end is refused.
     pub(super) fn step_failed(&mut self, bytes: &[u8]) -> Result<Step, End> {
+        if let Some(step) = self.try_prepare_control(bytes) {
+            return Ok(step);
+        }
         let unit = match recognise(bytes, &self.statements, &self.scope) {
             Front::Read(unit) => Some(unit),
             Front::Incomplete if bytes.len() < HIGH_WATER => return Ok(Step::Incomplete),
