@@ -15,7 +15,10 @@ use tempfile::TempDir;
 use crate::interrupt::Interrupt;
 use crate::pgbench::libpq_environment;
 use crate::process::Running;
-use crate::settings::{helios_toml, pgbouncer_ini, pgpool_conf, tracks_prepared};
+use crate::settings::{
+    PGDOG_USERS, helios_toml, odyssey_conf, pgbouncer_ini, pgcat_toml, pgdog_toml, pgpool_conf,
+    tracks_prepared,
+};
 use crate::workload::{Mode, Workload};
 
 /// What a load is put on.
@@ -32,17 +35,26 @@ pub(crate) enum Target {
     HeliosMiss,
     /// helios without a cache.
     HeliosPass,
+    /// Odyssey, pooling by transaction.
+    Odyssey,
     /// PgBouncer, pooling by transaction.
     Pgbouncer,
+    /// PgCat, pooling by transaction.
+    Pgcat,
+    /// PgDog, pooling by transaction.
+    Pgdog,
     /// pgpool-II with its query cache in shared memory.
     Pgpool,
 }
 
 impl Target {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Direct,
         Self::Pgbouncer,
+        Self::Odyssey,
+        Self::Pgcat,
+        Self::Pgdog,
         Self::HeliosPass,
         Self::HeliosMiss,
         Self::Pgpool,
@@ -57,7 +69,10 @@ impl Target {
             Self::HeliosHit => "helios-hit",
             Self::HeliosMiss => "helios-miss",
             Self::HeliosPass => "helios-pass",
+            Self::Odyssey => "odyssey",
             Self::Pgbouncer => "pgbouncer",
+            Self::Pgcat => "pgcat",
+            Self::Pgdog => "pgdog",
             Self::Pgpool => "pgpool",
         }
     }
@@ -73,7 +88,12 @@ impl Target {
             Self::Direct => true,
             Self::Floor => workload == Workload::Hot100,
             Self::HeliosHit | Self::Pgpool => workload != Workload::Point,
-            Self::HeliosMiss | Self::HeliosPass | Self::Pgbouncer => workload == Workload::Point,
+            Self::HeliosMiss
+            | Self::HeliosPass
+            | Self::Odyssey
+            | Self::Pgbouncer
+            | Self::Pgcat
+            | Self::Pgdog => workload == Workload::Point,
         }
     }
 }
@@ -206,8 +226,9 @@ fn program(target: Target, site: &Site<'_>) -> anyhow::Result<Option<PathBuf>> {
         Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass => {
             site.helios.map(Path::to_owned)
         }
-        Target::Pgbouncer => installed("pgbouncer"),
-        Target::Pgpool => installed("pgpool"),
+        Target::Odyssey | Target::Pgbouncer | Target::Pgcat | Target::Pgdog | Target::Pgpool => {
+            installed(target.name())
+        }
     })
 }
 
@@ -280,6 +301,23 @@ fn configure(
             let ini = pgbouncer_ini(port, upstream, site.clients_max, tracks_prepared(version));
             command.arg(write("pgbouncer.ini", &ini)?);
             run_as_owner_of(site.cluster.socket_dir(), command, &[folder])?;
+        }
+        Target::Odyssey => {
+            let conf = odyssey_conf(port, upstream, site.clients_max, folder)?;
+            command.arg(write("odyssey.conf", &conf)?);
+            run_as_owner_of(site.cluster.socket_dir(), command, &[folder])?;
+        }
+        Target::Pgcat => {
+            let toml = pgcat_toml(port, upstream);
+            command.args(["--log-level", "warn"]);
+            command.arg(write("pgcat.toml", &toml)?);
+        }
+        Target::Pgdog => {
+            let toml = pgdog_toml(port, upstream);
+            command.arg("--config").arg(write("pgdog.toml", &toml)?);
+            command
+                .arg("--users")
+                .arg(write("users.toml", PGDOG_USERS)?);
         }
         Target::Pgpool => {
             let file = write(

@@ -268,9 +268,12 @@ impl Report {
 }
 
 /// What is set against what, if both were measured under the same load.
-const PAIRS: [(Target, Target); 5] = [
+const PAIRS: [(Target, Target); 8] = [
     (Target::HeliosHit, Target::Floor),
     (Target::HeliosPass, Target::Pgbouncer),
+    (Target::HeliosPass, Target::Odyssey),
+    (Target::HeliosPass, Target::Pgcat),
+    (Target::HeliosPass, Target::Pgdog),
     (Target::HeliosMiss, Target::Pgbouncer),
     (Target::HeliosHit, Target::Pgpool),
     (Target::HeliosHit, Target::Direct),

@@ -46,6 +46,78 @@ pub(crate) fn pgbouncer_ini(
     ini
 }
 
+pub(crate) fn odyssey_conf(
+    port: u16,
+    upstream: u16,
+    clients_max: u32,
+    folder: &Path,
+) -> anyhow::Result<String> {
+    let folder = folder
+        .to_str()
+        .context("a temporary folder whose path is not UTF-8")?;
+    let clients = clients_max + SPARE_CLIENTS;
+    Ok(format!(
+        "daemonize no\n\
+         locks_dir \"{folder}\"\n\
+         unix_socket_dir \"{folder}\"\n\
+         log_to_stdout yes\n\
+         log_config no\n\
+         log_session no\n\
+         log_stats no\n\
+         workers {WORKERS}\n\
+         client_max {clients}\n\
+         listen {{\n host \"127.0.0.1\"\n port {port}\n tls \"disable\"\n}}\n\
+         storage \"server\" {{\n type \"remote\"\n host \"127.0.0.1\"\n port {upstream}\n}}\n\
+         database default {{\n user default {{\n authentication \"none\"\n storage \"server\"\n \
+         pool \"transaction\"\n pool_size {POOL_SIZE}\n pool_reserve_prepared_statement yes\n }}\n}}\n"
+    ))
+}
+
+pub(crate) fn pgcat_toml(port: u16, upstream: u16) -> String {
+    format!(
+        "[general]\n\
+         host = \"127.0.0.1\"\n\
+         port = {port}\n\
+         worker_threads = {WORKERS}\n\
+         admin_username = \"admin\"\n\
+         admin_password = \"admin\"\n\
+         [pools.postgres]\n\
+         pool_mode = \"transaction\"\n\
+         query_parser_enabled = false\n\
+         prepared_statements_cache_size = 500\n\
+         [pools.postgres.users.0]\n\
+         username = \"postgres\"\n\
+         auth_type = \"trust\"\n\
+         pool_size = {POOL_SIZE}\n\
+         [pools.postgres.shards.0]\n\
+         servers = [[\"127.0.0.1\", {upstream}, \"primary\"]]\n\
+         database = \"postgres\"\n"
+    )
+}
+
+pub(crate) fn pgdog_toml(port: u16, upstream: u16) -> String {
+    format!(
+        "[general]\n\
+         host = \"127.0.0.1\"\n\
+         port = {port}\n\
+         workers = {WORKERS}\n\
+         default_pool_size = {POOL_SIZE}\n\
+         pooler_mode = \"transaction\"\n\
+         auth_type = \"trust\"\n\
+         log_level = \"warn\"\n\
+         [[databases]]\n\
+         name = \"postgres\"\n\
+         host = \"127.0.0.1\"\n\
+         port = {upstream}\n\
+         role = \"primary\"\n"
+    )
+}
+
+pub(crate) const PGDOG_USERS: &str = "[[users]]\n\
+    name = \"postgres\"\n\
+    database = \"postgres\"\n\
+    password = \"postgres\"\n";
+
 /// Whether this version of PgBouncer has `max_prepared_statements`.
 pub(crate) fn tracks_prepared(version: &str) -> bool {
     let mut numbers = version
@@ -105,6 +177,8 @@ pub(crate) fn pgpool_conf(
 
 /// The server connections of a pooler. The same for each.
 pub(crate) const POOL_SIZE: u32 = 20;
+/// The threads of a pooler that does not choose their number by itself.
+const WORKERS: usize = 2;
 /// For whoever asks whether the peer is ready, and for those that have not quite gone yet.
 const SPARE_CLIENTS: u32 = 16;
 

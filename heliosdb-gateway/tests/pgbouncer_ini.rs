@@ -110,6 +110,26 @@ fn ini(cluster: &PostgresCluster, port: u16, folder: &Path, more: &str) -> Strin
 }
 
 #[tokio::test]
+async fn what_goes_past_helios_is_seen_on_a_server_whose_log_cannot_be_followed() {
+    let cluster = PostgresCluster::builder()
+        .setting("wal_level", "replica")
+        .start()
+        .expect("PostgreSQL starts");
+    let table = "CREATE TABLE t (v text); INSERT INTO t VALUES ('0')";
+    cluster.psql("postgres", table).expect("made");
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, "")).await;
+    let client = bouncer.client("d").await;
+    for round in 1..=3 {
+        for _ in 0..3 {
+            text(&client, "SELECT v FROM t").await;
+        }
+        let write = format!("UPDATE t SET v = '{round}'");
+        cluster.psql("postgres", &write).expect("written");
+        assert_eq!(text(&client, "SELECT v FROM t").await, round.to_string());
+    }
+}
+
+#[tokio::test]
 async fn an_ini_is_served_with_the_defaults_of_pgbouncer() {
     let cluster = PostgresCluster::builder()
         .start()

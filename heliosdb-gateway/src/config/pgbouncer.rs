@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AuthType, Config, ConfigError, PoolMode, Row, show};
+use super::{AuthType, Config, ConfigError, Invalidation, PoolMode, Row, show};
 
 use ini::{Entry, Place};
 use keys::{Fate, KEYS};
@@ -58,6 +58,9 @@ impl Draft {
         let mut config = Config {
             http: None,
             unix_socket_dir: Some(PathBuf::from("/tmp")),
+            // Who has PgBouncer in front of a server may well have writers that go past it, and was never asked: what they
+            // write has to be seen, or nothing is kept.
+            invalidation: Invalidation::Replication,
             ..Config::default()
         };
         config.hidb.listen.clear();
@@ -359,8 +362,9 @@ impl Reading {
             self.note(None, "pool_mode", text);
         }
         if self.draft.config.cache.enabled {
-            let text = "is on: a repeated read is answered from memory. A section [helios] with cache.enabled = false \
-                        turns it off";
+            let text = "is on: a repeated read is answered from memory, where the writes of others can be followed. A \
+                        section [helios] with cache.enabled = false turns it off; with invalidation = wire it is on \
+                        where they can't be followed, too, and does not see them";
             self.note(None, "cache.enabled", text);
         }
     }
