@@ -135,7 +135,7 @@ async fn login(
         end_point: None,
         certificate: None,
     };
-    if access.allows_direct_tls && access.tls.is_some() && begins_with_tls(stream).await? {
+    if access.allows_direct_tls() && begins_with_tls(stream).await? {
         encrypt(&access, stream, &mut caller, true).await?;
     }
     let startup = loop {
