@@ -452,6 +452,11 @@ async fn server_version(gateway: &Gateway) -> Option<String> {
             if gateway.cache_enabled() {
                 gateway.upstream.follow_decided(&pool.database).await;
             }
+            // The first of many databases was as good as any: none of its clients has asked for the connection.
+            if gateway.config().upstream.url.is_none() && !gateway.upstream.is_embedded() {
+                let keep = pool.limits.load().min_idle;
+                pool.connections.evict_idle(usize::MAX, keep);
+            }
             baseline.parameter("server_version").map(str::to_owned)
         }
         Err(error) => {

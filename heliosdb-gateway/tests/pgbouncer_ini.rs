@@ -561,3 +561,52 @@ async fn files_for_tls_are_set_one_after_the_other() {
     assert!(!is_in_force(&old));
     bouncer.logs("ERROR TLS setup failed: ").await;
 }
+
+#[tokio::test]
+async fn no_server_connection_stands_that_nobody_has_asked_for() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, "")).await;
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    let stand = || cluster.psql("postgres", others).expect("counted");
+    until("the one that looked at the server is gone", || async {
+        stand() == "0"
+    })
+    .await;
+    let _client = bouncer.client("d").await;
+    assert_eq!(stand(), "1");
+}
+
+#[tokio::test]
+async fn what_a_server_has_to_prove_is_set_one_after_the_other() {
+    let [ours, others] = ["ours", "others"].map(Authority::new);
+    let signed = ours.sign(&["localhost"], None);
+    let cluster = PostgresCluster::builder()
+        .file("server.crt", &signed.certificate)
+        .file("server.key", &signed.key)
+        .setting("ssl", "on")
+        .start()
+        .expect("PostgreSQL starts");
+    let server = cluster.port();
+    let more = format!("[databases]\nsafe = host=localhost port={server} dbname=postgres\n");
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, &more)).await;
+    let console = bouncer.client("pgbouncer").await;
+    let set = async |assignment: &str| {
+        let done = console.batch_execute(&format!("SET {assignment}")).await;
+        done.expect("set");
+    };
+    set("server_tls_sslmode = 'verify-full'").await;
+    let root = |authority: &Authority| authority.root().display().to_string();
+    set(&format!("server_tls_ca_file = '{}'", root(&others))).await;
+    let port = bouncer.port;
+    let waiting = tokio::spawn(async move { connect(port, "postgres", "safe").await });
+    bouncer
+        .logs("closing because: server TLS handshake failed, certificate verify failed (age=")
+        .await;
+    waiting.abort();
+    set(&format!("server_tls_ca_file = '{}'", root(&ours))).await;
+    let client = bouncer.client("safe").await;
+    let encrypted = "SELECT ssl::text FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    assert_eq!(text(&client, encrypted).await, "true");
+}
