@@ -14,8 +14,10 @@ use crate::config::LogConfig;
 /// The file, if there is one.
 static LOG: OnceLock<LogFile> = OnceLock::new();
 
-/// Changes what is logged. (Its type has no name that could be written.)
-static LEVEL: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+/// Changes what is logged. (The type behind it has no name that could be written.)
+static LEVEL: OnceLock<Box<SetLevel>> = OnceLock::new();
+
+type SetLevel = dyn Fn(&str) + Send + Sync;
 
 #[derive(Debug)]
 struct LogFile {

@@ -176,7 +176,10 @@ impl AuthConfig {
         let user = own.and_then(|own| own.auth_query_user.as_deref());
         let user = user.or(self.query_user.as_deref());
         let database = own.and_then(|own| own.auth_query_database.as_deref());
-        let is_asked = user.map_or(query.is_some(), |user| user != NOBODY);
+        let is_asked = match user {
+            Some(user) => user != NOBODY,
+            None => query.is_some(),
+        };
         is_asked.then_some(Asking {
             query,
             user,
