@@ -7,18 +7,22 @@ mod ask;
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use heliosdb_network::postgres::Credential;
 use heliosdb_network::postgres::auth::{
     Asked, CertName, ClientCert, Granted, Hba, HbaMethod, HbaRule, IdentMap, Proof, StoredSecret,
     UserList,
 };
-use heliosdb_network::tls::{CertificateIdentity, ServerTls};
+use heliosdb_network::postgres::{Credential, PgTarget};
+use heliosdb_network::tls::{CertificateIdentity, ServerTls, ServerTlsOptions};
 
 use crate::admin;
 use crate::clients::Peer;
-use crate::config::{AuthConfig, AuthType, Config, TlsMode};
+use crate::config::names::{self, Dialect};
+use crate::config::{
+    Asking, AuthConfig, AuthType, Config, Databases, TlsConfig, TlsMode, asks_for_user,
+};
 use crate::error::{ClientError, ErrorKind};
 use crate::upstream::Upstream;
 
@@ -28,14 +32,15 @@ use ask::Asker;
 #[derive(Debug)]
 pub(crate) struct Access {
     config: AuthConfig,
+    /// Those that have ways of their own to ask for users, by name.
+    databases: Databases,
     allows_remote_trust: bool,
     users: UserList,
     hba: Hba,
     ident: IdentMap,
-    pub(crate) tls_mode: TlsMode,
-    /// Whether a connection may begin with TLS.
-    pub(crate) allows_direct_tls: bool,
-    pub(crate) tls: Option<ServerTls>,
+    /// What is in force, which may be older than what is configured.
+    tls_config: TlsConfig,
+    pub(crate) tls: Option<Arc<ServerTls>>,
     asker: Asker,
     /// For users that there are none of: nobody else knows it. They must not look different after a reload, nor, where
     /// there is a private key to go by, after a restart. (What can be guessed, such as passwords, is no seed: a client sees
@@ -62,12 +67,32 @@ pub(crate) struct Claim<'a> {
     pub(crate) is_replication: bool,
 }
 
+/// What becomes of files for TLS with clients that do not fit together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    IsRefused,
+    /// What was in force stays until they fit.
+    Waits,
+}
+
 /// What a client still has to prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Demand {
-    Nothing,
+    /// Nothing, by this method, as PostgreSQL's messages call it.
+    Nothing(&'static str),
     Proof(Proof),
 }
+
+/// What the file or the server says of a user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// There is no such user.
+    Nobody,
+    /// There is, with a secret or without one.
+    User(Option<StoredSecret>),
+}
+
+const TRUST: &str = "\"trust\"";
 
 /// What a client may do on the console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,11 +104,45 @@ pub(crate) enum Role {
 }
 
 impl Access {
-    /// Reads the files that the configuration names. `before` is what was in force.
+    /// Reads the files that the configuration names.
     ///
     /// # Errors
     /// A file that can't be read or used, naming it and the line.
-    pub(crate) fn open(config: &Config, before: Option<&Self>) -> anyhow::Result<Self> {
+    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+        let tls = open_tls(&config.tls)?;
+        let seed = match &tls {
+            Some((options, _)) => read(&options.key)?.into_bytes(),
+            None => rand::random::<[u8; 32]>().to_vec(),
+        };
+        let tls = tls.map(|(_, tls)| tls);
+        Self::with(config, (config.tls.clone(), tls), seed)
+    }
+
+    /// Reads them anew, where `before` is what was in force. Returns what is wrong with the files for TLS, if those before
+    /// stay in force for it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn reopen(
+        config: &Config,
+        before: &Self,
+        unfit: Unfit,
+    ) -> anyhow::Result<(Self, Option<anyhow::Error>)> {
+        let (tls, waits) = match open_tls(&config.tls) {
+            Ok(tls) => ((config.tls.clone(), tls.map(|(_, tls)| tls)), None),
+            Err(error) if unfit == Unfit::Waits => {
+                ((before.tls_config.clone(), before.tls.clone()), Some(error))
+            }
+            Err(error) => return Err(error),
+        };
+        Ok((Self::with(config, tls, before.seed.clone())?, waits))
+    }
+
+    fn with(
+        config: &Config,
+        (tls_config, tls): (TlsConfig, Option<Arc<ServerTls>>),
+        seed: Vec<u8>,
+    ) -> anyhow::Result<Self> {
         let auth = &config.auth;
         let users = match &auth.file {
             None => UserList::default(),
@@ -110,25 +169,24 @@ impl Access {
             None => IdentMap::default(),
             Some(file) => IdentMap::parse(&read(file)?).with_context(|| in_file(file))?,
         };
-        let options = config.tls.options();
-        let tls = options.as_ref().map(ServerTls::new);
-        let seed = match (before, options) {
-            (Some(before), _) => before.seed.clone(),
-            (None, Some(options)) => read(&options.key)?.into_bytes(),
-            (None, None) => rand::random::<[u8; 32]>().to_vec(),
-        };
+        warn_of_queries(config);
         Ok(Self {
             config: auth.clone(),
+            databases: config.databases.clone(),
             allows_remote_trust,
             users,
             hba,
             ident,
-            tls_mode: config.tls.mode,
-            allows_direct_tls: config.tls.direct,
-            tls: tls.transpose().context("`[tls]`")?,
+            tls_config,
+            tls,
             asker: Asker::default(),
             seed,
         })
+    }
+
+    /// Whether a connection may begin with TLS.
+    pub(crate) fn allows_direct_tls(&self) -> bool {
+        self.tls_config.direct && self.tls.is_some()
     }
 
     /// The key of what is shown to users that there are none of.
@@ -143,18 +201,18 @@ impl Access {
     pub(crate) fn demand(&self, caller: &Caller, claim: &Claim<'_>) -> Result<Demand, ClientError> {
         let user = claim.user;
         let address = caller.peer.ip();
-        if self.tls_mode >= TlsMode::Require && address.is_some() && !caller.is_encrypted {
+        if self.tls_config.mode >= TlsMode::Require && address.is_some() && !caller.is_encrypted {
             return Err(no("SSL connection is required")
                 .hint("Connect with sslmode=require or a stronger one."));
         }
         match self.config.kind {
-            AuthType::Any | AuthType::Trust => self.trust(address).map(|()| Demand::Nothing),
+            AuthType::Any | AuthType::Trust => self.trust(address),
             AuthType::Plain => Ok(Demand::Proof(Proof::Cleartext)),
             AuthType::Md5 => Ok(Demand::Proof(Proof::Md5)),
             AuthType::ScramSha256 => Ok(Demand::Proof(Proof::Scram)),
             AuthType::Cert => {
                 self.check_certificate(caller, user, None, CertName::Common)?;
-                Ok(Demand::Nothing)
+                Ok(Demand::Nothing("certificate"))
             }
             AuthType::Hba => {
                 let asked = Asked {
@@ -191,19 +249,19 @@ impl Access {
         }
         match rule.method {
             HbaMethod::Reject => Err(turned_away("pg_hba.conf rejects connection for", asked)),
-            HbaMethod::Trust => self.trust(asked.address).map(|()| Demand::Nothing),
+            HbaMethod::Trust => self.trust(asked.address),
             HbaMethod::Password => Ok(Demand::Proof(Proof::Cleartext)),
             HbaMethod::Md5 => Ok(Demand::Proof(Proof::Md5)),
             HbaMethod::ScramSha256 => Ok(Demand::Proof(Proof::Scram)),
             HbaMethod::Cert => {
                 self.check_certificate(caller, asked.user, map, rule.cert_name)?;
-                Ok(Demand::Nothing)
+                Ok(Demand::Nothing("certificate"))
             }
             HbaMethod::Peer => {
                 let name = caller.peer.user_name();
                 let is_allowed = name.is_some_and(|name| self.ident.allows(map, &name, asked.user));
                 if is_allowed {
-                    Ok(Demand::Nothing)
+                    Ok(Demand::Nothing("Peer"))
                 } else {
                     let message = format!("Peer authentication failed for user \"{}\"", asked.user);
                     Err(no(&message))
@@ -213,10 +271,10 @@ impl Access {
     }
 
     /// Whoever comes from elsewhere is not trusted unless that was asked for.
-    fn trust(&self, address: Option<IpAddr>) -> Result<(), ClientError> {
+    fn trust(&self, address: Option<IpAddr>) -> Result<Demand, ClientError> {
         let is_near = address.is_none_or(|address| address.to_canonical().is_loopback());
         if is_near || self.allows_remote_trust {
-            return Ok(());
+            return Ok(Demand::Nothing(TRUST));
         }
         Err(
             no("clients from other machines are not trusted without a password")
@@ -246,55 +304,105 @@ impl Access {
         Err(no(&message))
     }
 
-    /// What is kept of a user's password: by the file, or by the server. `None`: there is no such user, or nothing is kept.
+    /// What is known of a user of a database: by the file, or by the server.
     ///
     /// # Errors
     /// The server can't be asked.
-    pub(crate) async fn secret(
+    pub(crate) async fn known(
         &self,
         upstream: &Upstream,
         user: &str,
         database: &str,
-    ) -> Result<Option<StoredSecret>, ClientError> {
+    ) -> Result<Known, ClientError> {
         if let Some(known) = self.users.get(user) {
-            return Ok(Some(known.clone()));
+            return Ok(Known::User(Some(known.clone())));
         }
-        if !self.config.asks() {
+        let Some(asking) = self.asking(database) else {
+            return Ok(Known::Nobody);
+        };
+        match self.asked_database(&asking, upstream, database)? {
+            Some(target) => self.asker.ask(&asking, &self.users, target, user).await,
+            None => Ok(Known::Nobody),
+        }
+    }
+
+    /// What is kept of the password of a user who has nothing to prove, if it is a user at all.
+    ///
+    /// # Errors
+    /// There is no such user, and that counts; or the server can't be asked.
+    pub(crate) async fn let_in(
+        &self,
+        upstream: &Upstream,
+        user: &str,
+        database: &str,
+        method: &str,
+    ) -> Result<Option<StoredSecret>, ClientError> {
+        if !self.config.known_users_only || self.config.kind == AuthType::Any {
             return Ok(None);
         }
-        let database = self.asked_database(upstream, database);
-        self.asker
-            .secret(
-                &self.config,
-                &self.users,
-                upstream,
-                user,
-                database.as_deref(),
-            )
-            .await
+        match self.known(upstream, user, database).await? {
+            Known::User(secret) => Ok(secret),
+            Known::Nobody => {
+                let refused = no(&format!(
+                    "{method} authentication failed for user \"{user}\""
+                ));
+                // Nothing was to be proved, so that who is let in can be seen anyway.
+                let told = refused.hint(format!("There is no such user: {user}."));
+                Err(match self.asking(database) {
+                    Some(_) => told.known_as("no such user"),
+                    None => told,
+                })
+            }
+        }
     }
 
     /// True where users are asked by SCRAM even under md5: then those that there are none of are, too.
-    pub(crate) fn mostly_scram(&self) -> bool {
+    pub(crate) fn mostly_scram(&self, database: &str) -> bool {
         let mut kept = self.users.iter().map(|(_, secret)| secret);
-        self.config.asks() || kept.any(|secret| matches!(secret, StoredSecret::Scram(_)))
+        self.asking(database).is_some()
+            || kept.any(|secret| matches!(secret, StoredSecret::Scram(_)))
     }
 
     /// A proof was wrong: what the server said of the user may be out of date by now.
-    pub(crate) fn doubt(&self, upstream: &Upstream, user: &str, database: &str) {
-        let database = self.asked_database(upstream, database);
-        self.asker.forget(user, database.as_deref());
+    pub(crate) fn doubt(&self, user: &str) {
+        self.asker.forget(user);
     }
 
-    /// The database in which the server is asked; `None`: there is none.
-    fn asked_database(&self, upstream: &Upstream, database: &str) -> Option<String> {
-        if let Some(fixed) = &self.config.query_database {
-            return Some(fixed.clone());
+    fn asking(&self, database: &str) -> Option<Asking<'_>> {
+        let own = (!admin::is_console(database)).then(|| {
+            let own = self.databases.get(database);
+            own.or_else(|| self.databases.get("*"))
+        });
+        self.config.asking(own.flatten())
+    }
+
+    /// Where the server is asked for the users of a database. `None`: there is no such database.
+    fn asked_database(
+        &self,
+        asking: &Asking<'_>,
+        upstream: &Upstream,
+        database: &str,
+    ) -> Result<Option<PgTarget>, ClientError> {
+        let Some(fixed) = asking.database else {
+            if !admin::is_console(database) {
+                return Ok(upstream.routes().asking(database));
+            }
+            // The console has no users of its own.
+            let main = upstream.asked_for_consoles();
+            return main.map(Some).ok_or_else(|| reserved(database));
+        };
+        if admin::is_console(fixed) {
+            return Err(reserved(fixed));
         }
-        if admin::is_console(database) {
-            return upstream.main_target().map(|target| target.database);
+        let Some(target) = upstream.routes().asking(fixed) else {
+            tracing::error!("authentication database \"{fixed}\" is not configured");
+            return Err(misconfigured());
+        };
+        if upstream.asked_for(fixed).is_disabled {
+            let message = format!("authentication database \"{fixed}\" is disabled");
+            return Err(ClientError::new(ErrorKind::Config, "55000", message).fatal());
         }
-        Some(database.to_owned())
+        Ok(Some(target))
     }
 
     /// What a client is to the server: by what it has proved here, or by what is kept of its password.
@@ -326,11 +434,20 @@ impl Access {
         let names_nobody = self.config.admin_users.is_empty() && self.config.stats_users.is_empty();
         if is_one_of(&self.config.admin_users)
             || self.is_owner(caller, user)
-            || self.config.trusts() && names_nobody
+            || self.trusts_with_the_console() && names_nobody
         {
             return Some(Role::Admin);
         }
         is_one_of(&self.config.stats_users).then_some(Role::Stats)
+    }
+
+    /// True where a user need be none that anybody knows.
+    fn trusts_with_the_console(&self) -> bool {
+        match self.config.kind {
+            AuthType::Any => true,
+            AuthType::Trust => !self.config.known_users_only,
+            _ => false,
+        }
     }
 
     /// True for the operating system's user that this program runs as, who could do anything to it anyway.
@@ -368,6 +485,61 @@ pub(crate) fn wrong_password(user: &str) -> ClientError {
     .fatal()
 }
 
+/// What connections are encrypted with; `None` where none is.
+fn open_tls(config: &TlsConfig) -> anyhow::Result<Option<(ServerTlsOptions, Arc<ServerTls>)>> {
+    let Some(options) = config.options() else {
+        return Ok(None);
+    };
+    match ServerTls::new(&options) {
+        Ok(tls) => Ok(Some((options, Arc::new(tls)))),
+        Err(error) => {
+            tracing::error!("TLS setup failed: {error}");
+            Err(error).context("`[tls]`")
+        }
+    }
+}
+
+/// The same for every user that no file has. What is wrong is in the log.
+fn misconfigured() -> ClientError {
+    let hint = match Dialect::current() {
+        Dialect::Helios => "The log of helios says more.",
+        Dialect::PgBouncer => "bouncer config error: the log says more.",
+    };
+    ClientError::new(
+        ErrorKind::Config,
+        "F0000",
+        "users cannot be looked up: the configuration is wrong",
+    )
+    .hint(hint)
+    .known_as("bouncer config error")
+    .fatal()
+}
+
+fn reserved(database: &str) -> ClientError {
+    tracing::error!(
+        "cannot use the reserved \"{database}\" database as an auth_dbname: name another in {}",
+        names::key("auth.query_database")
+    );
+    misconfigured()
+}
+
+/// Such a query may be in the way of others that are of use.
+fn warn_of_queries(config: &Config) {
+    let named = config.databases.iter().map(|(name, database)| {
+        let key = format!("databases.{name}.auth_query");
+        (key, database.auth_query.as_deref())
+    });
+    let general = ("auth.query".to_owned(), config.auth.query.as_deref());
+    for (key, query) in std::iter::once(general).chain(named) {
+        if query.is_some_and(|query| !asks_for_user(query)) {
+            let key = names::key(&key);
+            tracing::warn!(
+                "{key} has no $1 in the place of the user's name: nobody is found by it"
+            );
+        }
+    }
+}
+
 fn no(message: &str) -> ClientError {
     ClientError::new(ErrorKind::Client, "28000", message).fatal()
 }
@@ -386,7 +558,7 @@ mod tests {
 
     fn access(text: &str) -> Access {
         let config = Config::parse(text, "f").expect("readable");
-        Access::open(&config, None).expect("usable")
+        Access::open(&config).expect("usable")
     }
 
     fn caller(address: &str) -> Caller {
@@ -405,7 +577,7 @@ mod tests {
             is_replication: false,
         };
         match access.demand(&caller(address), &claim) {
-            Ok(demand) => demand == Demand::Nothing,
+            Ok(demand) => demand == Demand::Nothing(TRUST),
             Err(error) => {
                 assert_eq!(error.sqlstate, "28000");
                 false
@@ -441,7 +613,7 @@ mod tests {
     fn users_that_there_are_none_of_look_the_same_after_a_reload() {
         let first = access("");
         let config = Config::default();
-        let second = Access::open(&config, Some(&first)).expect("usable");
+        let (second, _) = Access::reopen(&config, &first, Unfit::IsRefused).expect("usable");
         assert_eq!(first.seed(), second.seed());
         assert_ne!(first.seed(), access("").seed());
     }

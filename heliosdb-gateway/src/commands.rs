@@ -185,7 +185,7 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
     }
     server::raise_file_limit(&config);
     let hidb_door = hidb::door(&config.hidb)?;
-    let access = Access::open(&config, None)?;
+    let access = Access::open(&config)?;
     let doors = Doors::open(&config, inherited)?;
     let backend = Backend::open(&config).await?;
     let cache = cache(&config)?;
@@ -452,6 +452,11 @@ async fn server_version(gateway: &Gateway) -> Option<String> {
             if gateway.cache_enabled() {
                 gateway.upstream.follow_decided(&pool.database).await;
             }
+            // The first of many databases was as good as any: none of its clients has asked for the connection.
+            if gateway.config().upstream.url.is_none() && !gateway.upstream.is_embedded() {
+                let keep = pool.limits.load().min_idle;
+                pool.connections.evict_idle(usize::MAX, keep);
+            }
             baseline.parameter("server_version").map(str::to_owned)
         }
         Err(error) => {
@@ -621,7 +626,7 @@ fn announce_invalidation(
 /// `helios check`: the configuration is valid by now; is the server there?
 async fn check(config: Config) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    Access::open(&config, None)?;
+    Access::open(&config)?;
     writeln!(out, "configuration: ok")?;
     let backend = Backend::open(&config).await?;
     let target = backend.main_target(&config)?;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+pub(crate) use auth::{Asking, asks_for_user};
 pub use auth::{AuthConfig, AuthType, MinVersion, TlsConfig, TlsMode};
 pub(crate) use databases::names_database;
 pub use databases::{Bound, DatabaseConfig, Databases, UserConfig, Users};

@@ -14,6 +14,11 @@ use crate::config::LogConfig;
 /// The file, if there is one.
 static LOG: OnceLock<LogFile> = OnceLock::new();
 
+/// Changes what is logged. (The type behind it has no name that could be written.)
+static LEVEL: OnceLock<Box<SetLevel>> = OnceLock::new();
+
+type SetLevel = dyn Fn(&str) + Send + Sync;
+
 #[derive(Debug)]
 struct LogFile {
     path: PathBuf,
@@ -33,14 +38,31 @@ pub(crate) fn start(config: &LogConfig) -> io::Result<()> {
         let _ = LOG.set(LogFile { path, file });
     }
     let to_stderr = config.stderr;
-    let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(&config.level))
         .with_writer(Writers { to_stderr })
         .with_ansi(LOG.get().is_none() && io::stderr().is_terminal())
         .with_target(false)
-        .try_init();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    if builder.try_init().is_ok() {
+        let _ = LEVEL.set(Box::new(move |level| {
+            // It fails where nothing is logged any more.
+            let _ = handle.reload(filter(level));
+        }));
+    }
     Ok(())
+}
+
+/// Goes on with another level.
+pub(crate) fn set_level(level: &str) {
+    if let Some(set) = LEVEL.get() {
+        set(level);
+    }
+}
+
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
 /// Opens the file anew: it may have been moved away.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use crate::access::Access;
+use crate::access::{Access, Unfit};
 use crate::config::Config;
 use crate::gateway::Gateway;
 
@@ -30,18 +30,41 @@ pub(crate) fn reload(gateway: &Arc<Gateway>) -> anyhow::Result<()> {
 /// # Errors
 /// A server's URL or a file that is named can't be used. Nothing changes then.
 pub(crate) fn apply(gateway: &Arc<Gateway>, new: &Config) -> anyhow::Result<()> {
+    apply_as(gateway, new, Unfit::IsRefused).map(|_| ())
+}
+
+/// As [`apply`], for a single key that was changed: where files for TLS with clients do not fit together, those before stay in
+/// force until they do, and the error is returned. They can be named one after the other only.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) fn apply_one(
+    gateway: &Arc<Gateway>,
+    new: &Config,
+) -> anyhow::Result<Option<anyhow::Error>> {
+    apply_as(gateway, new, Unfit::Waits)
+}
+
+fn apply_as(
+    gateway: &Arc<Gateway>,
+    new: &Config,
+    unfit: Unfit,
+) -> anyhow::Result<Option<anyhow::Error>> {
     // One at a time: what is changed goes by what is in force.
     let _one = gateway.reloading.lock();
     let diff = gateway.config().reloadable_diff(new);
     let merged = gateway.config().reloaded(new);
-    let access = Access::open(&merged, Some(&gateway.access.load()))?;
+    let (access, waits) = Access::reopen(&merged, &gateway.access.load(), unfit)?;
     gateway.upstream.reload(&merged)?;
     gateway.access.store(Arc::new(access));
     if gateway.config().cache.enabled && !merged.cache.enabled {
         gateway.cache.clear();
     }
+    if gateway.config().log.level != merged.log.level {
+        crate::log::set_level(&merged.log.level);
+    }
     gateway.replace_config(merged);
     crate::log::reopen();
     tracing::info!(applied = ?diff.applied, needs_restart = ?diff.needs_restart, "configuration reloaded");
-    Ok(())
+    Ok(waits)
 }

@@ -144,7 +144,7 @@ fn a_trusted_client_is_to_the_server_what_the_file_says() {
     assert_eq!(who(with_file.port, "app", "", ""), Ok("app".to_owned()));
     let without = helios(&cluster, "type = \"trust\"");
     let refused = who(without.port, "app", "", "").expect_err("the server asks");
-    assert!(refused.contains("none is configured"), "{refused}");
+    assert!(refused.contains("none is known"), "{refused}");
 }
 
 #[tokio::test]

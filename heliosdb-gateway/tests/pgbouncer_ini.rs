@@ -1,11 +1,13 @@
 //! PgBouncer's configuration file in place of helios's: what is served, reloaded, migrated and signalled.
 
 mod support;
+mod visitor;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use heliosdb_testkit::certificates::Authority;
 use heliosdb_testkit::{PostgresCluster, free_port};
 use support::connect;
 use tokio_postgres::{Client, NoTls};
@@ -83,6 +85,11 @@ async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> 
 
 async fn text(client: &Client, sql: &str) -> String {
     client.query_one(sql, &[]).await.expect(sql).get(0)
+}
+
+/// The notices and errors of a command of the console.
+fn command(bouncer: &Bouncer, command: &str) -> String {
+    support::psql(bouncer.port, "pgbouncer", command)
 }
 
 /// A value of the console's `SHOW CONFIG`.
@@ -412,4 +419,214 @@ async fn a_name_that_the_ini_does_not_have_is_no_such_database() {
     bouncer
         .logs("closing because: no such database: lost (age=0s)")
         .await;
+}
+
+#[tokio::test]
+async fn who_is_in_neither_auth_file_nor_auth_query_is_nobody_even_under_trust() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    cluster
+        .psql("postgres", "CREATE USER asked; CREATE USER unasked")
+        .expect("made");
+    let server = cluster.port();
+    let more = format!(
+        "[databases]\nq = host=127.0.0.1 port={server} dbname=postgres user=postgres auth_user=postgres \
+         auth_query='SELECT usename, passwd FROM pg_shadow WHERE usename=$1 AND NOT usename LIKE ''un%'' '\n\
+         lost = host=127.0.0.1 port={server} dbname=postgres auth_user=postgres auth_dbname=pgbouncer\n"
+    );
+    let start = |port, folder: &Path| ini(&cluster, port, folder, &more);
+    let bouncer = Bouncer::start(start).await;
+    let port = bouncer.port;
+    connect(port, "asked", "q").await;
+    connect(port, "idler", "q").await;
+    for (user, database, code, logged) in [
+        (
+            "asked",
+            "d",
+            "28000",
+            "\"trust\" authentication failed for user \"asked\" (age=",
+        ),
+        (
+            "asked",
+            "pgbouncer",
+            "28000",
+            "\"trust\" authentication failed",
+        ),
+        (
+            "unasked",
+            "q",
+            "28000",
+            "no such user (age=0s): \"trust\" authentication failed",
+        ),
+        ("asked", "lost", "F0000", "bouncer config error (age="),
+    ] {
+        let error = refused(port, user, database).await;
+        assert_eq!(error.code().code(), code, "{error:?}");
+        bouncer.logs(&format!("closing because: {logged}")).await;
+    }
+    let console = bouncer.client("pgbouncer").await;
+    console
+        .batch_execute("SET auth_type = 'any'")
+        .await
+        .expect("set");
+    connect(port, "asked", "d").await;
+    let reserved = "auth_dbname = pgbouncer\n";
+    let folder = bouncer.folder.path();
+    std::fs::write(
+        folder.join("pgbouncer.ini"),
+        ini(&cluster, port, folder, reserved),
+    )
+    .expect("written");
+    console.batch_execute("RELOAD").await.expect_err("reserved");
+    bouncer
+        .logs("auth_dbname: cannot use the reserved \"pgbouncer\" database as an auth_dbname")
+        .await;
+}
+
+#[tokio::test]
+async fn auth_query_counts_from_when_there_is_an_auth_user() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let more = "auth_query = SELECT 'app', 'of-the-query' WHERE $1 = 'app'\n";
+    let start = |port, folder: &Path| ini(&cluster, port, folder, more);
+    let bouncer = Bouncer::start(start).await;
+    let console = bouncer.client("pgbouncer").await;
+    let port = bouncer.port;
+    let set = async |assignment: &str| {
+        let done = console.batch_execute(&format!("SET {assignment}")).await;
+        done.expect("set");
+    };
+    refused(port, "app", "d").await;
+    // A configuration that was changed in one place is the same in all others.
+    set("pool.size = 7").await;
+    refused(port, "app", "d").await;
+    assert_eq!(setting(&console, "auth_user").await, "");
+    set("auth_user = 'postgres'").await;
+    connect(port, "app", "d").await;
+    set("auth_user = ''").await;
+    refused(port, "app", "d").await;
+}
+
+#[tokio::test]
+async fn what_is_logged_changes_while_it_runs() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, "")).await;
+    let console = bouncer.client("pgbouncer").await;
+    let set = async |assignment: &str| {
+        let done = console.batch_execute(&format!("SET {assignment}")).await;
+        done.expect("set");
+        let log = std::fs::read_to_string(bouncer.folder.path().join("log"));
+        log.expect("there")
+            .matches("configuration reloaded")
+            .count()
+    };
+    for (level, shown) in [("1", "debug"), ("2", "trace"), ("0", "info")] {
+        set(&format!("verbose = {level}")).await;
+        assert_eq!(setting(&console, "verbose").await, level);
+        assert_eq!(setting(&console, "log.level").await, shown);
+    }
+    let before = set("default_pool_size = 8").await;
+    assert_eq!(set("log.level = 'warn'").await, before);
+    assert_eq!(set("default_pool_size = 9").await, before);
+    assert_eq!(set("verbose = 0").await, before + 1);
+    assert_eq!(set("default_pool_size = 8").await, before + 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_for_tls_are_set_one_after_the_other() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let more = "server_tls_sslmode = disable\n";
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, more)).await;
+    let [old, new] = ["old", "new"].map(Authority::new);
+    let set =
+        |key: &str, value: &str| command(&bouncer, &format!("SET client_tls_{key} = '{value}'"));
+    let is_in_force = |authority: &Authority| {
+        let root = authority.root();
+        let more = format!(
+            "dbname=d sslmode=verify-full sslrootcert={}",
+            root.display()
+        );
+        visitor::who(bouncer.port, "postgres", "", &more).is_ok()
+    };
+    let waits = "NOTICE:  TLS settings could not be applied, still using old configuration";
+    let is_plain = |told: &str| !told.contains("NOTICE") && !told.contains("ERROR");
+    for (authority, is_second) in [(&old, false), (&new, true)] {
+        let signed = authority.sign(&["localhost"], None);
+        let key = authority.file("server.key", &signed.key);
+        let certificate = authority.file("server.pem", &signed.certificate);
+        let told = set("key_file", &key.display().to_string());
+        assert_eq!(told.contains(waits), is_second, "{told}");
+        if is_second {
+            assert!(is_in_force(&old));
+            // What has nothing to do with it is changed without a word.
+            let told = command(&bouncer, "SET default_pool_size = 9");
+            assert!(is_plain(&told), "{told}");
+            assert!(is_in_force(&old));
+        }
+        for (key, value) in [
+            ("cert_file", certificate.display().to_string()),
+            ("sslmode", "require".to_owned()),
+        ] {
+            let told = set(key, &value);
+            assert!(is_plain(&told), "{told}");
+        }
+        assert!(is_in_force(authority));
+    }
+    assert!(!is_in_force(&old));
+    bouncer.logs("ERROR TLS setup failed: ").await;
+}
+
+#[tokio::test]
+async fn no_server_connection_stands_that_nobody_has_asked_for() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, "")).await;
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    let stand = || cluster.psql("postgres", others).expect("counted");
+    until("the one that looked at the server is gone", || async {
+        stand() == "0"
+    })
+    .await;
+    let _client = bouncer.client("d").await;
+    assert_eq!(stand(), "1");
+}
+
+#[tokio::test]
+async fn what_a_server_has_to_prove_is_set_one_after_the_other() {
+    let [ours, others] = ["ours", "others"].map(Authority::new);
+    let signed = ours.sign(&["localhost"], None);
+    let cluster = PostgresCluster::builder()
+        .file("server.crt", &signed.certificate)
+        .file("server.key", &signed.key)
+        .setting("ssl", "on")
+        .start()
+        .expect("PostgreSQL starts");
+    let server = cluster.port();
+    let more = format!("[databases]\nsafe = host=localhost port={server} dbname=postgres\n");
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, &more)).await;
+    let console = bouncer.client("pgbouncer").await;
+    let set = async |assignment: &str| {
+        let done = console.batch_execute(&format!("SET {assignment}")).await;
+        done.expect("set");
+    };
+    set("server_tls_sslmode = 'verify-full'").await;
+    let root = |authority: &Authority| authority.root().display().to_string();
+    set(&format!("server_tls_ca_file = '{}'", root(&others))).await;
+    let port = bouncer.port;
+    let waiting = tokio::spawn(async move { connect(port, "postgres", "safe").await });
+    bouncer
+        .logs("closing because: server TLS handshake failed, certificate verify failed (age=")
+        .await;
+    waiting.abort();
+    set(&format!("server_tls_ca_file = '{}'", root(&ours))).await;
+    let client = bouncer.client("safe").await;
+    let encrypted = "SELECT ssl::text FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    assert_eq!(text(&client, encrypted).await, "true");
 }

@@ -15,9 +15,10 @@ use heliosdb_network::postgres::{Credential, PgConnector, PgTarget, QueryResult}
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use crate::config::AuthConfig;
+use crate::config::{Asking, names};
 use crate::error::{ClientError, ErrorKind};
-use crate::upstream::Upstream;
+
+use super::Known;
 
 /// Names of the catalog in full, and nobody whose password is no longer valid (CVE-2025-2291).
 const QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil OPERATOR(pg_catalog.<) pg_catalog.now() THEN NULL \
@@ -34,51 +35,62 @@ const CONNECTIONS: usize = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Asker {
-    /// By database and user. Why a lock: a look-up per login. Nobody asks the server under it.
-    answers: Mutex<HashMap<(String, String), Arc<Answer>>>,
+    /// Why a lock: a look-up per login. Nobody asks the server under it.
+    answers: Mutex<HashMap<Question, Arc<Answer>>>,
     /// By target, as it prints itself.
     pools: Mutex<HashMap<String, Arc<EnhancedConnectionPool<PgConnector>>>>,
+}
+
+/// What is asked. Databases of the same name may be on different servers, and be asked in different ways.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Question {
+    /// The server, the database there, and who asks, as the target prints itself.
+    target: String,
+    query: String,
+    user: String,
 }
 
 #[derive(Debug)]
 struct Answer {
     begun: Instant,
     /// Of those who wait for it, one asks; if it fails or leaves, the next does.
-    said: OnceCell<Option<StoredSecret>>,
+    said: OnceCell<Known>,
 }
 
 impl Asker {
-    pub(super) async fn secret(
+    /// What the server says of a user. `target` is the database where it is asked, as the user of its URL.
+    pub(super) async fn ask(
         &self,
-        config: &AuthConfig,
+        asking: &Asking<'_>,
         users: &UserList,
-        upstream: &Upstream,
+        target: PgTarget,
         user: &str,
-        database: Option<&str>,
-    ) -> Result<Option<StoredSecret>, ClientError> {
-        let Some(target) = database.and_then(|name| target(config, users, upstream, name)) else {
-            return Ok(None);
+    ) -> Result<Known, ClientError> {
+        let target = as_asker(target, asking, users);
+        let question = Question {
+            target: target.to_string(),
+            query: asking.query.unwrap_or(QUERY).to_owned(),
+            user: user.to_owned(),
         };
-        let answer = self.answer((target.database.clone(), user.to_owned()));
+        let answer = self.answer(&question);
         let said = answer
             .said
-            .get_or_try_init(|| self.ask(config, target, user));
+            .get_or_try_init(|| self.ask_server(&question, target));
         said.await.cloned()
     }
 
-    pub(super) fn forget(&self, user: &str, database: Option<&str>) {
-        let mut answers = self.answers.lock();
-        answers.retain(|(known_database, known), _| {
-            known != user || database.is_some_and(|database| known_database != database)
-        });
+    pub(super) fn forget(&self, user: &str) {
+        self.answers
+            .lock()
+            .retain(|question, _| question.user != user);
     }
 
     /// What is known, or the place where it will be.
-    fn answer(&self, key: (String, String)) -> Arc<Answer> {
+    fn answer(&self, question: &Question) -> Arc<Answer> {
         let now = Instant::now();
         let is_fresh = |answer: &Answer| now.duration_since(answer.begun) < TTL;
         let mut answers = self.answers.lock();
-        if let Some(answer) = answers.get(&key).filter(|answer| is_fresh(answer)) {
+        if let Some(answer) = answers.get(question).filter(|answer| is_fresh(answer)) {
             return Arc::clone(answer);
         }
         if answers.len() >= ANSWERS_MAX {
@@ -92,17 +104,15 @@ impl Asker {
             begun: now,
             said: OnceCell::new(),
         });
-        answers.insert(key, Arc::clone(&answer));
+        answers.insert(question.clone(), Arc::clone(&answer));
         answer
     }
 
-    async fn ask(
+    async fn ask_server(
         &self,
-        config: &AuthConfig,
+        question: &Question,
         target: PgTarget,
-        user: &str,
-    ) -> Result<Option<StoredSecret>, ClientError> {
-        let query = config.query.as_deref().unwrap_or(QUERY);
+    ) -> Result<Known, ClientError> {
         let pool = self.pool(target).map_err(|error| failed(&error))?;
         let mut lease = match pool.acquire().await {
             Ok(lease) => lease,
@@ -111,14 +121,21 @@ impl Asker {
                 if let Some(HeliosError::Server(fields)) = error.cause()
                     && fields.sqlstate() == "3D000"
                 {
-                    return Ok(None);
+                    return Ok(Known::Nobody);
                 }
                 return Err(failed(&error));
             }
         };
-        let asked = lease.query(query, &[Some(user)]).await;
-        let result = asked.map_err(|error| failed(&error))?;
-        secret_in(&result, user).map_err(|error| failed(&error))
+        let user = question.user.as_str();
+        let asked = lease.query(&question.query, &[Some(user)]).await;
+        let known = asked.and_then(|result| known_by(&result, user));
+        known.map_err(|error| match error {
+            HeliosError::Server(_) | HeliosError::Unsupported(_) => {
+                tracing::error!("error in {}: {error}", names::key("auth.query"));
+                super::misconfigured()
+            }
+            error => failed(&error),
+        })
     }
 
     fn pool(
@@ -146,15 +163,9 @@ impl Asker {
     }
 }
 
-/// Where and as whom the server is asked; nothing of it comes from a client but the database's name.
-fn target(
-    config: &AuthConfig,
-    users: &UserList,
-    upstream: &Upstream,
-    database: &str,
-) -> Option<PgTarget> {
-    let mut target = upstream.routes().asking(database)?;
-    if let Some(user) = &config.query_user
+/// The target, as who asks; nothing of it comes from a client but the database's name.
+fn as_asker(mut target: PgTarget, asking: &Asking<'_>, users: &UserList) -> PgTarget {
+    if let Some(user) = asking.user
         && *user != target.user
     {
         user.clone_into(&mut target.user);
@@ -169,23 +180,24 @@ fn target(
             _ => Credential::None,
         };
     }
-    Some(target)
+    target
 }
 
-/// The secret in the first row. Its first column has to be the user, or it is another's.
-fn secret_in(result: &QueryResult, user: &str) -> Result<Option<StoredSecret>, HeliosError> {
+/// What the first row says. Its first column has to be the user, or it is another's.
+fn known_by(result: &QueryResult, user: &str) -> Result<Known, HeliosError> {
     let Some(row) = result.rows.first() else {
-        return Ok(None);
+        return Ok(Known::Nobody);
     };
     let [name, secret, ..] = row.as_slice() else {
         return Err(HeliosError::Unsupported(
             "the query has to return a name and a secret".to_owned(),
         ));
     };
-    match secret {
-        Some(secret) if name.as_deref() == Some(user) => StoredSecret::parse(secret).map(Some),
-        _ => Ok(None),
+    if name.as_deref() != Some(user) {
+        return Ok(Known::Nobody);
     }
+    let secret = secret.as_deref().map(StoredSecret::parse).transpose()?;
+    Ok(Known::User(secret))
 }
 
 /// What a client hears of it is nothing that tells users apart; the rest is for whoever runs this.
@@ -203,29 +215,26 @@ fn failed(error: &impl std::fmt::Display) -> ClientError {
 mod tests {
     use super::*;
 
-    fn of(row: Option<&[Option<&str>]>) -> Result<Option<StoredSecret>, HeliosError> {
+    fn of(row: Option<&[Option<&str>]>) -> Result<Known, HeliosError> {
         let mut result = QueryResult::default();
         let texts =
             |row: &[Option<&str>]| row.iter().map(|value| value.map(str::to_owned)).collect();
         result.rows = row.into_iter().map(texts).collect();
-        secret_in(&result, "ada")
+        known_by(&result, "ada")
     }
 
     #[test]
     fn a_secret_is_the_users_own_or_none() {
-        let password = Some(StoredSecret::password("pw"));
+        let password = Known::User(Some(StoredSecret::password("pw")));
+        assert_eq!(of(Some(&[Some("ada"), Some("pw")])).expect("ada"), password);
         assert_eq!(
-            of(Some(&[Some("ada"), Some("pw")])).expect("a secret"),
-            password
+            of(Some(&[Some("ada"), None])).expect("ada"),
+            Known::User(None)
         );
-        for row in [
-            [Some("ada"), None],
-            [Some("bob"), Some("pw")],
-            [None, Some("pw")],
-        ] {
-            assert_eq!(of(Some(&row)).expect("none"), None);
+        for row in [[Some("bob"), Some("pw")], [None, Some("pw")]] {
+            assert_eq!(of(Some(&row)).expect("nobody"), Known::Nobody);
         }
-        assert_eq!(of(None).expect("none"), None);
+        assert_eq!(of(None).expect("nobody"), Known::Nobody);
         assert!(of(Some(&[Some("pw")])).is_err());
         assert!(of(Some(&[Some("ada"), Some("SCRAM-SHA-256$x")])).is_err());
     }
@@ -233,15 +242,32 @@ mod tests {
     #[test]
     fn answers_are_bounded_and_forgotten() {
         let asker = Asker::default();
-        let key = |user: &str| ("d".to_owned(), user.to_owned());
-        let first = asker.answer(key("ada"));
-        assert!(Arc::ptr_eq(&first, &asker.answer(key("ada"))));
-        asker.forget("ada", Some("other"));
-        assert!(Arc::ptr_eq(&first, &asker.answer(key("ada"))));
-        asker.forget("ada", Some("d"));
-        assert!(!Arc::ptr_eq(&first, &asker.answer(key("ada"))));
+        let question = |target: &str, user: &str| Question {
+            target: target.to_owned(),
+            query: String::new(),
+            user: user.to_owned(),
+        };
+        let first = asker.answer(&question("a@h/d", "ada"));
+        assert!(Arc::ptr_eq(
+            &first,
+            &asker.answer(&question("a@h/d", "ada"))
+        ));
+        assert!(!Arc::ptr_eq(
+            &first,
+            &asker.answer(&question("a@i/d", "ada"))
+        ));
+        asker.forget("bob");
+        assert!(Arc::ptr_eq(
+            &first,
+            &asker.answer(&question("a@h/d", "ada"))
+        ));
+        asker.forget("ada");
+        assert!(!Arc::ptr_eq(
+            &first,
+            &asker.answer(&question("a@h/d", "ada"))
+        ));
         for user in 0..ANSWERS_MAX + 10 {
-            asker.answer(key(&user.to_string()));
+            asker.answer(&question("a@h/d", &user.to_string()));
         }
         assert!(asker.answers.lock().len() <= ANSWERS_MAX);
     }

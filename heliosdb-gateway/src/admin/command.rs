@@ -12,6 +12,8 @@ use super::{caches, control, listings, settings, sockets, tables, traffic};
 /// What a command answers.
 pub(super) enum Answer {
     Done(String),
+    /// It is done, and the client has to know something about it.
+    DoneWith(String, ClientError),
     /// Nothing was done, and the client is told so.
     Ignored(&'static str),
     /// All wait until RESUME, or until the client that asked for it leaves.

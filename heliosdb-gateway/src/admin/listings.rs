@@ -99,7 +99,7 @@ pub(super) fn databases(gateway: &Gateway) -> Table {
         None::<u32>,
         0_u32,
         0_u32,
-        0_u32,
+        max_clients.unwrap_or(0),
         consoles.sum::<usize>(),
         false,
         false,

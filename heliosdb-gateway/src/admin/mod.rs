@@ -157,6 +157,11 @@ impl Console {
                     message::put_command_complete(out, &tag);
                     Ok(())
                 }
+                Ok(Answer::DoneWith(tag, notice)) => {
+                    notice.put_notice(out);
+                    message::put_command_complete(out, &tag);
+                    Ok(())
+                }
                 Ok(Answer::Ignored(tag)) => {
                     let notice = ClientError::new(ErrorKind::Client, "00000", "SET ignored");
                     notice.put_warning(out);

@@ -54,10 +54,19 @@ pub(super) fn set(
         );
         return Err(refused("SET failed").hint(hint));
     }
-    reload::apply(gateway, &changed).map_err(|error| {
+    let is_of_tls = gateway.config().tls != changed.tls;
+    let waits = reload::apply_one(gateway, &changed).map_err(|error| {
         ClientError::new(ErrorKind::Config, "F0000", "SET failed").hint(error.to_string())
     })?;
-    Ok(Answer::done(format!("SET {key}={value}")))
+    let done = format!("SET {key}={value}");
+    Ok(match waits.filter(|_| is_of_tls) {
+        Some(why) => {
+            let message = "TLS settings could not be applied, still using old configuration";
+            let notice = ClientError::new(ErrorKind::Config, "F0000", message);
+            Answer::DoneWith(done, notice.hint(format!("{why:#}")))
+        }
+        None => Answer::done(done),
+    })
 }
 
 /// Key and value, out of their quotes.

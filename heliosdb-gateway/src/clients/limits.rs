@@ -41,7 +41,20 @@ impl ClientLimits {
         }
     }
 
-    #[cfg(test)]
+    /// What it says of a user's clients of the console. An administrator is counted, and gets in.
+    pub(crate) fn of_console(config: &Config, user: &str, is_administrator: bool) -> Self {
+        if is_administrator {
+            return Self::up_to(config.clients.max);
+        }
+        // The console is none of the databases that `*` stands for.
+        let per_database = config.clients.max_per_database;
+        Self {
+            per_database: per_database.map(|max| (max, "clients.max_per_database".to_owned())),
+            ..Self::of(config, user, "")
+        }
+    }
+
+    /// With no limit but the one for all.
     pub(super) fn up_to(max: usize) -> Self {
         Self {
             max,
@@ -75,7 +88,9 @@ impl Counts {
                 return Err(refused("sorry, too many clients of the console", hint));
             }
             ClientKind::Console => {
+                self.check(identity, limits)?;
                 self.consoles += 1;
+                self.count_in(identity);
                 return Ok(());
             }
             ClientKind::Client | ClientKind::Hidb | ClientKind::Lane => {}
@@ -90,36 +105,55 @@ impl Counts {
             self.clients += 1;
             return Ok(());
         }
-        let (user, database) = (&identity.user, &identity.database);
+        self.check(identity, limits)?;
+        self.clients += 1;
+        self.count_in(identity);
+        Ok(())
+    }
+
+    /// Refuses a client that would be one too many of its database or its user.
+    fn check(&self, identity: &Identity, limits: &ClientLimits) -> Result<(), ClientError> {
         check(
             &self.by_database,
-            database,
+            counted_as(identity.kind, &identity.database),
             limits.per_database.as_ref(),
             ("database", "max_db_client_connections"),
         )?;
         check(
             &self.by_user,
-            user,
+            &identity.user,
             limits.per_user.as_ref(),
             ("user", "max_user_client_connections"),
-        )?;
-        self.clients += 1;
-        *self.by_user.entry(user.clone()).or_default() += 1;
-        *self.by_database.entry(database.clone()).or_default() += 1;
-        Ok(())
+        )
+    }
+
+    fn count_in(&mut self, identity: &Identity) {
+        let database = counted_as(identity.kind, &identity.database).to_owned();
+        *self.by_user.entry(identity.user.clone()).or_default() += 1;
+        *self.by_database.entry(database).or_default() += 1;
     }
 
     /// Counts one out.
     pub(super) fn leave(&mut self, client: &ClientInfo) {
         match client.kind {
-            ClientKind::Lane => self.clients -= 1,
-            ClientKind::Console => self.consoles -= 1,
-            ClientKind::Client | ClientKind::Hidb => {
+            ClientKind::Lane => {
                 self.clients -= 1;
-                count_out(&mut self.by_user, &client.user);
-                count_out(&mut self.by_database, &client.database);
+                return;
             }
+            ClientKind::Console => self.consoles -= 1,
+            ClientKind::Client | ClientKind::Hidb => self.clients -= 1,
         }
+        count_out(&mut self.by_user, &client.user);
+        let database = counted_as(client.kind, &client.database);
+        count_out(&mut self.by_database, database);
+    }
+}
+
+/// The console has several names.
+fn counted_as(kind: ClientKind, database: &str) -> &str {
+    match kind {
+        ClientKind::Console => "helios",
+        ClientKind::Client | ClientKind::Hidb | ClientKind::Lane => database,
     }
 }
 
@@ -265,16 +299,19 @@ mod tests {
         let config = config("[clients]\nmax = 3\nmax_per_user = 1\n");
         let registry = Arc::new(ClientRegistry::default());
         let enter = |kind, user| admit(&registry, &config, (kind, user, "d"));
+        let console = || {
+            let limits = ClientLimits::of_console(&config, "u", true);
+            registry.admit(identity(ClientKind::Console, "u", "helios"), &limits)
+        };
         let hidb = enter(ClientKind::Hidb, "u").expect("room");
         assert!(enter(ClientKind::Client, "u").is_err());
         let lanes = [enter(ClientKind::Lane, "u"), enter(ClientKind::Lane, "u")]
             .map(|lane| lane.expect("room"));
         assert!(enter(ClientKind::Lane, "u").is_err(), "they take room");
         let consoles: Vec<_> = (0..CONSOLES_MAX)
-            .map(|_| enter(ClientKind::Console, "u").expect("room"))
+            .map(|_| console().expect("room"))
             .collect();
-        let error = enter(ClientKind::Console, "u").expect_err("bounded");
-        assert_eq!(error.sqlstate, "53300");
+        assert_eq!(console().expect_err("bounded").sqlstate, "53300");
         drop((consoles, lanes));
         assert!(enter(ClientKind::Client, "u").is_err());
         let others = [
@@ -284,6 +321,33 @@ mod tests {
         assert!(others.iter().all(Result::is_ok));
         drop((hidb, others));
         drop(enter(ClientKind::Client, "u").expect("room"));
-        drop(enter(ClientKind::Console, "u").expect("room"));
+        drop(console().expect("room"));
+    }
+
+    #[test]
+    fn clients_of_the_console_count_and_its_administrators_get_in_nevertheless() {
+        let text = "[clients]\nmax_per_user = 2\nmax_per_database = 3\n[users.few]\nmax_clients = 1\n\
+                    [databases.\"*\"]\nurl = \"postgres://h\"\nmax_clients = 1\n";
+        let config = config(text);
+        let registry = Arc::new(ClientRegistry::default());
+        let console = |user, database, is_administrator| {
+            let limits = ClientLimits::of_console(&config, user, is_administrator);
+            registry.admit(identity(ClientKind::Console, user, database), &limits)
+        };
+        let looks = |user| console(user, "pgbouncer", false);
+        let few = looks("few").expect("room");
+        assert!(looks("few").is_err(), "one of its user");
+        let mut inside = vec![few];
+        inside.push(looks("a").expect("the limit of * is not the console's"));
+        inside.push(console("a", "helios", false).expect("room"));
+        assert!(looks("b").is_err(), "three of the console under any name");
+        for _ in 0..3 {
+            inside.push(console("b", "helios", true).expect("an administrator"));
+        }
+        let error = admit(&registry, &config, (ClientKind::Client, "b", "d")).expect_err("full");
+        assert!(error.message.contains("for user \"b\""), "{error}");
+        inside.clear();
+        drop(looks("b").expect("they have left"));
+        drop(admit(&registry, &config, (ClientKind::Client, "b", "d")).expect("room"));
     }
 }

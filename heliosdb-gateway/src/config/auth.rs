@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use heliosdb_network::tls::{ClientCertificates, ServerTlsOptions, TlsVersion};
 use serde::Deserialize;
 
-use super::ConfigError;
+use crate::admin;
+
+use super::{ConfigError, DatabaseConfig, Databases};
 
 /// What clients have to prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -49,10 +51,13 @@ pub struct AuthConfig {
     /// returns name and secret. Default: by `pg_authid`, if `query_user` is there.
     pub query: Option<String>,
     /// As whom the server is asked. Default: the user of the server's URL, if `query` is there; its password is that of
-    /// the URL, or in `file`.
+    /// the URL, or in `file`. `off`: it is not asked, but for databases that name somebody.
     pub query_user: Option<String>,
-    /// In which database. Default: the one that the client wants.
+    /// In which database, by the name that clients use. Default: the one that the client wants.
     pub query_database: Option<String>,
+    /// Whether users whom neither `file` nor the server knows are refused even where they have to prove nothing (but with
+    /// `type = "any"`). Default false.
+    pub known_users_only: bool,
     /// Users who may do everything on the admin console. Default: with `trust` everybody, else nobody.
     pub admin_users: Vec<String>,
     /// Users who may look at everything there. Default: none.
@@ -109,6 +114,25 @@ pub struct TlsConfig {
     pub direct: bool,
 }
 
+/// How the server is asked for users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asking<'c> {
+    /// `None`: as helios does.
+    pub(crate) query: Option<&'c str>,
+    /// `None`: as the user of the server's URL.
+    pub(crate) user: Option<&'c str>,
+    /// `None`: in the one that the client wants.
+    pub(crate) database: Option<&'c str>,
+}
+
+/// In the place of a user: the server is not asked.
+pub(super) const NOBODY: &str = "off";
+
+/// True if a query has a place for the user's name. Without one it finds nobody.
+pub(crate) fn asks_for_user(query: &str) -> bool {
+    query.contains("$1")
+}
+
 impl Default for AuthConfig {
     fn default() -> Self {
         Self {
@@ -119,6 +143,7 @@ impl Default for AuthConfig {
             query: None,
             query_user: None,
             query_database: None,
+            known_users_only: false,
             admin_users: Vec::new(),
             stats_users: Vec::new(),
         }
@@ -144,9 +169,22 @@ impl AuthConfig {
         matches!(self.kind, AuthType::Any | AuthType::Trust)
     }
 
-    /// True where the server is asked for secrets.
-    pub(crate) fn asks(&self) -> bool {
-        self.query.is_some() || self.query_user.is_some()
+    /// How the server is asked for the users of a database, which may have ways of its own. `None`: it is not.
+    pub(crate) fn asking<'c>(&'c self, own: Option<&'c DatabaseConfig>) -> Option<Asking<'c>> {
+        let query = own.and_then(|own| own.auth_query.as_deref());
+        let query = query.or(self.query.as_deref());
+        let user = own.and_then(|own| own.auth_query_user.as_deref());
+        let user = user.or(self.query_user.as_deref());
+        let database = own.and_then(|own| own.auth_query_database.as_deref());
+        let is_asked = match user {
+            Some(user) => user != NOBODY,
+            None => query.is_some(),
+        };
+        is_asked.then_some(Asking {
+            query,
+            user,
+            database: database.or(self.query_database.as_deref()),
+        })
     }
 
     /// The addresses that others can reach and where they would have to prove nothing.
@@ -167,13 +205,21 @@ impl AuthConfig {
         }
     }
 
-    pub(super) fn validate(&self, tls: &TlsConfig) -> Result<(), ConfigError> {
+    pub(super) fn validate(
+        &self,
+        tls: &TlsConfig,
+        databases: &Databases,
+    ) -> Result<(), ConfigError> {
         let shown = shown(self.kind);
+        let asks = self.asking(None).is_some()
+            || databases
+                .values()
+                .any(|database| self.asking(Some(database)).is_some());
         let needs_secrets = matches!(
             self.kind,
             AuthType::Md5 | AuthType::Plain | AuthType::ScramSha256
         );
-        if needs_secrets && self.file.is_none() && !self.asks() {
+        if needs_secrets && self.file.is_none() && !asks {
             return refuse(
                 "auth.type",
                 shown,
@@ -186,10 +232,24 @@ impl AuthConfig {
         if self.kind == AuthType::Cert && (tls.mode < TlsMode::VerifyCa) {
             return refuse("auth.type", shown, "needs tls.mode = \"verify-full\"");
         }
-        if self
-            .query
-            .as_deref()
-            .is_some_and(|query| !query.contains("$1"))
+        let is_ours = |name: &Option<String>| name.as_deref().is_some_and(admin::is_console);
+        if is_ours(&self.query_database) {
+            let name = self.query_database.as_deref().unwrap_or_default();
+            let reason = format!(
+                "cannot use the reserved \"{name}\" database as an auth_dbname: the admin console has no users to ask for"
+            );
+            return refuse("auth.query_database", name, &reason);
+        }
+        // One that is in the way of no database's own may be left as it is.
+        let is_overridden = databases
+            .values()
+            .any(|database| database.auth_query.is_some());
+        if asks
+            && !is_overridden
+            && self
+                .query
+                .as_deref()
+                .is_some_and(|query| !asks_for_user(query))
         {
             return refuse(
                 "auth.query",
@@ -209,6 +269,7 @@ impl AuthConfig {
             query,
             query_user,
             query_database,
+            known_users_only,
             admin_users,
             stats_users,
         } = self;
@@ -221,6 +282,7 @@ impl AuthConfig {
             ("auth.query", text(query)),
             ("auth.query_user", text(query_user)),
             ("auth.query_database", text(query_database)),
+            ("auth.known_users_only", known_users_only.to_string()),
             ("auth.admin_users", admin_users.join(", ")),
             ("auth.stats_users", stats_users.join(", ")),
         ]

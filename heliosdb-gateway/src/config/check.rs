@@ -30,7 +30,7 @@ impl Config {
         self.validate_pool()?;
         self.validate_cache()?;
         self.validate_clients()?;
-        self.auth.validate(&self.tls)?;
+        self.auth.validate(&self.tls, &self.databases)?;
         self.tls.validate()?;
         self.validate_hidb()?;
         validate_level(&self.log.level)

@@ -43,6 +43,12 @@ pub struct DatabaseConfig {
     pub max_lifetime: Option<Duration>,
     /// Statements that each new server connection begins with.
     pub connect_query: Option<String>,
+    /// How the server is asked for the secret of a user of this database. Absent: as `auth.query`.
+    pub auth_query: Option<String>,
+    /// As whom the server is asked. `off`: it is not. Absent: as `auth.query_user`.
+    pub auth_query_user: Option<String>,
+    /// In which database, by the name that clients use. Absent: as `auth.query_database`.
+    pub auth_query_database: Option<String>,
     /// Whether answers are cached. Default true, if `cache.enabled`.
     pub cache: Option<bool>,
 }

@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::auth::NOBODY;
 use super::{AuthType, Config, ConfigError, Invalidation, PoolMode, Row, show};
 
 use ini::{Entry, Place};
@@ -48,7 +49,7 @@ struct Draft {
     config: Config,
     listen_addr: String,
     port: u16,
-    /// Parameters of every server's URL.
+    /// Parameters of every server's URL. An empty one is none.
     server_tls: Vec<(&'static str, String)>,
 }
 
@@ -69,6 +70,10 @@ impl Draft {
         config.pool.acquire_timeout = Duration::from_secs(120);
         config.pool.max_prepared_statements = 200;
         config.auth.kind = AuthType::Md5;
+        // For PgBouncer a user whom neither auth_file nor auth_query knows is none, whatever auth_type is.
+        config.auth.known_users_only = true;
+        // Without auth_user it asks nobody, whatever auth_query is.
+        config.auth.query_user = Some(NOBODY.to_owned());
         config.clients.max = 100;
         config.clients.login_timeout = Duration::from_secs(60);
         Self::of(config)
@@ -81,6 +86,11 @@ impl Draft {
             port: 6432,
             server_tls: Vec::new(),
         }
+    }
+
+    fn set_server_tls(&mut self, name: &'static str, value: &str) {
+        self.server_tls.retain(|(known, _)| *known != name);
+        self.server_tls.push((name, value.to_owned()));
     }
 }
 
@@ -159,10 +169,8 @@ pub(crate) fn set(config: &Config, key: &str, value: &str) -> Option<Result<Conf
             let mut draft = Draft::of(config.clone());
             set(&mut draft, value).and_then(|_| {
                 for database in draft.config.databases.values_mut() {
-                    for (name, value) in &draft.server_tls {
-                        if let Some(url) = &mut database.url {
-                            *url = sections::with_parameter(url, name, value);
-                        }
+                    if let Some(url) = &mut database.url {
+                        *url = sections::with_server_tls(url, &draft.server_tls);
                     }
                 }
                 let valid = draft.config.validate();
@@ -332,18 +340,13 @@ impl Reading {
     /// What the keys on authentication mean together.
     fn authenticate(&mut self, general: &[Entry]) {
         let config = &mut self.draft.config;
-        let asks = config.auth.query_user.is_some();
-        if !asks {
-            // Without auth_user PgBouncer asks nobody.
-            config.auth.query = None;
-        }
         // Who says so in PgBouncer's file means it, wherever the clients are.
         let trusts = matches!(
             config.auth.kind,
             AuthType::Any | AuthType::Hba | AuthType::Trust
         );
         config.clients.allow_remote_trust = trusts;
-        let trusts_all = config.auth.trusts();
+        let trusts_all = config.auth.kind == AuthType::Any;
         let nobody = config.auth.admin_users.is_empty() && config.auth.stats_users.is_empty();
         if last(general, "auth_type").is_none() {
             let text = "is not given: md5, PgBouncer's default";

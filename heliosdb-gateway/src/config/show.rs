@@ -38,11 +38,12 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 52] = [
+const RELOADABLE: [&str; 54] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
     "auth.ident_file",
+    "auth.known_users_only",
     "auth.query",
     "auth.query_database",
     "auth.query_user",
@@ -66,6 +67,7 @@ const RELOADABLE: [&str; 52] = [
     "clients.transaction_timeout",
     "clients.write_timeout",
     "databases",
+    "log.level",
     "pool.acquire_timeout",
     "pool.advice",
     "pool.affinity",
@@ -142,6 +144,7 @@ impl Config {
         let mut merged = self.clone();
         merged.auth = new.auth.clone();
         merged.tls = new.tls.clone();
+        merged.log.level.clone_from(&new.log.level);
         merged.cache_in_transactions = new.cache_in_transactions;
         merged.cache.enabled = new.cache.enabled;
         merged.cache.max_entry = new.cache.max_entry;
@@ -571,6 +574,7 @@ ident_file = "/etc/ident"
 query = "SELECT a, b FROM c WHERE a = $1"
 query_user = "asker"
 query_database = "asked"
+known_users_only = true
 admin_users = ["ada"]
 stats_users = ["bob", "carl"]
 [tls]

@@ -125,6 +125,9 @@ fn of_database(database: &DatabaseConfig) -> Vec<(&'static str, String)> {
         acquire_timeout,
         max_lifetime,
         connect_query,
+        auth_query,
+        auth_query_user,
+        auth_query_database,
         cache,
     } = database;
     let lines = [
@@ -138,6 +141,12 @@ fn of_database(database: &DatabaseConfig) -> Vec<(&'static str, String)> {
         ("acquire_timeout", acquire_timeout.map(duration)),
         ("max_lifetime", max_lifetime.map(duration)),
         ("connect_query", connect_query.as_deref().map(quoted)),
+        ("auth_query", auth_query.as_deref().map(quoted)),
+        ("auth_query_user", auth_query_user.as_deref().map(quoted)),
+        (
+            "auth_query_database",
+            auth_query_database.as_deref().map(quoted),
+        ),
         ("cache", cache.map(|cache| cache.to_string())),
     ];
     present(lines)

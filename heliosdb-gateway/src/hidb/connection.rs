@@ -102,7 +102,7 @@ async fn let_in(
     identity: Identity,
     settings: Vec<(String, String)>,
 ) -> Result<(Admitted, Entrance), ClientError> {
-    let admitted = admit(gateway, identity)?;
+    let admitted = admit(gateway, identity, None)?;
     let (info, access) = (&admitted.info, gateway.access.load_full());
     let kept = |user: &str| access.credential(user, Granted::default(), None);
     let learning = gateway

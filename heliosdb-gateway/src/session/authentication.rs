@@ -5,7 +5,7 @@ use heliosdb_network::postgres::auth::{Challenge, Granted, PROOF_MESSAGE_MAX, Pr
 use heliosdb_network::postgres::{Credential, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::access::{Access, Caller, Claim, Demand, wrong_password};
+use crate::access::{Access, Caller, Claim, Demand, Known, wrong_password};
 use crate::admin;
 use crate::error::ClientError;
 use crate::upstream::Upstream;
@@ -28,12 +28,19 @@ pub(super) async fn authenticate(
         return Ok(Credential::None);
     }
     let proof = match access.demand(caller, claim)? {
-        Demand::Nothing => return Ok(access.credential(user, Granted::default(), None)),
+        Demand::Nothing(method) => {
+            let kept = access.let_in(upstream, user, database, method).await?;
+            return Ok(access.credential(user, Granted::default(), kept.as_ref()));
+        }
         Demand::Proof(proof) => proof,
     };
-    let kept = access.secret(upstream, user, database).await?;
+    let kept = match access.known(upstream, user, database).await? {
+        Known::User(secret) => secret,
+        // Looks like one whose password is wrong.
+        Known::Nobody => None,
+    };
     let proof = match (&kept, proof) {
-        (None, Proof::Md5) if access.mostly_scram() => Proof::Scram,
+        (None, Proof::Md5) if access.mostly_scram(database) => Proof::Scram,
         _ => proof,
     };
     let end_point = caller.end_point.clone();
@@ -48,7 +55,7 @@ pub(super) async fn authenticate(
             Step::More => {}
             Step::Granted(granted) => return Ok(access.credential(user, *granted, kept.as_ref())),
             Step::Denied => {
-                access.doubt(upstream, user, database);
+                access.doubt(user);
                 return Err(wrong_password(user).into());
             }
         }

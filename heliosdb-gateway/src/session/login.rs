@@ -135,7 +135,7 @@ async fn login(
         end_point: None,
         certificate: None,
     };
-    if access.allows_direct_tls && access.tls.is_some() && begins_with_tls(stream).await? {
+    if access.allows_direct_tls() && begins_with_tls(stream).await? {
         encrypt(&access, stream, &mut caller, true).await?;
     }
     let startup = loop {
@@ -200,12 +200,12 @@ async fn login(
     };
     let wire = (&mut *stream, &mut input, &mut out);
     let credential = authenticate(&access, &gateway.upstream, &caller, &who, wire).await?;
-    let role = access.role(&caller, &user);
-    let kind = if admin::is_console(&database) {
-        ClientKind::Console
-    } else {
-        ClientKind::Client
+    let role = match access.role(&caller, &user) {
+        _ if !admin::is_console(&database) => None,
+        None => return Err(no_console(&user).into()),
+        role => role,
     };
+    let kind = role.map_or(ClientKind::Client, |_| ClientKind::Console);
     let identity = Identity {
         kind,
         user,
@@ -217,11 +217,8 @@ async fn login(
         peer: caller.peer,
         secret_len: if startup.minor >= 2 { 32 } else { 4 },
     };
-    let admitted = admit(gateway, identity)?;
-    if admin::is_console(&database) {
-        let Some(role) = role else {
-            return Err(no_console(&admitted.info.user).into());
-        };
+    let admitted = admit(gateway, identity, role)?;
+    if let Some(role) = role {
         message::put_authentication_ok(&mut out);
         admin::put_parameters(&mut out);
         finish(stream, out, &admitted).await?;
@@ -310,9 +307,18 @@ fn no_console(user: &str) -> ClientError {
     ))
 }
 
-/// Gives a client a place in the registry.
-pub(crate) fn admit(gateway: &Gateway, identity: Identity) -> Result<Admitted, ClientError> {
-    let limits = ClientLimits::of(&gateway.config(), &identity.user, &identity.database);
+/// Gives a client a place in the registry; one of the console as what it may do there.
+pub(crate) fn admit(
+    gateway: &Gateway,
+    identity: Identity,
+    console: Option<Role>,
+) -> Result<Admitted, ClientError> {
+    let (config, user) = (gateway.config(), &identity.user);
+    let limits = match console {
+        None => ClientLimits::of(&config, user, &identity.database),
+        Some(role) => ClientLimits::of_console(&config, user, role == Role::Admin),
+    };
+    drop(config);
     gateway.clients.admit(identity, &limits)
 }
 

@@ -321,6 +321,11 @@ impl Upstream {
         })
     }
 
+    /// Where the server is asked for the users of the console: it has none of its own. `None`: it is not said.
+    pub(crate) fn asked_for_consoles(&self) -> Option<PgTarget> {
+        self.main.clone().filter(|_| !self.is_embedded())
+    }
+
     pub(crate) fn routes(&self) -> Arc<Routes> {
         self.routes.load_full()
     }

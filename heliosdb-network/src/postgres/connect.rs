@@ -257,6 +257,23 @@ fn log_unreachable(target: &PgTarget, place: &Place, began: Instant, error: &io:
     );
 }
 
+/// In the words that users of OpenSSL look for.
+fn log_no_tls(target: &PgTarget, place: &Place, began: Instant, error: &io::Error) {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    let is_unverified = matches!(cause, Some(rustls::Error::InvalidCertificate(_)));
+    let why = if is_unverified {
+        "server TLS handshake failed, certificate verify failed"
+    } else {
+        "server TLS handshake failed"
+    };
+    tracing::info!(
+        "{}/{}@{place} closing because: {why} (age={}s): {error}",
+        target.database,
+        target.user,
+        began.elapsed().as_secs()
+    );
+}
+
 /// A stream to the target's first place, encrypted as its mode has it, for a request without a login.
 pub(super) async fn stream(target: &PgTarget) -> Result<Stream> {
     let place = target.places.first();
@@ -288,10 +305,10 @@ async fn open(target: &PgTarget, place: &Place, way: Encryption) -> Result<(Stre
         )));
     }
     let name = server_name(target, &place)?;
-    let stream = stream
-        .encrypt(config, name)
-        .await
-        .map_err(HeliosError::io(NO_TLS))?;
+    let stream = stream.encrypt(config, name).await.map_err(|error| {
+        log_no_tls(target, &place, began, &error);
+        HeliosError::io(NO_TLS)(error)
+    })?;
     if is_direct && stream.peer().1 != Some(POSTGRESQL_ALPN) {
         return Err(HeliosError::Protocol(
             "the server did not agree on the protocol \"postgresql\" (ALPN)".to_owned(),

@@ -168,8 +168,9 @@ impl TlsOptions {
                 "sslnegotiation=direct needs sslmode=require or a stronger one",
             ));
         }
-        if self.certificate.is_some() != self.key.is_some() {
-            return Err(contradiction("sslcert and sslkey are of use together only"));
+        // A key alone is of no use and does no harm, as with libpq.
+        if self.certificate.is_some() && self.key.is_none() {
+            return Err(contradiction("sslcert needs sslkey, its private key"));
         }
         Ok(())
     }

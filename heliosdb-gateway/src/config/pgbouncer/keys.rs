@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::auth::NOBODY;
 use crate::config::{AuthType, Bound, Config, MinVersion, PoolMode, TlsMode};
 
 use super::Draft;
-use super::sections::parameter;
+use super::sections::{SYSTEM, parameter};
 
 /// A key, and what becomes of it.
 pub(super) struct Key {
@@ -94,6 +95,9 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "auth.query_database",
         |draft, value| {
+            if crate::admin::is_console(value) {
+                return Err(reserved(value));
+            }
             draft.config.auth.query_database = text(value);
             Ok(None)
         },
@@ -153,10 +157,13 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "auth.query_user",
         |draft, value| {
-            draft.config.auth.query_user = text(value);
+            draft.config.auth.query_user = Some(asker(value));
             Ok(None)
         },
-        |config| config.auth.query_user.clone().unwrap_or_default()
+        |config| {
+            let user = config.auth.query_user.clone();
+            user.filter(|user| user != NOBODY).unwrap_or_default()
+        }
     ),
     ignored!(
         "autodb_idle_timeout",
@@ -596,23 +603,20 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "databases.*.url",
         |draft, value| {
-            draft.server_tls.retain(|(name, _)| *name != "sslrootcert");
-            draft
-                .server_tls
-                .extend(text(value).map(|value| ("sslrootcert", value)));
+            draft.set_server_tls("sslrootcert", value);
             Ok(None)
         },
-        |config| parameter(config, "sslrootcert").unwrap_or_default()
+        |config| {
+            let file = parameter(config, "sslrootcert");
+            file.filter(|file| file != SYSTEM).unwrap_or_default()
+        }
     ),
     maps!(
         "server_tls_cert_file",
         "",
         "databases.*.url",
         |draft, value| {
-            draft.server_tls.retain(|(name, _)| *name != "sslcert");
-            draft
-                .server_tls
-                .extend(text(value).map(|value| ("sslcert", value)));
+            draft.set_server_tls("sslcert", value);
             Ok(None)
         },
         |config| parameter(config, "sslcert").unwrap_or_default()
@@ -627,10 +631,7 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "databases.*.url",
         |draft, value| {
-            draft.server_tls.retain(|(name, _)| *name != "sslkey");
-            draft
-                .server_tls
-                .extend(text(value).map(|value| ("sslkey", value)));
+            draft.set_server_tls("sslkey", value);
             Ok(None)
         },
         |config| parameter(config, "sslkey").unwrap_or_default()
@@ -640,13 +641,8 @@ pub(super) const KEYS: &[Key] = &[
         "secure",
         "databases.*.url",
         |draft, value| {
-            let newest = only_newest(value)?.then(|| "TLSv1.3".to_owned());
-            draft
-                .server_tls
-                .retain(|(name, _)| *name != "ssl_min_protocol_version");
-            draft
-                .server_tls
-                .extend(newest.map(|newest| ("ssl_min_protocol_version", newest)));
+            let oldest = if only_newest(value)? { "TLSv1.3" } else { "" };
+            draft.set_server_tls("ssl_min_protocol_version", oldest);
             Ok(older_remark(value))
         },
         |_| "secure".to_owned()
@@ -659,8 +655,7 @@ pub(super) const KEYS: &[Key] = &[
             if !SSLMODES.contains(&value) {
                 return Err(sslmode_unknown(value));
             }
-            draft.server_tls.retain(|(name, _)| *name != "sslmode");
-            draft.server_tls.push(("sslmode", value.to_owned()));
+            draft.set_server_tls("sslmode", value);
             Ok(None)
         },
         |config| parameter(config, "sslmode").unwrap_or_else(|| "prefer".to_owned())
@@ -801,10 +796,7 @@ fn auth_type(draft: &mut Draft, value: &str) -> Result<Option<&'static str>, Str
         "md5" => AuthType::Md5,
         "plain" => AuthType::Plain,
         "scram-sha-256" => AuthType::ScramSha256,
-        "trust" => {
-            draft.config.auth.kind = AuthType::Trust;
-            return Ok(Some("the name of a user need not be in auth_file"));
-        }
+        "trust" => AuthType::Trust,
         _ => {
             return Err(format!(
                 "{value:?} is none of any, cert, hba, ldap, md5, pam, plain, scram-sha-256, trust"
@@ -812,6 +804,15 @@ fn auth_type(draft: &mut Draft, value: &str) -> Result<Option<&'static str>, Str
         }
     };
     Ok(None)
+}
+
+/// As whom the server is asked for users.
+pub(super) fn asker(value: &str) -> String {
+    text(value).unwrap_or_else(|| NOBODY.to_owned())
+}
+
+fn reserved(name: &str) -> String {
+    format!("cannot use the reserved \"{name}\" database as an auth_dbname")
 }
 
 fn show_auth_type(kind: AuthType) -> &'static str {

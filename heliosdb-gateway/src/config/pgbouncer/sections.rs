@@ -4,7 +4,7 @@ use url::form_urlencoded::byte_serialize;
 
 use crate::config::{Config, DatabaseConfig, UserConfig};
 
-use super::keys::{NEVER, bound_of, mode, parsed, seconds};
+use super::keys::{NEVER, asker, bound_of, mode, parsed, seconds};
 use super::{Draft, ini};
 
 /// What is said of a line beside what became of it.
@@ -102,11 +102,9 @@ fn set_database(
 ) -> Result<Option<&'static str>, String> {
     match key {
         "application_name" => address.application_name = Some(value),
-        "auth_dbname" | "auth_query" | "auth_user" => {
-            return Ok(Some(
-                "ignored: there is one for all databases, in [pgbouncer]",
-            ));
-        }
+        "auth_dbname" => config.auth_query_database = Some(value),
+        "auth_query" => config.auth_query = Some(value),
+        "auth_user" => config.auth_query_user = Some(asker(&value)),
         "client_encoding" | "datestyle" | "timezone" => address.settings.push((key, value)),
         "connect_query" => config.connect_query = Some(value),
         "dbname" => address.dbname = value,
@@ -217,9 +215,6 @@ impl Address {
             url.push('/');
             url.push_str(&escaped(&self.dbname));
         }
-        for (name, value) in &draft.server_tls {
-            query.push(format!("{name}={}", escaped(value)));
-        }
         if self.hosts.len() > 1 && !self.in_order {
             query.push("load_balance_hosts=random".to_owned());
         }
@@ -240,7 +235,7 @@ impl Address {
             url.push('?');
             url.push_str(&query.join("&"));
         }
-        url
+        with_server_tls(&url, &draft.server_tls)
     }
 
     fn authority(&self, host: &str) -> String {
@@ -256,8 +251,27 @@ impl Address {
     }
 }
 
+/// Those whom the operating system trusts, in the place of a file.
+pub(super) const SYSTEM: &str = "system";
+
+/// A server's URL with other parameters for TLS. An empty one is none.
+pub(super) fn with_server_tls(url: &str, changes: &[(&'static str, String)]) -> String {
+    let mut url = url.to_owned();
+    for (name, value) in changes {
+        url = with_parameter(&url, name, value);
+    }
+    let is_full = parameter_of(&url, "sslmode").is_some_and(|mode| mode == "verify-full");
+    match parameter_of(&url, "sslrootcert") {
+        // As with PgBouncer, where no file is named.
+        None if is_full => with_parameter(&url, "sslrootcert", SYSTEM),
+        // Anybody can have a certificate that the system trusts: the name is what counts.
+        Some(root) if root == SYSTEM && !is_full => with_parameter(&url, "sslrootcert", ""),
+        _ => url,
+    }
+}
+
 /// A server's URL with a parameter in the place of the one of that name, or behind the others.
-pub(super) fn with_parameter(url: &str, name: &str, value: &str) -> String {
+fn with_parameter(url: &str, name: &str, value: &str) -> String {
     let (place, query) = url.split_once('?').unwrap_or((url, ""));
     let is_other = |part: &&str| !part.is_empty() && part.split('=').next() != Some(name);
     let mut parts: Vec<String> = query
@@ -265,7 +279,12 @@ pub(super) fn with_parameter(url: &str, name: &str, value: &str) -> String {
         .filter(is_other)
         .map(str::to_owned)
         .collect();
-    parts.push(format!("{name}={}", escaped(value)));
+    if !value.is_empty() {
+        parts.push(format!("{name}={}", escaped(value)));
+    }
+    if parts.is_empty() {
+        return place.to_owned();
+    }
     format!("{place}?{}", parts.join("&"))
 }
 
@@ -275,6 +294,10 @@ pub(super) fn parameter(config: &Config, name: &str) -> Option<String> {
         .databases
         .values()
         .find_map(|database| database.url.as_ref())?;
+    parameter_of(url, name)
+}
+
+fn parameter_of(url: &str, name: &str) -> Option<String> {
     let (_, query) = url.split_once('?')?;
     let mut parts = url::form_urlencoded::parse(query.as_bytes());
     let (_, value) = parts.find(|(known, _)| known == name)?;

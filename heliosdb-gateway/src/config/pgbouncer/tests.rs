@@ -184,7 +184,90 @@ fn authentication_and_encryption_are_taken_over() {
     // Without auth_user nobody is asked.
     let (config, _) =
         read(&text.replace("auth_user", ";auth_user"), "f.ini", &mut none).expect("readable");
-    assert_eq!(config.auth.query, None);
+    assert_eq!(config.auth.asking(None), None);
+}
+
+#[test]
+fn a_database_has_its_users_asked_for_in_its_own_way() {
+    let text = "[pgbouncer]\nauth_type = md5\nauth_query = SELECT 1\n[databases]\n\
+                own = host=h auth_user=asker auth_query='SELECT a, b FROM c($1, ''x'')' auth_dbname=other\n\
+                nobody = host=h auth_query='SELECT a, b FROM c($1)'\nother = host=h auth_user=\n";
+    let (config, _) = read_valid(text);
+    let asking = |name: &str| config.auth.asking(config.databases.get(name));
+    let own = asking("own").expect("asked");
+    assert_eq!(own.query, Some("SELECT a, b FROM c($1, 'x')"));
+    assert_eq!((own.user, own.database), (Some("asker"), Some("other")));
+    assert_eq!(asking("nobody"), None);
+    assert_eq!(asking("other"), None);
+    // With one for all, it is that one where a database names none.
+    let changed = set(&config, "auth_user", "general")
+        .expect("known")
+        .expect("valid");
+    let asking = |name: &str| changed.auth.asking(changed.databases.get(name));
+    assert_eq!(asking("own").and_then(|asking| asking.user), Some("asker"));
+    assert_eq!(
+        asking("nobody").and_then(|asking| asking.user),
+        Some("general")
+    );
+    assert_eq!(asking("other"), None);
+    let error = set(&config, "auth_dbname", "pgbouncer").expect("known");
+    assert_eq!(
+        error.expect_err("refused"),
+        "cannot use the reserved \"pgbouncer\" database as an auth_dbname"
+    );
+}
+
+#[test]
+fn keys_for_tls_to_servers_are_set_one_after_the_other() {
+    let text = TRUST.to_owned() + "server_tls_sslmode = verify-full\n";
+    let (mut config, _) = read_valid(&text.replace("[databases]", "[databases]\ne = host=h\n"));
+    let url = |config: &Config| config.databases["d"].url.clone().expect("a place");
+    // PgBouncer goes by the system's then, too.
+    assert_eq!(
+        url(&config),
+        "postgres://h?sslmode=verify-full&sslrootcert=system"
+    );
+    for (key, value, parameters) in [
+        (
+            "server_tls_ca_file",
+            "/a",
+            "sslmode=verify-full&sslrootcert=%2Fa",
+        ),
+        (
+            "server_tls_key_file",
+            "/k",
+            "sslmode=verify-full&sslrootcert=%2Fa&sslkey=%2Fk",
+        ),
+        (
+            "server_tls_cert_file",
+            "/c",
+            "sslmode=verify-full&sslrootcert=%2Fa&sslkey=%2Fk&sslcert=%2Fc",
+        ),
+        (
+            "server_tls_cert_file",
+            "",
+            "sslmode=verify-full&sslrootcert=%2Fa&sslkey=%2Fk",
+        ),
+        (
+            "server_tls_key_file",
+            "",
+            "sslmode=verify-full&sslrootcert=%2Fa",
+        ),
+        (
+            "server_tls_ca_file",
+            "",
+            "sslmode=verify-full&sslrootcert=system",
+        ),
+        ("server_tls_sslmode", "require", "sslmode=require"),
+    ] {
+        config = set(&config, key, value).expect("known").expect("valid");
+        assert_eq!(url(&config), format!("postgres://h?{parameters}"));
+        let shown = rows(&config).into_iter().find(|row| row.name == key);
+        assert_eq!(shown.expect("shown").value, value);
+    }
+    let refused = set(&config, "server_tls_cert_file", "/c").expect("known");
+    let refused = refused.expect_err("a certificate alone");
+    assert!(refused.contains("sslkey"), "{refused}");
 }
 
 #[test]

@@ -157,7 +157,7 @@ impl Connection {
             peer: info.peer,
             secret_len: 32,
         };
-        let admitted = admit(&self.gateway, identity)?;
+        let admitted = admit(&self.gateway, identity, None)?;
         self.last_lane += 1;
         let id = self.last_lane;
         let events = self.events.0.clone();

@@ -142,13 +142,14 @@ impl<'a> Login<'a> {
 
     fn no_proof(&self, asked: &str) -> HeliosError {
         let has = match self.target.credential {
-            Credential::None => "none is configured",
+            // A SCRAM secret in a file is none: whoever has it can check a password, and not know it.
+            Credential::None => "none is known",
             Credential::Md5(_) => "an md5 hash is of no use for that",
             Credential::Password(_) => "a password is of no use for that",
             Credential::Scram(_) => "the keys of a SCRAM secret are of no use for that",
         };
         HeliosError::Unsupported(format!(
-            "the server asks for {asked} for user {:?}, and {has}",
+            "wrong password type: the server asks for {asked} for user {:?}, and {has}",
             self.target.user
         ))
     }
@@ -268,7 +269,7 @@ mod tests {
         nameless.credential = Credential::None;
         let error = answer(&mut Login::new(&nameless, None), CLEARTEXT_PASSWORD, b"");
         let error = error.expect_err("no password").to_string();
-        assert!(error.contains("none is configured"), "{error}");
+        assert!(error.contains("none is known"), "{error}");
     }
 
     #[test]

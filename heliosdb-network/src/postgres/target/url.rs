@@ -410,6 +410,13 @@ mod tests {
     }
 
     #[test]
+    fn a_key_without_a_certificate_is_of_no_use_and_does_no_harm() {
+        let target = PgTarget::from_url("postgres://h/d?sslkey=%2Fk").expect("valid");
+        assert_eq!(target.tls.key, Some("/k".into()));
+        assert_eq!(target.tls.certificate, None);
+    }
+
+    #[test]
     fn parameters_for_the_server_are_kept() {
         let url = "postgres://h/d?application_name=a%20b&options=-c%20x%3D1&sslmode=prefer&connect_timeout=9";
         let target = PgTarget::from_url(url).expect("valid");
