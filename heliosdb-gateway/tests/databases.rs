@@ -5,7 +5,8 @@ mod support;
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::{Helios, connect};
+use support::{Helios, Stack, connect};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
 async fn text(client: &Client, sql: &str) -> String {
@@ -185,4 +186,53 @@ async fn pools_are_as_large_as_their_database_says() {
     two.batch_execute("CREATE TABLE u ()")
         .await
         .expect("now it is free");
+}
+
+/// What the server does only while nobody else is in a database, and that database.
+const ALONE: [(&str, &str); 5] = [
+    ("template1", "CREATE DATABASE plain"),
+    ("shop", "CREATE DATABASE copy TEMPLATE shop"),
+    ("copy", "DROP DATABASE copy"),
+    ("shop", "ALTER DATABASE shop RENAME TO old"),
+    ("old", "DROP DATABASE IF EXISTS old"),
+];
+
+/// A client that came and left leaves nothing that keeps the server from it: neither a connection in the pool nor one that
+/// listened.
+#[tokio::test]
+async fn a_database_that_its_clients_left_can_be_copied_renamed_and_dropped() {
+    let stack = Stack::start();
+    let owner = stack.client().await;
+    let run = async |sql: &str| {
+        let done = owner.batch_execute(sql).await;
+        done.unwrap_or_else(|error| panic!("{sql}: {:?}", error.as_db_error()));
+    };
+    run("CREATE DATABASE shop").await;
+    for (name, sql) in ALONE {
+        let visitor = stack.helios.client("postgres", name).await;
+        visitor.batch_execute("LISTEN news").await.expect("entered");
+        assert_eq!(
+            text(&visitor, "SELECT current_database()::text").await,
+            name
+        );
+        drop(visitor);
+        run(sql).await;
+    }
+}
+
+/// As without a gateway.
+#[tokio::test]
+async fn a_database_with_a_client_in_it_is_not_dropped() {
+    let stack = Stack::start();
+    let owner = stack.client().await;
+    owner
+        .batch_execute("CREATE DATABASE shop")
+        .await
+        .expect("made");
+    let visitor = stack.helios.client("postgres", "shop").await;
+    assert_eq!(text(&visitor, "SELECT 'in'").await, "in");
+    let error = owner.batch_execute("DROP DATABASE shop").await;
+    let error = error.expect_err("somebody is in it");
+    assert_eq!(error.code().map(SqlState::code), Some("55006"));
+    assert_eq!(text(&visitor, "SELECT 'still in'").await, "still in");
 }

@@ -101,7 +101,8 @@ fn lengths_that_lie_are_refused_before_anything_is_read_or_kept() {
         stream.write_all(&[0, 3, 0, 0]).expect("written");
         let mut told = Vec::new();
         let _ = stream.read_to_end(&mut told);
-        assert!(String::from_utf8_lossy(&told).contains("08P01"), "{len}");
+        // As PostgreSQL does: node-postgres says goodbye in place of a login, and takes an answer for an error.
+        assert_eq!(told, b"", "{len}");
     }
     assert!(who(door.helios.port, "app", "geheim", "").is_ok());
 }

@@ -873,3 +873,37 @@ async fn an_answer_by_key_outlives_what_others_do_to_other_rows() {
         fresh_within_bound(&client, read, Instant::now(), &expected).await;
     }
 }
+
+/// Where a database is followed, the server has a slot of it and so does not drop it. Nobody follows it any more once its
+/// clients have left and somebody wants to drop it.
+#[tokio::test]
+async fn a_database_that_is_followed_can_be_dropped_once_its_clients_have_left() {
+    let config = format!("{CONFIG}create_publication = true\n");
+    let stack = following_with(logical(), "SELECT", &config).await;
+    let owner = stack.client().await;
+    owner
+        .batch_execute("CREATE DATABASE shop")
+        .await
+        .expect("made");
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = 'shop' AND active";
+    let visitor = stack.helios.client("postgres", "shop").await;
+    visitor
+        .batch_execute("CREATE TABLE t ()")
+        .await
+        .expect("in");
+    let deadline = Instant::now() + PATIENCE;
+    while stack.cluster.psql("postgres", slots).expect("answered") != "1" {
+        assert!(Instant::now() < deadline, "it is not followed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(visitor);
+    // The first time may be told of the slot, which is about to go.
+    while let Err(error) = owner.batch_execute("DROP DATABASE shop").await {
+        assert!(Instant::now() < deadline, "{:?}", error.as_db_error());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(
+        stack.cluster.psql("postgres", slots).expect("answered"),
+        "0"
+    );
+}

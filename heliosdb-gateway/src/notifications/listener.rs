@@ -43,6 +43,7 @@ pub(super) enum Command {
         channels: Vec<Arc<str>>,
         id: u64,
     },
+    Rest,
     Subscribe {
         channel: Arc<str>,
         inbox: Arc<Inbox>,
@@ -116,7 +117,7 @@ impl Command {
             Self::Fence { done } | Self::Subscribe { done, .. } => {
                 let _ = done.send(with);
             }
-            Self::Leave { .. } => {}
+            Self::Leave { .. } | Self::Rest => {}
         }
     }
 }
@@ -193,6 +194,8 @@ struct Connection {
     channels: HashMap<Arc<str>, Channel>,
     /// Since when there has been nothing to do.
     idle_since: Instant,
+    /// It is not to linger.
+    is_resting: bool,
     /// What the server said when it ended the connection.
     last_words: Option<String>,
 }
@@ -215,6 +218,7 @@ impl Connection {
             owed: VecDeque::new(),
             channels: HashMap::new(),
             idle_since: Instant::now(),
+            is_resting: false,
             last_words: None,
         }
     }
@@ -258,6 +262,7 @@ impl Connection {
     fn deadline(&self) -> Instant {
         match self.owed.front() {
             Some(owed) => owed.since + ANSWER_MAX,
+            None if self.channels.is_empty() && self.is_resting => self.idle_since,
             None if self.channels.is_empty() => self.idle_since + LINGER,
             None => self.idle_since + HEARTBEAT,
         }
@@ -343,6 +348,7 @@ impl Connection {
         }
         let asked_before = self.owed.len();
         let mut waiters = Vec::new();
+        let mut is_resting = false;
         for command in batch.drain(..) {
             match command {
                 Command::Fence { done } => waiters.push(Waiter::Fence(done)),
@@ -351,6 +357,7 @@ impl Connection {
                         self.leave(&channel, id);
                     }
                 }
+                Command::Rest => is_resting = true,
                 Command::Subscribe {
                     channel,
                     inbox,
@@ -379,6 +386,7 @@ impl Connection {
                 }
             }
         }
+        self.is_resting = is_resting && waiters.is_empty();
         if waiters.is_empty() {
             return;
         }

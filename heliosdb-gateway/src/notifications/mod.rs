@@ -151,6 +151,13 @@ impl Listener {
         }
     }
 
+    /// Closes the connection if nobody listens.
+    pub(crate) fn rest(&self) {
+        if let Some(commands) = self.commands.get() {
+            let _ = commands.send(Command::Rest);
+        }
+    }
+
     /// Waits until every notification is in its inboxes that was committed before this was called.
     pub(crate) async fn fence(&self) -> Result<(), ListenError> {
         let (done, answer) = oneshot::channel();

@@ -504,6 +504,9 @@ impl Session {
             .iter()
             .flat_map(|statement| &statement.effects);
         for effect in effects {
+            if let Effect::Vacate(name) = effect {
+                self.vacate(name);
+            }
             // What follows in the same unit is looked at before it is known what this one did.
             self.names_in_doubt |= match effect {
                 Effect::DiscardAll

@@ -433,6 +433,11 @@ async fn read_first_packet(
     input: &mut BytesMut,
 ) -> Result<FirstPacket, Refused> {
     loop {
+        if !startup::begins_plausibly(input) {
+            // PostgreSQL says nothing either: a client that gives up before it has logged in begins with its goodbye.
+            tracing::info!("login refused: invalid length of startup packet");
+            return Err(Refused::Silently);
+        }
         match startup::parse(input) {
             Ok(Some((packet, len))) => {
                 input.advance(len);

@@ -27,6 +27,7 @@ mod stream;
 mod transaction;
 mod translated;
 pub(crate) mod unit;
+mod vacate;
 mod walsender;
 
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 //! The statements that are known to be DDL and nothing else.
 
 use pg_query::NodeEnum;
-use pg_query::protobuf::ObjectType;
+use pg_query::protobuf::{Node, ObjectType};
 
 /// The name of a statement that changes the schema, privileges or configuration; `None` for any other,
 /// and for one that this classifier has never heard of.
@@ -98,6 +98,39 @@ fn cluster_tag(statement: &NodeEnum) -> Option<&'static str> {
     };
     Some(tag)
 }
+
+/// The database that nobody else may be in while the server carries the statement out.
+pub(super) fn vacates(statement: &NodeEnum) -> Option<String> {
+    let option = |options: &[Node], name: &str| {
+        let mut options = options.iter().filter_map(|option| match &option.node {
+            Some(NodeEnum::DefElem(option)) => Some(option),
+            _ => None,
+        });
+        options.find(|option| option.defname == name).cloned()
+    };
+    Some(match statement {
+        NodeEnum::AlterDatabaseStmt(alter) => {
+            option(&alter.options, "tablespace").map(|_| alter.dbname.clone())?
+        }
+        NodeEnum::CreatedbStmt(create) => match option(&create.options, "template") {
+            None => TEMPLATE.to_owned(),
+            Some(template) => match template.arg.and_then(|arg| arg.node) {
+                Some(NodeEnum::String(name)) => name.sval,
+                // DEFAULT.
+                None => TEMPLATE.to_owned(),
+                Some(_) => return None,
+            },
+        },
+        NodeEnum::DropdbStmt(drop) => drop.dbname.clone(),
+        NodeEnum::RenameStmt(rename) if rename.rename_type() == ObjectType::ObjectDatabase => {
+            rename.subname.clone()
+        }
+        _ => return None,
+    })
+}
+
+/// What a database is a copy of that is created without a word of it.
+const TEMPLATE: &str = "template1";
 
 /// Whether a statement that may change the schema may change that of other databases too, by its tag. A function with words
 /// of DDL in it may do anything; a procedure is taken for one that does not, or each CALL would empty the cache for all.

@@ -138,5 +138,6 @@ fn describe(effect: &Effect) -> String {
         }
         Effect::Unlisten(Some(channel)) => format!("unsubscribes from notifications of {channel}"),
         Effect::Unlisten(None) => "unsubscribes from all notifications".to_owned(),
+        Effect::Vacate(name) => format!("needs database {name} for itself"),
     }
 }

@@ -299,4 +299,6 @@ pub enum Effect {
     },
     /// `UNLISTEN channel`; `None` is `UNLISTEN *`.
     Unlisten(Option<String>),
+    /// The server does it only while nobody else is in the database of this name.
+    Vacate(String),
 }

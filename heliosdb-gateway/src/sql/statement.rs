@@ -10,7 +10,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::by_key::Literals;
 use super::catalog::{Catalog, RelationKind};
-use super::ddl::ddl_tag;
+use super::ddl::{ddl_tag, vacates};
 use super::names::{NameScope, is_temporary};
 use super::reason::{Refusal, Unbounded};
 use super::settings;
@@ -161,7 +161,8 @@ fn effect_weight(effect: &Effect) -> usize {
         | Effect::Release(text)
         | Effect::Reset(text)
         | Effect::RollbackTo(text)
-        | Effect::Savepoint(text) => text.len(),
+        | Effect::Savepoint(text)
+        | Effect::Vacate(text) => text.len(),
         Effect::TwoPhaseEnd { gid, .. } => gid.len(),
         Effect::Set { name, value, .. } => name.len() + value.len(),
         Effect::SettingsUnknown(reason) => reason.weight(),
@@ -203,7 +204,11 @@ impl<'a> Builder<'a> {
             NodeEnum::DoStmt(_) => code("DO"),
             _ => session(statement)
                 .or_else(|| self.create(statement))
-                .or_else(|| ddl_tag(statement).map(|tag| self.ddl(tag, false)))
+                .or_else(|| {
+                    let mut ddl = self.ddl(ddl_tag(statement)?, false);
+                    ddl.effects.extend(vacates(statement).map(Effect::Vacate));
+                    Some(ddl)
+                })
                 .unwrap_or_else(|| self.unknown()),
         }
     }

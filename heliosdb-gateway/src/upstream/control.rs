@@ -186,6 +186,28 @@ impl Upstream {
         Ok(())
     }
 
+    /// What clients call a database of a server.
+    pub(crate) fn names_of(&self, server: &str, database: &str) -> Vec<String> {
+        let pools = self.pools().into_iter();
+        pools
+            .filter(|pool| pool.leads_to(server, database))
+            .map(|pool| pool.name.clone())
+            .collect()
+    }
+
+    /// Closes what is connected to a database of a server and idle, and what is in use when it is free.
+    pub(crate) fn vacate(&self, server: &str, database: &str) {
+        for pool in self.pools() {
+            if pool.leads_to(server, database) {
+                pool.connections.evict_all();
+                if let Some(listener) = &pool.listener {
+                    listener.rest();
+                }
+                pool.database.follower.rest();
+            }
+        }
+    }
+
     /// Waits until the connections are closed that were to be.
     pub(crate) async fn outdated_closed(&self, database: Option<String>) {
         let is_meant = |name: &str| database.as_deref().is_none_or(|database| database == name);
@@ -274,6 +296,10 @@ impl Upstream {
 }
 
 impl ServerPool {
+    fn leads_to(&self, server: &str, database: &str) -> bool {
+        self.database.name == database && self.database.server == server
+    }
+
     pub(super) fn hold(&self, hold: Hold) {
         let was_held = self.is_held.swap(hold != Hold::None, Ordering::AcqRel);
         match hold {

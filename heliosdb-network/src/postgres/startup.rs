@@ -90,7 +90,7 @@ pub fn parse(input: &[u8]) -> Result<Option<(FirstPacket, usize)>> {
         return Ok(None);
     };
     let len = u32::from_be_bytes(*head) as usize;
-    if !(8..=PACKET_MAX).contains(&len) {
+    if !is_length(len) {
         return Err(invalid("invalid length of startup packet"));
     }
     let Some(packet) = input.get(4..len) else {
@@ -117,6 +117,17 @@ pub fn parse(input: &[u8]) -> Result<Option<(FirstPacket, usize)>> {
         version => FirstPacket::Startup(parse_startup(version, body)?),
     };
     Ok(Some((packet, len)))
+}
+
+/// False if the input does not begin as a first packet does: who sends it speaks something else, or nothing at all.
+#[must_use]
+pub fn begins_plausibly(input: &[u8]) -> bool {
+    let len = input.first_chunk::<4>();
+    len.is_none_or(|len| is_length(u32::from_be_bytes(*len) as usize))
+}
+
+fn is_length(len: usize) -> bool {
+    (8..=PACKET_MAX).contains(&len)
 }
 
 fn parse_startup(version: u32, body: &[u8]) -> Result<Startup> {

@@ -55,7 +55,7 @@ use heliosdb_cache::WriteIntent;
 use heliosdb_network::error::HeliosError;
 use heliosdb_network::postgres::replication::{Lsn, ReplicationConnection};
 use heliosdb_network::postgres::{PgConnection, PgTarget};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::{Invalidation, ReplicationConfig};
 use crate::fault::is_removed;
@@ -77,6 +77,8 @@ pub(crate) struct Follower {
     decided: watch::Sender<bool>,
     /// A task is at work.
     is_running: AtomicBool,
+    /// Nobody is in the database, and the server needs it for itself.
+    rests: Notify,
 }
 
 /// How a follower is to follow.
@@ -96,6 +98,7 @@ impl Follower {
             applied: watch::Sender::new(None),
             decided: watch::Sender::new(false),
             is_running: AtomicBool::new(false),
+            rests: Notify::new(),
         }
     }
 
@@ -116,6 +119,11 @@ impl Follower {
     /// True if a task should be started: none is at work, and there is something to do.
     pub(crate) fn claim(&self) -> bool {
         !matches!(self.gate.mode(), Mode::Wire(_)) && !self.is_running.swap(true, Ordering::AcqRel)
+    }
+
+    /// Has the task at work give up what it has in the database. Whoever comes there starts another.
+    pub(crate) fn rest(&self) {
+        self.rests.notify_waiters();
     }
 
     /// Waits until the mode is known, at most for so long.
@@ -190,6 +198,7 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
         let end = tokio::select! {
             end = follow(&database, &plan, &mut closed, &mut made_publication) => end,
             _ = stop.wait_for(|stop| *stop) => End::Stopped,
+            () = follower.rests.notified() => End::Idle,
         };
         if !matches!(end, End::Wire) {
             follower.lose();
@@ -252,7 +261,7 @@ pub(crate) async fn try_walsender(target: &PgTarget) -> Option<String> {
 enum End {
     /// Something failed: to be tried again.
     Failed(String),
-    /// Nobody used the cache for long.
+    /// Nobody used the cache for long, or the server needs the database.
     Idle,
     /// The program stops.
     Stopped,
