@@ -13,6 +13,7 @@ mod floor;
 mod gateway;
 mod hidb;
 mod interrupt;
+mod outages;
 mod peers;
 mod pgbench;
 mod pool;
@@ -63,6 +64,8 @@ enum Verb {
     Gateway(gateway::Args),
     /// Compare hits over HIDB with hits over PostgreSQL's protocol, on one connection, and with the client's own cache
     Hidb(hidb::Args),
+    /// Measure how long clients wait while helios is replaced online, and while the primary changes
+    Outages(outages::Args),
     /// Compare the connection pool with others: without a command, all of it
     Pool {
         #[command(subcommand)]
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Verb::Floor { listen } => floor::serve(listen),
         Verb::Gateway(args) => gateway::run(&args),
         Verb::Hidb(args) => hidb::run(&args),
+        Verb::Outages(args) => outages::run(&args),
         Verb::Pool { command } => pool::run(command),
         Verb::Rows(args) => rows::run(&args),
         Verb::Staleness(args) => staleness::run(&args),
