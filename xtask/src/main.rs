@@ -3,10 +3,12 @@
 #![expect(clippy::print_stdout, reason = "a tool for a terminal")]
 
 mod consistency;
+mod driver_suites;
 mod fuzz;
 mod libclang;
 mod packages;
 mod pgbouncer_suite;
+mod place;
 mod steps;
 mod tests_run;
 
@@ -37,6 +39,7 @@ Examples:
   cargo xtask check-consistency --short                    a minute of the history checker
   cargo xtask fuzz --seconds 600 hidb_frames               ten minutes of one fuzz target
   cargo xtask pgbouncer-suite --source ../pgbouncer        PgBouncer's own tests
+  cargo xtask driver-suites --source ../drivers            the tests of four drivers
   cargo xtask bench gateway --clients 1,16                 helios beside PgBouncer and pgpool-II";
 
 #[derive(Debug, Subcommand)]
@@ -65,6 +68,12 @@ enum Task {
     /// A million reads in every mode that helios has, checked against what was acknowledged before: linearizable, or as old as
     /// the mode allows. See docs/consistency-checker.md.
     CheckConsistency(consistency::Options),
+    /// Run the tests of asyncpg, node-postgres, rust-postgres and sqlx through helios
+    ///
+    /// Each suite is run on a new PostgreSQL and once more through helios in front of one. What came of it is written to
+    /// docs/compatibility-drivers.md; why a test that passes directly does not pass through helios is listed in
+    /// docs/compatibility-drivers.toml. One that is not listed makes the command fail, and one that is listed and passes.
+    DriverSuites(driver_suites::Options),
     /// Fuzz what strangers send to helios: frames of HIDB, logins, PostgreSQL's messages
     ///
     /// Needs a nightly compiler and cargo-fuzz, and says how to get them. What was found before is checked by `test`
@@ -99,6 +108,7 @@ fn main() -> ExitCode {
             packages::ensure(CHECK_NEEDS).and_then(|()| consistency::check(&options))
         }
         Task::Ci => ci(),
+        Task::DriverSuites(options) => driver_suites::all(&options),
         Task::Fuzz { seconds, target } => fuzz::all(seconds, target.as_deref()),
         Task::PgbouncerSuite(options) => pgbouncer_suite::all(&options),
         Task::Run { args } => serve(&args),

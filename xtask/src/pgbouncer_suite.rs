@@ -1,7 +1,6 @@
 //! PgBouncer's own tests, run against helios.
 
-mod place;
-mod verdict;
+pub(crate) mod verdict;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,9 +10,9 @@ use clap::Args;
 
 use crate::consistency::build;
 use crate::packages::{self, Need};
+use crate::place::Place;
 use crate::steps::{show, workspace_root};
 
-use place::Place;
 use verdict::{Outcome, Reasons, Verdict, fill_in};
 
 /// What to run.
@@ -40,6 +39,16 @@ const NEEDS: &[Need] = &[
     Need::Postgres,
     Need::PythonVenv,
     Need::Socat,
+];
+
+/// What the suite imports. psycopg brings a libpq of its own, so that what the tests see does not hang on the system's.
+const PACKAGES: [&str; 6] = [
+    "filelock",
+    "psycopg[binary]==3.3.*",
+    "pytest==9.*",
+    "pytest-asyncio==1.*",
+    "pytest-timeout==2.*",
+    "pytest-xdist==3.*",
 ];
 
 /// If more than these fail unforeseen, it is not by chance.
@@ -115,9 +124,12 @@ impl Suite {
             Some(program) => program.canonicalize()?,
             None => build(false, "heliosdb-gateway", false)?,
         };
-        let place = Place::make()?;
-        let copy = place.copy(source)?;
-        let python = place.python()?;
+        let place = Place::make("pgbouncer-suite")?;
+        let copy = place.copy(source, "source", &["include", "pyproject.toml", "test"])?;
+        // The tests ask how PgBouncer was built, and give up if it was not.
+        let how = "tls_support = yes\nldap_support = no\n";
+        std::fs::write(copy.join("config.mak"), how)?;
+        let python = place.python(&PACKAGES)?;
         let openssl = packages::folder_of("openssl").context("openssl is not there")?;
         place.write(
             "bin/openssl",
@@ -226,26 +238,7 @@ impl Suite {
     fn versions(&self, source: &Path) -> anyhow::Result<String> {
         let configure = std::fs::read_to_string(source.join("configure.ac")).unwrap_or_default();
         let pgbouncer = version_of(&configure);
-        let mut commit = Command::new("git");
-        commit
-            .arg("-C")
-            .arg(source)
-            .args(["rev-parse", "--short", "HEAD"]);
-        let first_line = |command: &mut Command| -> Option<String> {
-            let output = command
-                .output()
-                .ok()
-                .filter(|output| output.status.success())?;
-            let text = String::from_utf8(output.stdout).ok()?;
-            text.lines().next().map(str::to_owned)
-        };
-        // A folder inside of another repository would tell that one's.
-        let commit = source
-            .join(".git")
-            .exists()
-            .then(|| first_line(&mut commit))
-            .flatten()
-            .map_or_else(String::new, |commit| format!(" ({commit})"));
+        let commit = commit_of(source);
         let mut postgres = self.place.command(Path::new("initdb"));
         postgres
             .env("PATH", self.place.search_path()?)
@@ -266,6 +259,25 @@ impl Suite {
     }
 }
 
+/// The first line that a command prints, if it succeeds.
+pub(crate) fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let line = text.lines().next().filter(|_| output.status.success());
+    line.map(str::to_owned)
+}
+
+/// The commit of a checkout, in brackets; nothing of what is none.
+pub(crate) fn commit_of(source: &Path) -> String {
+    let mut commit = Command::new("git");
+    commit.arg("-C").arg(source);
+    commit.args(["rev-parse", "--short", "HEAD"]);
+    // A folder inside of another repository would tell that one's.
+    let is_checkout = source.join(".git").exists();
+    let commit = is_checkout.then(|| first_line(&mut commit)).flatten();
+    commit.map_or_else(String::new, |commit| format!(" ({commit})"))
+}
+
 /// The path, for a shell script that has quotes around it.
 fn in_quotes(path: &Path) -> String {
     path.to_string_lossy().replace('\'', "'\\''")
@@ -281,8 +293,8 @@ fn write_table(table: &str) -> anyhow::Result<()> {
     let file = workspace_root().join("docs/compatibility.md");
     let document = std::fs::read_to_string(&file)
         .with_context(|| format!("cannot read {}", file.display()))?;
-    let document =
-        fill_in(&document, table).with_context(|| format!("cannot fill in {}", file.display()))?;
+    let document = fill_in(&document, "pgbouncer-suite", table)
+        .with_context(|| format!("cannot fill in {}", file.display()))?;
     std::fs::write(&file, document)?;
     println!("xtask: the table is in {}", file.display());
     Ok(())

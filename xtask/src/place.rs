@@ -1,4 +1,4 @@
-//! Where the suite runs, as whom, and with what.
+//! Where a suite runs, as whom, and with what.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,20 +17,11 @@ pub(crate) struct Place {
     identity: Option<(u32, u32)>,
 }
 
-/// What the suite imports. psycopg brings a libpq of its own, so that what the tests see does not hang on the system's.
-const PACKAGES: [&str; 6] = [
-    "filelock",
-    "psycopg[binary]==3.3.*",
-    "pytest==9.*",
-    "pytest-asyncio==1.*",
-    "pytest-timeout==2.*",
-    "pytest-xdist==3.*",
-];
-
 impl Place {
-    pub(crate) fn make() -> anyhow::Result<Self> {
+    /// The folder is in `target`.
+    pub(crate) fn make(name: &str) -> anyhow::Result<Self> {
         let place = Self {
-            folder: target_dir().join("pgbouncer-suite"),
+            folder: target_dir().join(name),
             identity: unprivileged()?,
         };
         std::fs::create_dir_all(&place.folder)?;
@@ -72,31 +63,31 @@ impl Place {
         command
     }
 
-    /// A copy of the source, since the tests write into it.
-    pub(crate) fn copy(&self, source: &Path) -> anyhow::Result<PathBuf> {
-        let copy = self.path("source");
+    /// A copy of parts of a source, since the tests write into it.
+    pub(crate) fn copy(
+        &self,
+        source: &Path,
+        name: &str,
+        parts: &[&str],
+    ) -> anyhow::Result<PathBuf> {
+        let copy = self.path(name);
         if copy.exists() {
             std::fs::remove_dir_all(&copy)?;
         }
         std::fs::create_dir(&copy)?;
         self.hand_over(&copy)?;
-        for part in ["include", "pyproject.toml", "test"] {
+        for part in parts {
             let mut command = self.command(Path::new("cp"));
             run(command.arg("-R").arg(source.join(part)).arg(&copy))?;
         }
-        // The tests ask how PgBouncer was built, and give up if it was not.
-        std::fs::write(
-            copy.join("config.mak"),
-            "tls_support = yes\nldap_support = no\n",
-        )?;
         Ok(copy)
     }
 
     /// Python with what the suite imports.
-    pub(crate) fn python(&self) -> anyhow::Result<PathBuf> {
+    pub(crate) fn python(&self, packages: &[&str]) -> anyhow::Result<PathBuf> {
         let python = self.path("venv/bin/python");
         let made_for = self.path("venv/packages");
-        let wanted = PACKAGES.join("\n");
+        let wanted = packages.join("\n");
         if std::fs::read_to_string(&made_for).is_ok_and(|had| had == wanted) {
             return Ok(python);
         }
@@ -107,7 +98,7 @@ impl Place {
         run(pip
             .args(["-m", "pip", "install", "--quiet"])
             .args(["--disable-pip-version-check", "--no-cache-dir"])
-            .args(PACKAGES))?;
+            .args(packages))?;
         std::fs::write(made_for, wanted)?;
         Ok(python)
     }

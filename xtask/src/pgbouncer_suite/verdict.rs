@@ -20,7 +20,7 @@ pub(crate) struct Reasons {
 
 /// What became of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Failed,
     Passed,
     Skipped,
@@ -30,9 +30,9 @@ enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) test: String,
-    kind: Kind,
+    pub(crate) kind: Kind,
     /// The first line of what the suite says of it.
-    detail: String,
+    pub(crate) detail: String,
 }
 
 /// The table's lines, and what is wrong with the reasons.
@@ -193,21 +193,21 @@ impl Verdict {
 }
 
 /// Puts the table where the document has its place.
-pub(crate) fn fill_in(document: &str, table: &str) -> anyhow::Result<String> {
+pub(crate) fn fill_in(document: &str, command: &str, table: &str) -> anyhow::Result<String> {
+    let begin = format!("<!-- from here on written by cargo xtask {command} -->");
     let (before, rest) = document
-        .split_once(BEGIN)
-        .with_context(|| format!("no line {BEGIN}"))?;
+        .split_once(&begin)
+        .with_context(|| format!("no line {begin}"))?;
     let (_, after) = rest
         .split_once(END)
-        .with_context(|| format!("no line {END} after {BEGIN}"))?;
-    Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", table.trim()))
+        .with_context(|| format!("no line {END} after {begin}"))?;
+    Ok(format!("{before}{begin}\n{}\n{END}{after}", table.trim()))
 }
 
 fn without_parameters(test: &str) -> &str {
     test.split('[').next().unwrap_or(test)
 }
 
-const BEGIN: &str = "<!-- from here on written by cargo xtask pgbouncer-suite -->";
 const END: &str = "<!-- to here -->";
 
 #[cfg(test)]
@@ -296,10 +296,12 @@ mod tests {
 
     #[test]
     fn the_rest_of_the_document_stays() {
-        let document = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
-        let filled = fill_in(&document, "\nnew\n").expect("filled in");
-        assert_eq!(filled, format!("before\n{BEGIN}\nnew\n{END}\nafter\n"));
-        fill_in("no place", "new").expect_err("no place");
+        let begin = "<!-- from here on written by cargo xtask some-suite -->";
+        let document = format!("before\n{begin}\nold\n{END}\nafter\n");
+        let filled = fill_in(&document, "some-suite", "\nnew\n").expect("filled in");
+        assert_eq!(filled, format!("before\n{begin}\nnew\n{END}\nafter\n"));
+        fill_in("no place", "some-suite", "new").expect_err("no place");
+        fill_in(&document, "other-suite", "new").expect_err("another's place");
     }
 
     #[test]
@@ -314,6 +316,6 @@ mod tests {
         reasons(&std::fs::read_to_string(file).expect("the file"));
         let file = crate::steps::workspace_root().join("docs/compatibility.md");
         let document = std::fs::read_to_string(file).expect("the file");
-        fill_in(&document, "").expect("a place for the table");
+        fill_in(&document, "pgbouncer-suite", "").expect("a place for the table");
     }
 }
