@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AuthType, Config, ConfigError, PoolMode, Row, show};
+use super::{AuthType, Bound, Config, ConfigError, PoolMode, Row, show};
 
 use ini::{Entry, Place};
 use keys::{Fate, KEYS};
@@ -68,6 +68,7 @@ impl Draft {
         config.auth.kind = AuthType::Md5;
         config.clients.max = 100;
         config.clients.login_timeout = Duration::from_secs(60);
+        config.clients.wait_notice = Bound::At(Duration::from_secs(5));
         Self::of(config)
     }
 
