@@ -43,6 +43,7 @@ use crate::upstream;
 use crate::upstream::Upstream;
 use crate::upstream::control::ControlError;
 use crate::upstream::routes::Routes;
+use crate::upstream::upkeep;
 
 /// Runs the program and returns its exit code: 0 done, 1 it failed, 2 it was asked for something impossible.
 #[must_use]
@@ -223,11 +224,13 @@ async fn serve(source: cli::Source, inherited: Inherited) -> anyhow::Result<()> 
     let advising = tokio::spawn(advice::run(Arc::downgrade(&gateway)));
     let sampling = tokio::spawn(traffic::run(Arc::downgrade(&gateway)));
     let watching = tokio::spawn(timeouts::watch(Arc::downgrade(&gateway)));
+    let upkeep = tokio::spawn(upkeep::run(Arc::downgrade(&gateway)));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     steer(&gateway, signals, sockets, &mut wishes, &mut serving).await?;
     advising.abort();
     sampling.abort();
     watching.abort();
+    upkeep.abort();
     let mut impatient = signal(SignalKind::interrupt())?;
     if !serving.is_finished() {
         tokio::select! {

@@ -224,6 +224,10 @@ pub struct PoolConfig {
     /// Idleness after which one beyond `min_idle` is closed. Default 10 min, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub idle_timeout: Duration,
+    /// How long a user's pool for a database is kept that has neither clients nor server connections. Default `off`: for
+    /// ever.
+    #[serde(deserialize_with = "file::bound")]
+    pub unused_timeout: Bound,
     /// Time between two health checks of the idle ones, in whole seconds. Default 30 s, at least 1 s.
     #[serde(deserialize_with = "file::duration")]
     pub health_check_interval: Duration,
@@ -322,6 +326,11 @@ pub struct ClientsConfig {
     /// Bound on a client's login. Default 10 s, longer than zero.
     #[serde(deserialize_with = "file::duration")]
     pub login_timeout: Duration,
+    /// Told to clients as they are let in. Default: nothing.
+    pub login_notice: String,
+    /// How long a client waits for a server connection before it is told so, once for each wait. Default `off`: it is not.
+    #[serde(deserialize_with = "file::bound")]
+    pub wait_notice: Bound,
     /// How long clients may go on with a process that has handed over to its successor. Default 30 s.
     #[serde(deserialize_with = "file::duration")]
     pub handover_timeout: Duration,
@@ -457,6 +466,7 @@ impl Default for PoolConfig {
             acquire_timeout: Duration::from_secs(30),
             max_lifetime: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(600),
+            unused_timeout: Bound::Off,
             health_check_interval: Duration::from_secs(30),
             max_prepared_statements: 256,
             prepared_memory: ByteSize::mib(256),
@@ -494,6 +504,8 @@ impl Default for ClientsConfig {
             write_timeout: Bound::Off,
             max_message: ByteSize::gib(1),
             login_timeout: Duration::from_secs(10),
+            login_notice: String::new(),
+            wait_notice: Bound::Off,
             handover_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(30),
             notification_queue: ByteSize::mib(1),

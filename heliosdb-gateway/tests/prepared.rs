@@ -324,3 +324,31 @@ fn closing_statements_needs_no_server() {
     assert_eq!(client.ask(&run("one")), direct.ask(&run("one")));
     assert!(client.ask(&run("two")).contains("SELECT 1"));
 }
+
+#[test]
+fn a_smaller_maximum_is_kept_to_from_the_next_statement_on() {
+    let stack = Stack::start_prepared("[pool]\nsize = 1\nmax_prepared_statements = 5\n", "");
+    let mut console = Wire::connect(stack.helios.port, "helios", &[]);
+    let mut client = stack.wire();
+    let mut prepare = |n: usize| {
+        let name = format!("s{n}");
+        let messages = [
+            parse(&name, &format!("SELECT {n}")),
+            step_named(&name),
+            sync(),
+        ];
+        assert!(client.ask(&messages).contains("C SELECT 1"), "{n}");
+        // As the server has it: each client looks with the one connection that there is.
+        let count = client.value("SELECT count(*) FROM pg_prepared_statements");
+        count.parse::<usize>().expect("a number")
+    };
+    for n in 1..=7 {
+        assert_eq!(prepare(n), n.min(5));
+    }
+    console.run("SET pool.max_prepared_statements = 2");
+    assert_eq!(prepare(8), 2);
+    // Those that were given up are there for their client.
+    assert_eq!(prepare(9), 2);
+    let said = client.ask(&[step_named("s1"), sync()]);
+    assert!(said.contains("C SELECT 1"), "{said}");
+}

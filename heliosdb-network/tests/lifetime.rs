@@ -26,7 +26,7 @@ async fn expired_idle_connections_are_closed_and_refilled() {
     let pool = world.pool(config);
     sleep(11 * SECOND).await;
     assert_eq!(idle_and_expired(pool.metrics()), (2, 0), "filled unasked");
-    sleep(64 * SECOND).await;
+    sleep(52 * SECOND).await;
     assert_eq!(idle_and_expired(pool.metrics()), (2, 2));
     let counts = world.counts();
     assert_eq!((counts.opened, counts.closed, counts.sockets), (4, 2, 2));
@@ -108,6 +108,35 @@ async fn those_idle_for_too_long_are_closed_down_to_the_minimum() {
     sleep(600 * SECOND).await;
     assert_eq!(idle_and_expired(pool.metrics()), (1, 3));
     assert_eq!(world.counts().opened, 4, "none is replaced in turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_idle_for_too_long_are_closed_in_time_however_rarely_they_are_checked() {
+    let world = World::new();
+    let mut config = support::config(4);
+    config.health_check_interval_secs = 600;
+    config.idle_timeout = Some(2 * SECOND);
+    let pool = world.pool(config);
+    // At any time of a round.
+    for pause in [0, 100, 700, 1900, 2600] {
+        sleep(pause * MS).await;
+        open(&pool, 2).await;
+        sleep(2 * SECOND - MS).await;
+        assert_eq!(pool.metrics().idle, 2, "after {pause} ms");
+        sleep(101 * MS).await;
+        assert_eq!(pool.metrics().idle, 0, "after {pause} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_kept_ready_is_opened_at_once() {
+    let world = World::new();
+    let mut config = support::config(4);
+    config.min_idle = 3;
+    config.health_check_interval_secs = 600;
+    let pool = world.pool(config);
+    sleep(SECOND).await;
+    assert_eq!(pool.metrics().idle, 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::auth::NOBODY;
-use super::{AuthType, Config, ConfigError, Invalidation, PoolMode, Row, show};
+use super::{AuthType, Bound, Config, ConfigError, Invalidation, PoolMode, Row, show};
 
 use ini::{Entry, Place};
 use keys::{Fate, KEYS};
@@ -76,6 +76,7 @@ impl Draft {
         config.auth.query_user = Some(NOBODY.to_owned());
         config.clients.max = 100;
         config.clients.login_timeout = Duration::from_secs(60);
+        config.clients.wait_notice = Bound::At(Duration::from_secs(5));
         Self::of(config)
     }
 

@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 54] = [
+const RELOADABLE: [&str; 57] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
@@ -56,6 +56,7 @@ const RELOADABLE: [&str; 54] = [
     "clients.handover_timeout",
     "clients.idle_timeout",
     "clients.idle_transaction_timeout",
+    "clients.login_notice",
     "clients.login_timeout",
     "clients.max",
     "clients.max_message",
@@ -65,6 +66,7 @@ const RELOADABLE: [&str; 54] = [
     "clients.query_timeout",
     "clients.shutdown_timeout",
     "clients.transaction_timeout",
+    "clients.wait_notice",
     "clients.write_timeout",
     "databases",
     "log.level",
@@ -83,6 +85,7 @@ const RELOADABLE: [&str; 54] = [
     "pool.reserve_size",
     "pool.reserve_timeout",
     "pool.size",
+    "pool.unused_timeout",
     "stats_period",
     "tls.ca",
     "tls.certificate",
@@ -163,6 +166,7 @@ impl Config {
         merged.pool.acquire_timeout = new.pool.acquire_timeout;
         merged.pool.max_lifetime = new.pool.max_lifetime;
         merged.pool.idle_timeout = new.pool.idle_timeout;
+        merged.pool.unused_timeout = new.pool.unused_timeout;
         merged.pool.health_check_interval = new.pool.health_check_interval;
         merged.upstream.connect_timeout = new.upstream.connect_timeout;
         merged.upstream.outage_timeout = new.upstream.outage_timeout;
@@ -222,6 +226,7 @@ impl Config {
             acquire_timeout,
             max_lifetime,
             idle_timeout,
+            unused_timeout,
             health_check_interval,
             max_prepared_statements,
             prepared_memory,
@@ -249,6 +254,8 @@ impl Config {
             write_timeout,
             max_message,
             login_timeout,
+            login_notice,
+            wait_notice,
             handover_timeout,
             shutdown_timeout,
             notification_queue,
@@ -334,6 +341,7 @@ impl Config {
             ("pool.acquire_timeout", duration(*acquire_timeout)),
             ("pool.max_lifetime", duration(*max_lifetime)),
             ("pool.idle_timeout", duration(*idle_timeout)),
+            ("pool.unused_timeout", unused_timeout.to_string()),
             (
                 "pool.health_check_interval",
                 duration(*health_check_interval),
@@ -385,6 +393,8 @@ impl Config {
             ("clients.write_timeout", write_timeout.to_string()),
             ("clients.max_message", size(*max_message)),
             ("clients.login_timeout", duration(*login_timeout)),
+            ("clients.login_notice", login_notice.clone()),
+            ("clients.wait_notice", wait_notice.to_string()),
             ("clients.handover_timeout", duration(*handover_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
             ("clients.notification_queue", size(*notification_queue)),
@@ -537,6 +547,7 @@ max_per_user = 31
 acquire_timeout = "31s"
 max_lifetime = "90m"
 idle_timeout = "11m"
+unused_timeout = "12m"
 health_check_interval = "31s"
 max_prepared_statements = 257
 prepared_memory = "9 MiB"
@@ -562,6 +573,8 @@ idle_timeout = "4m"
 write_timeout = "5m"
 max_message = "1 MiB"
 login_timeout = "11s"
+login_notice = "hello"
+wait_notice = "7s"
 handover_timeout = "32s"
 shutdown_timeout = "31s"
 notification_queue = "2 MiB"

@@ -108,7 +108,7 @@ async fn let_in(
     let learning = gateway
         .upstream
         .learn(&info.user, &info.database, Credential::None, kept);
-    learning?;
+    let _pool = learning?;
     let patience = gateway.config().clients.login_timeout;
     let entering = enter(gateway, &admitted, settings);
     match tokio::time::timeout(patience, entering).await {

@@ -217,7 +217,7 @@ impl Session {
                 .is_none_or(|link| link.is_quiet() && link.out.is_empty())
     }
 
-    fn poll_write_client(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    pub(super) fn poll_write_client(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         while !self.out.is_empty() {
             match Pin::new(&mut self.stream).poll_write(cx, &self.out) {
                 Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => return Err(End::Client),

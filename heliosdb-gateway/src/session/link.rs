@@ -388,9 +388,9 @@ impl Link {
         is_known
     }
 
-    /// Notes a statement as prepared, and closes the one used least recently if there are too many.
+    /// Notes a statement as prepared, and closes those used least recently if there are too many.
     pub(crate) fn make_room(&mut self, statement: &Arc<Prepared>, names: &Interner, max: usize) {
-        if let Some(oldest) = self.lease.statements.insert(statement, max) {
+        for oldest in self.lease.statements.insert(statement, max) {
             self.close_named(oldest, names);
         }
     }

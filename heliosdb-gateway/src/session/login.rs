@@ -228,7 +228,8 @@ async fn login(
         return Err(no("57P03", "helios is shutting down").into());
     }
     gateway.upstream.let_in(&database)?;
-    gateway
+    // Held until the session has it: what is unused is dropped.
+    let _pool = gateway
         .upstream
         .learn(&admitted.info.user, &database, credential, |other| {
             access.credential(other, Granted::default(), None)
@@ -244,6 +245,7 @@ async fn login(
     for (name, value) in &entrance.parameters {
         message::put_parameter_status(&mut out, name, value);
     }
+    put_welcome(&gateway.config().clients.login_notice, &mut out);
     finish(stream, out, &admitted).await?;
     Ok(LoggedIn::Session(Box::new(Parts {
         admitted,
@@ -414,6 +416,13 @@ fn startup_settings(startup: &Startup) -> Result<Vec<(String, String)>, ClientEr
         }
     }
     Ok(settings)
+}
+
+/// What an administrator has everybody told.
+fn put_welcome(text: &str, out: &mut BytesMut) {
+    if !text.is_empty() {
+        ClientError::new(ErrorKind::Config, "00000", text).put_notice(out);
+    }
 }
 
 async fn finish(

@@ -9,6 +9,7 @@ use bytes::{BufMut, BytesMut};
 use heliosdb_cache::HashedStr;
 use heliosdb_pooling::StatementAffinity;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::sql::{Class, NameScope};
 
@@ -431,25 +432,22 @@ impl ServerStatements {
         true
     }
 
-    /// Notes a statement as prepared that was not. Returns the one to close for it when there are more than `max`.
-    pub(crate) fn insert(&mut self, statement: &Prepared, max: usize) -> Option<GivenUp> {
+    /// Notes a statement as prepared that was not. Returns those to close for it where there are more than `max`: several
+    /// after a reload that made it smaller.
+    pub(crate) fn insert(&mut self, statement: &Prepared, max: usize) -> SmallVec<[GivenUp; 1]> {
         self.max = Some(max);
         self.tick += 1;
         self.add(statement.id, self.tick, &statement.affinity);
-        if self.named.len() <= max.max(1) {
-            return None;
+        let mut given_up = SmallVec::new();
+        while self.named.len() > max.max(1) {
+            // Never the new one: it was used last.
+            let oldest = self.named.iter().min_by_key(|(_, known)| known.used);
+            let Some(oldest) = oldest.map(|(id, _)| *id) else {
+                break;
+            };
+            given_up.extend(self.give_up(oldest));
         }
-        let oldest = self
-            .named
-            .iter()
-            .filter(|(known, _)| **known != statement.id)
-            .min_by_key(|(_, known)| known.used)
-            .map(|(id, _)| *id)?;
-        let affinity = self.remove(oldest)?;
-        Some(GivenUp {
-            id: oldest,
-            affinity,
-        })
+        given_up
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<Arc<StatementAffinity>> {
@@ -552,13 +550,18 @@ mod tests {
         let interner = Interner::new();
         let [one, two, three] = ["1", "2", "3"].map(|text| statement(&interner, text));
         let mut statements = ServerStatements::default();
-        assert!(statements.insert(&one, 2).is_none());
-        assert!(statements.insert(&two, 2).is_none());
+        assert!(statements.insert(&one, 2).is_empty());
+        assert!(statements.insert(&two, 2).is_empty());
         assert!(statements.touch(one.id));
-        let given_up = statements.insert(&three, 2).expect("one too many");
-        assert_eq!(given_up.id, two.id);
+        let given_up = statements.insert(&three, 2);
+        let ids = |given_up: &[GivenUp]| given_up.iter().map(|one| one.id).collect::<Vec<_>>();
+        assert_eq!(ids(&given_up), [two.id]);
         assert!(!statements.touch(two.id));
         assert_eq!(statements.named.len(), 2);
+        // A smaller maximum is kept to from the next one on.
+        let given_up = statements.insert(&two, 1);
+        assert_eq!(ids(&given_up), [one.id, three.id]);
+        assert_eq!(statements.named.len(), 1);
     }
 
     #[test]
@@ -578,7 +581,7 @@ mod tests {
         assert!(connections[0].touch(one.id));
         assert_eq!(on(&one), [7, 8]);
         // Given up for another, but not closed after all.
-        let given_up = connections[0].insert(&two, 1).expect("one too many");
+        let given_up = connections[0].insert(&two, 1).pop().expect("one too many");
         assert_eq!((on(&one), on(&two)), (vec![8], vec![7]));
         connections[0].restore(&given_up);
         assert_eq!((on(&one), one.affinity.prepared_on()), (vec![7, 8], 2));

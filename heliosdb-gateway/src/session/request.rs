@@ -441,8 +441,9 @@ impl Session {
         let info = Arc::clone(self.info());
         info.set_activity(Activity::Waiting);
         let started = Instant::now();
-        let waiting = Box::pin(self.pool.acquire(label, hint));
-        let acquired = info.or_cancelled(waiting).await;
+        let pool = Arc::clone(&self.pool);
+        let waiting = Box::pin(pool.acquire(label, hint));
+        let acquired = info.or_cancelled(self.told_of_wait(waiting)).await;
         info.set_activity(Activity::Idle);
         Counters::add(
             &info.counters.wait_us,
@@ -458,6 +459,26 @@ impl Session {
             }
             Some(Err(error)) => Err(self.pool.acquire_error(&error)),
         }
+    }
+
+    /// Waits for a server connection, and has the client told where that takes long.
+    async fn told_of_wait<T>(&mut self, mut waiting: impl Future<Output = T> + Unpin) -> T {
+        let patience = self.gateway.config().clients.wait_notice.get();
+        // Who speaks another protocol has no notices.
+        let Some(patience) = patience.filter(|_| !self.stream.is_pipe()) else {
+            return waiting.await;
+        };
+        if let Ok(acquired) = tokio::time::timeout(patience, &mut waiting).await {
+            return acquired;
+        }
+        // No answer is half sent: none is under way without a server connection.
+        ClientError::new(ErrorKind::Config, "00000", WAIT_NOTICE).put_notice(&mut self.out);
+        std::future::poll_fn(|cx| {
+            // That the client has gone is found out where its answer is written.
+            let _ = self.poll_write_client(cx);
+            std::pin::Pin::new(&mut waiting).poll(cx)
+        })
+        .await
     }
 
     /// Brings the connection from the settings it has to the ones this session has.
@@ -616,6 +637,9 @@ impl Session {
         Some(len)
     }
 }
+
+/// PgBouncer's words.
+const WAIT_NOTICE: &str = "No server connection available in postgres backend, client being queued";
 
 /// Why a class is not cacheable, as a metric label.
 pub(super) fn refusal_label(class: &Class) -> &'static str {

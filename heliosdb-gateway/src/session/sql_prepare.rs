@@ -623,7 +623,7 @@ async fn prepare_on(
     max: usize,
 ) -> Result<(), Refused> {
     let mut out = BytesMut::new();
-    if let Some(oldest) = lease.statements.insert(statement, max) {
+    for oldest in lease.statements.insert(statement, max) {
         put_frame(&mut out, b'C', |out| {
             out.put_u8(b'S');
             names.put_server_name(oldest.id, out);

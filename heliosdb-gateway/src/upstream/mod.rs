@@ -8,6 +8,7 @@ pub(crate) mod embedded;
 mod places;
 pub(crate) mod routes;
 pub(crate) mod servers;
+pub(crate) mod upkeep;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -380,7 +381,7 @@ impl Upstream {
     }
 
     /// What a client has proved may be what its server connections need to log in. Where the database says who all its
-    /// clients are, it is what `kept` has of that user.
+    /// clients are, it is what `kept` has of that user. The pool that learnt it is returned: another one would not know it.
     ///
     /// # Errors
     /// As [`pool`](Self::pool).
@@ -390,7 +391,7 @@ impl Upstream {
         database: &str,
         credential: Credential,
         kept: impl FnOnce(&str) -> Credential,
-    ) -> Result<(), ClientError> {
+    ) -> Result<Arc<ServerPool>, ClientError> {
         let pool = self.pool(user, database)?;
         let credential = if pool.user == user {
             credential
@@ -400,7 +401,7 @@ impl Upstream {
         if credential != Credential::None {
             pool.connections.connector().learn(credential);
         }
-        Ok(())
+        Ok(pool)
     }
 
     /// `learnt` is what clients have proved themselves with.

@@ -203,6 +203,17 @@ impl Routes {
         }
     }
 
+    /// The names of databases that keep connections ready for a user of their own.
+    pub(crate) fn kept_ready(&self) -> Vec<String> {
+        let is_kept = |route: &Route| {
+            !self.embedded
+                && route.forces_user
+                && self.limits(&route.target.user, route).min_idle > 0
+        };
+        let kept = self.by_name.iter().filter(|(_, route)| is_kept(route));
+        kept.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Whether a name leads somewhere only because every name does.
     pub(crate) fn is_automatic(&self, database: &str) -> bool {
         !self.embedded && !self.by_name.contains_key(database)

@@ -101,6 +101,11 @@ impl Wire {
         }
     }
 
+    /// All messages to a client that logs in and is let in.
+    pub(crate) fn welcome(port: u16, user: &str, database: &str) -> Vec<Vec<u8>> {
+        Self::greet(port, user, database, &[]).messages()
+    }
+
     /// A client and the number that it was told of itself.
     pub(crate) fn connect_known(port: u16, database: &str) -> (Self, i32) {
         let mut wire = Self::greet(port, "postgres", database, &[]);

@@ -17,14 +17,19 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     /// Closes what is too old or idle for too long, opens successors, refills to `min_idle`, and reports what has been on
     /// loan for too long.
     pub(super) fn start_expiration_task(&self) {
-        let (this, gone, interval) = (self.this.clone(), Arc::clone(&self.gone), self.interval());
+        let (this, gone) = (self.this.clone(), Arc::clone(&self.gone));
+        // What is to be kept ready is opened at once.
+        let first = match self.config.min_idle {
+            0 => self.until_next_round(),
+            _ => Duration::ZERO,
+        };
         let waited_for = Arc::clone(&self.waited_for);
         self.is_watching.store(true, Ordering::Release);
         // Not in the task alone: it may be dropped before it runs.
         let watch = Watch(this.clone());
         tokio::spawn(async move {
             let _watch = watch;
-            let mut round_at = now().checked_add(interval);
+            let mut round_at = now().checked_add(first);
             let mut wake_at = round_at;
             while let Some(pool) = wait(&this, &gone, &waited_for, wake_at).await {
                 let now = now();
@@ -49,14 +54,16 @@ impl<C: Connector> EnhancedConnectionPool<C> {
         });
     }
 
+    /// What becomes idle in the meantime is not idle for too long before that.
     fn until_next_round(&self) -> Duration {
         /// Where a renewal is overdue, for want of room or of a server.
         const LEAST: Duration = Duration::from_millis(100);
-        let interval = self.interval();
         let until = |at: Instant| at.saturating_duration_since(now()).max(LEAST);
-        self.exchange
-            .next_renewal()
-            .map_or(interval, |at| interval.min(until(at)))
+        let renewal = self.exchange.next_renewal().map(until);
+        let idle_end = self.exchange.next_idle_end(&self.config).map(until);
+        let idle_timeout = self.config.idle_timeout.map(|timeout| timeout.max(LEAST));
+        let sooner = [renewal, idle_end, idle_timeout].into_iter().flatten();
+        sooner.fold(self.interval(), Duration::min)
     }
 
     fn report_overdue(&self) {

@@ -559,6 +559,11 @@ impl<T> Exchange<T> {
         state.renewal.map(|(_, at)| at)
     }
 
+    /// When the next of those that are idle has been so for too long.
+    pub(super) fn next_idle_end(&self, config: &ConnectionPoolConfig) -> Option<Instant> {
+        self.state.lock().next_idle_end(config)
+    }
+
     /// What was observed since the last time, or since the pool was made, which is `made` ago.
     pub(super) fn take_window(&self, made: Instant, now: Instant) -> PoolWindow {
         let mut state = self.state.lock();

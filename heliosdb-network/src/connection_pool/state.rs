@@ -329,6 +329,14 @@ impl<T> State<T> {
         Some((slot, paced.min(after(oldest.created, RENEWED_UNTIL)?)))
     }
 
+    pub(super) fn next_idle_end(&self, config: &ConnectionPoolConfig) -> Option<Instant> {
+        let timeout = config.idle_timeout?;
+        // Those that are being checked are idle as well, and are looked at again when they come back.
+        let has_spare = self.idle.len() + self.checking > self.min_idle;
+        let since = self.idle.iter().map(|idle| idle.meta.idle_since).min();
+        since.filter(|_| has_spare)?.checked_add(timeout)
+    }
+
     /// The connection that is to be replaced now.
     fn due(&self, now: Instant) -> Option<usize> {
         let (slot, at) = self.renewal?;

@@ -374,7 +374,16 @@ pub(super) const KEYS: &[Key] = &[
         },
         |config| show_path(config.log.file.as_ref())
     ),
-    ignored!("login_notify_message", "", "clients get no notice at login"),
+    maps!(
+        "login_notify_message",
+        "",
+        "clients.login_notice",
+        |draft, value| {
+            value.clone_into(&mut draft.config.clients.login_notice);
+            Ok(None)
+        },
+        |config| config.clients.login_notice.clone()
+    ),
     maps!(
         "max_client_conn",
         "100",
@@ -461,10 +470,12 @@ pub(super) const KEYS: &[Key] = &[
         "4096",
         "buffers are as large as they have to be; idle clients have none"
     ),
-    ignored!(
+    maps!(
         "pool_idle_timeout",
         "0",
-        "unused pools are freed when room is needed"
+        "pool.unused_timeout",
+        |draft, value| bound(&mut draft.config.pool.unused_timeout, value),
+        |config| show_bound(config.pool.unused_timeout)
     ),
     maps!(
         "pool_mode",
@@ -483,10 +494,12 @@ pub(super) const KEYS: &[Key] = &[
         |draft, value| bound(&mut draft.config.clients.query_timeout, value),
         |config| show_bound(config.clients.query_timeout)
     ),
-    ignored!(
+    maps!(
         "query_wait_notify",
         "5",
-        "clients that wait get no notice; SHOW CLIENTS has how long they have waited"
+        "clients.wait_notice",
+        |draft, value| bound(&mut draft.config.clients.wait_notice, value),
+        |config| show_bound(config.clients.wait_notice)
     ),
     maps!(
         "query_wait_timeout",
