@@ -7,7 +7,7 @@
 //! A connection that is lost in between leaves the outcome unknown: the server may still be working on the commit.
 //! The mark then stays until the server no longer shows that process ([`settle`]).
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use heliosdb_cache::{SlotId, VersionSlots, WriteIntent};
@@ -250,13 +250,29 @@ pub(crate) async fn settle_strangers(
 
 /// Each statement that is running, as a process and the statement's beginning.
 fn strangers_question() -> String {
-    format!("SELECT pid || ' ' || query_start {STRANGERS}")
+    format!(
+        "{}SELECT pid || ' ' || query_start {}",
+        *LOOKING_AROUND,
+        strangers()
+    )
 }
 
 /// Of sessions of the same user on the same database, from the same machine, those that are running a statement.
-pub(crate) const STRANGERS: &str = "FROM pg_catalog.pg_stat_activity WHERE state = 'active' \
-     AND datname = pg_catalog.current_database() AND usename = session_user \
-     AND client_addr IS NOT DISTINCT FROM pg_catalog.inet_client_addr() AND pid <> pg_catalog.pg_backend_pid()";
+/// Connections of this process that are looking around themselves do not count.
+pub(crate) fn strangers() -> String {
+    let mark = &*LOOKING_AROUND;
+    format!(
+        "FROM pg_catalog.pg_stat_activity WHERE state = 'active' \
+         AND datname = pg_catalog.current_database() AND usename = session_user \
+         AND client_addr IS NOT DISTINCT FROM pg_catalog.inet_client_addr() AND pid <> pg_catalog.pg_backend_pid() \
+         AND pg_catalog.left(query, {}) <> '{mark}'",
+        mark.len()
+    )
+}
+
+/// What statements begin with that look for strangers. Nobody else's do: it is made up by this process.
+pub(crate) static LOOKING_AROUND: LazyLock<String> =
+    LazyLock::new(|| format!("/* helios {:016x} */ ", rand::random::<u64>()));
 
 /// Asks a question as the user that the pool logs in as. `None` where there is no answer.
 async fn ask_as_login(

@@ -10,7 +10,7 @@ use heliosdb_network::error::{HeliosError, Result};
 use heliosdb_network::postgres::{Credential, PgConnection, PgTarget, QueryResult};
 use parking_lot::Mutex;
 
-use crate::invalidate::wire::STRANGERS;
+use crate::invalidate::wire::{LOOKING_AROUND, strangers};
 use crate::session::link::LinkBuffers;
 use crate::session::prepared::ServerStatements;
 use crate::session::sequences::Sequences;
@@ -260,9 +260,8 @@ impl Connector for ServerConnector {
             pg.simple_query(sql).await?;
         }
         let parameters = pg.parameters().to_vec();
-        let results = pg
-            .simple_query(&BASELINE.replace("STRANGERS", STRANGERS))
-            .await?;
+        let question = LOOKING_AROUND.clone() + &BASELINE.replace("STRANGERS", &strangers());
+        let results = pg.simple_query(&question).await?;
         let mut row = results
             .into_iter()
             .flat_map(|result| result.rows)
