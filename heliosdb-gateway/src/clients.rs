@@ -39,6 +39,8 @@ pub(crate) enum Signal {
     Leave = 8,
     /// End, if what took too long is still going on.
     Timeout = 16,
+    /// End as soon as no transaction is open, if the server connection is to be closed.
+    Renew = 32,
 }
 
 /// Where a client comes from.

@@ -228,6 +228,9 @@ pub struct PoolConfig {
     /// ever.
     #[serde(deserialize_with = "file::bound")]
     pub unused_timeout: Bound,
+    /// Whether a session in session mode whose server connection is to be closed (RECONNECT, another server) ends with its
+    /// transaction. Default false: the connection is closed when the session ends.
+    pub fast_close: bool,
     /// Time between two health checks of the idle ones, in whole seconds. Default 30 s, at least 1 s.
     #[serde(deserialize_with = "file::duration")]
     pub health_check_interval: Duration,
@@ -467,6 +470,7 @@ impl Default for PoolConfig {
             max_lifetime: Duration::from_secs(3600),
             idle_timeout: Duration::from_secs(600),
             unused_timeout: Bound::Off,
+            fast_close: false,
             health_check_interval: Duration::from_secs(30),
             max_prepared_statements: 256,
             prepared_memory: ByteSize::mib(256),

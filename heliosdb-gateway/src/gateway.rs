@@ -13,9 +13,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::access::Access;
 use crate::cli::Source;
-use crate::clients::ClientRegistry;
+use crate::clients::{ClientRegistry, Signal};
 use crate::config::Config;
 use crate::policies::Policies;
+use crate::session::pins::Pin;
 use crate::session::prepared::{Interner, KnownClass, Prepared};
 use crate::sql::memo::ClassMemo;
 use crate::sql::{Class, NameScope};
@@ -210,6 +211,20 @@ impl Gateway {
     pub(crate) fn prepared_memory(&self) -> usize {
         let memory = self.config.load().pool.prepared_memory;
         usize::try_from(memory.as_u64()).unwrap_or(usize::MAX)
+    }
+
+    /// Where it is wanted, ends the sessions that would keep an outdated server connection to their end, each when no
+    /// transaction is open.
+    pub(crate) fn close_fast(&self) {
+        if !self.config.load().pool.fast_close {
+            return;
+        }
+        let holders = self.upstream.servers.holders_of_outdated();
+        for client in self.clients.list() {
+            if holders.contains(&client.id) && client.pins() & Pin::SessionMode as u32 != 0 {
+                client.signal(Signal::Renew);
+            }
+        }
     }
 
     /// The class of a function call and of statements that nobody has seen the text of.

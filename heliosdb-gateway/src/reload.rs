@@ -64,6 +64,7 @@ fn apply_as(
         crate::log::set_level(&merged.log.level);
     }
     gateway.replace_config(merged);
+    gateway.close_fast();
     crate::log::reopen();
     tracing::info!(applied = ?diff.applied, needs_restart = ?diff.needs_restart, "configuration reloaded");
     Ok(waits)

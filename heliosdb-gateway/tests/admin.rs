@@ -481,6 +481,46 @@ async fn a_reconnect_replaces_connections_as_they_become_free() {
 }
 
 #[tokio::test]
+async fn with_fast_close_a_session_ends_with_the_transaction_after_which_its_connection_is_closed()
+{
+    let stack = Stack::start_with(
+        PostgresCluster::builder(),
+        "[pool]\nmode = \"session\"\nfast_close = true\n",
+    );
+    let console = stack.helios.client("postgres", "pgbouncer").await;
+    let login = || Wire::login(stack.helios.port, "postgres", "postgres", &[]).expect("let in");
+    let (mut idle, mut busy, mut without) = (login(), login(), login());
+    let pid = idle.value("SELECT pg_backend_pid()");
+    busy.query("BEGIN");
+    busy.query("CREATE TABLE kept ()");
+    console.batch_execute("RECONNECT").await.expect("begun");
+    let told = "E FATAL 57P01 terminating connection because its server connection is to be closed\nthe end\n";
+    assert_eq!(idle.rest(), told);
+    // What was begun is brought to its end first.
+    assert_eq!(busy.query("COMMIT"), "C COMMIT\nZ I\n");
+    assert_eq!(busy.rest(), told);
+    let direct = stack.direct().await;
+    direct
+        .query("SELECT FROM kept", &[])
+        .await
+        .expect("it is there");
+    // Who had no connection gets a new one.
+    let new = without.value("SELECT pg_backend_pid()");
+    assert_ne!(new, pid);
+    // Sessions that could have another connection at any time have no part in it.
+    console
+        .batch_execute("SET pool_mode = 'transaction'")
+        .await
+        .expect("set");
+    let mut client = login();
+    client.query("BEGIN");
+    console.batch_execute("RECONNECT").await.expect("begun");
+    client.query("COMMIT");
+    assert_eq!(client.value("SELECT 'served'"), "served");
+    assert_eq!(without.rest(), told);
+}
+
+#[tokio::test]
 async fn settings_are_changed_until_the_next_reload() {
     let stack = Stack::start();
     let console = stack.helios.client("postgres", "pgbouncer").await;

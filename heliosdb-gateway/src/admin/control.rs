@@ -89,6 +89,7 @@ fn set_disabled(
 fn reconnect(gateway: &Arc<Gateway>, database: Option<&str>) -> Result<Answer, ClientError> {
     not_console("reconnect", database)?;
     gateway.upstream.reconnect(database)?;
+    gateway.close_fast();
     tracing::info!(database, "server connections are replaced");
     Ok(Answer::done("RECONNECT"))
 }

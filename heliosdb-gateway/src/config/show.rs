@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 57] = [
+const RELOADABLE: [&str; 58] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
@@ -73,6 +73,7 @@ const RELOADABLE: [&str; 57] = [
     "pool.acquire_timeout",
     "pool.advice",
     "pool.affinity",
+    "pool.fast_close",
     "pool.health_check_interval",
     "pool.idle_timeout",
     "pool.max_lifetime",
@@ -166,6 +167,7 @@ impl Config {
         merged.pool.acquire_timeout = new.pool.acquire_timeout;
         merged.pool.max_lifetime = new.pool.max_lifetime;
         merged.pool.idle_timeout = new.pool.idle_timeout;
+        merged.pool.fast_close = new.pool.fast_close;
         merged.pool.unused_timeout = new.pool.unused_timeout;
         merged.pool.health_check_interval = new.pool.health_check_interval;
         merged.upstream.connect_timeout = new.upstream.connect_timeout;
@@ -227,6 +229,7 @@ impl Config {
             max_lifetime,
             idle_timeout,
             unused_timeout,
+            fast_close,
             health_check_interval,
             max_prepared_statements,
             prepared_memory,
@@ -342,6 +345,7 @@ impl Config {
             ("pool.max_lifetime", duration(*max_lifetime)),
             ("pool.idle_timeout", duration(*idle_timeout)),
             ("pool.unused_timeout", unused_timeout.to_string()),
+            ("pool.fast_close", fast_close.to_string()),
             (
                 "pool.health_check_interval",
                 duration(*health_check_interval),
@@ -548,6 +552,7 @@ acquire_timeout = "31s"
 max_lifetime = "90m"
 idle_timeout = "11m"
 unused_timeout = "12m"
+fast_close = true
 health_check_interval = "31s"
 max_prepared_statements = 257
 prepared_memory = "9 MiB"

@@ -203,6 +203,13 @@ impl Session {
         if info.has_signal(Signal::Kill) || is_leaving && self.is_between_transactions() {
             return Err(End::Error(shutting_down()));
         }
+        if info.has_signal(Signal::Renew) && self.is_between_transactions() {
+            info.clear_signal(Signal::Renew);
+            let link = self.link.as_ref();
+            if link.is_some_and(|link| link.lease.info.close_needed()) {
+                return Err(End::Error(connection_outdated()));
+            }
+        }
         Ok(())
     }
 
@@ -712,5 +719,15 @@ pub(super) fn shutting_down() -> ClientError {
         "terminating connection due to administrator command",
     )
     .known_as("server shutting down")
+    .fatal()
+}
+
+fn connection_outdated() -> ClientError {
+    ClientError::new(
+        ErrorKind::Config,
+        "57P01",
+        "terminating connection because its server connection is to be closed",
+    )
+    .known_as("database configuration changed")
     .fatal()
 }

@@ -1,6 +1,6 @@
 //! The list of server connections that `SHOW SERVERS` prints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -145,6 +145,14 @@ impl ServerRegistry {
                 server.close_needed.store(true, Ordering::Relaxed);
             }
         }
+    }
+
+    /// The clients that have one which is to be closed.
+    pub(crate) fn holders_of_outdated(&self) -> BTreeSet<u64> {
+        let live = self.live().into_iter();
+        live.filter(|server| server.close_needed())
+            .filter_map(|server| server.client())
+            .collect()
     }
 
     /// Waits until none of those is left.

@@ -565,10 +565,15 @@ pub(super) const KEYS: &[Key] = &[
         |draft, value| or_never(&mut draft.config.upstream.connect_timeout, value),
         |config| show_or_never(config.upstream.connect_timeout)
     ),
-    ignored!(
+    maps!(
         "server_fast_close",
         "0",
-        "a connection that is to be closed is closed when its client gives it back"
+        "pool.fast_close",
+        |draft, value| {
+            draft.config.pool.fast_close = parsed::<u8>(value, "0 or 1")? != 0;
+            Ok(None)
+        },
+        |config| u8::from(config.pool.fast_close).to_string()
     ),
     maps!(
         "server_idle_timeout",
