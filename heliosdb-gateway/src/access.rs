@@ -277,8 +277,11 @@ impl Access {
             return Ok(Demand::Nothing(TRUST));
         }
         Err(
-            no("clients from other machines are not trusted without a password")
-                .hint("Set auth.type in the configuration of helios."),
+            no("clients from other machines are not trusted without a password").hint(format!(
+                "Set {} in {}.",
+                names::key("auth.type"),
+                names::place()
+            )),
         )
     }
 

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::admin;
 use crate::clients::{ClientInfo, Peer, Signal};
-use crate::config::Config;
+use crate::config::{Config, names};
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::{Course, Gateway};
 use crate::listen::Listener;
@@ -114,7 +114,11 @@ impl Spare {
                 "53300",
                 "sorry, too many clients: helios has no file descriptors left",
             )
-            .hint("Raise the limit on open files (`ulimit -n`), or lower `clients.max` in the configuration of helios.");
+            .hint(format!(
+                "Raise the limit on open files (`ulimit -n`), or lower {} in {}.",
+                names::key("clients.max"),
+                names::place()
+            ));
             let _ = tokio::time::timeout(TOLD_WITHIN, tell(stream, error.fatal())).await;
             true
         } else {
@@ -154,7 +158,12 @@ async fn client(gateway: &Arc<Gateway>, stream: ClientStream, peer: Peer) {
             "53300",
             "sorry, too many clients are logging in",
         )
-        .hint("Try again, lower `clients.login_timeout`, or raise `clients.max` in the configuration of helios.");
+        .hint(format!(
+            "Try again, lower {}, or raise {} in {}.",
+            names::key("clients.login_timeout"),
+            names::key("clients.max"),
+            names::place()
+        ));
         gateway.stats.count_error(error.kind);
         let _ = tokio::time::timeout(TOLD_WITHIN, tell(stream, error.fatal())).await;
         return;

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::config::names;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::Gateway;
 
@@ -315,8 +316,11 @@ pub(super) fn invalid(statement: &str) -> ClientError {
 }
 
 pub(super) fn admin_needed() -> ClientError {
-    ClientError::new(ErrorKind::Client, "42501", "admin access needed")
-        .hint("Add the user to `auth.admin_users` in the configuration of helios.")
+    ClientError::new(ErrorKind::Client, "42501", "admin access needed").hint(format!(
+        "Add the user to {} in {}.",
+        names::key("auth.admin_users"),
+        names::place()
+    ))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use bytes::{BufMut as _, BytesMut};
 use heliosdb_network::error::HeliosError;
 
 use crate::clients::Counters;
+use crate::config::names;
 use crate::error::{ClientError, ErrorKind};
 use crate::fault::is_removed;
 use crate::sql::{
@@ -178,10 +179,11 @@ impl Session {
                 "0A000",
                 "transaction blocks not allowed in statement pooling mode",
             )
-            .hint(
+            .hint(format!(
                 "Send what belongs together as one query, or set `pool_mode` to \"transaction\" for this database or user \
-                 in the configuration of helios.",
-            )
+                 in {}.",
+                names::place()
+            ))
             .fatal(),
         )
     }
