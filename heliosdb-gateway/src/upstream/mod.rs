@@ -12,15 +12,13 @@ pub(crate) mod servers;
 pub(crate) mod upkeep;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use heliosdb_cache::VersionSlots;
-use heliosdb_network::connection_pool::{
-    AcquireError, ConnectionPoolConfig, EnhancedConnectionPool,
-};
+use heliosdb_network::connection_pool::{ConnectionPoolConfig, EnhancedConnectionPool};
 use heliosdb_network::error::HeliosError;
 use heliosdb_network::postgres::{Credential, PgTarget};
 use parking_lot::Mutex;
@@ -28,20 +26,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::advice::PoolAdvisor;
-use crate::config::names;
 use crate::config::{Config, Invalidation, PoolAdvice, PoolMode, ReplicationConfig};
 use crate::error::{ClientError, ErrorKind};
 use crate::invalidate::replication::{self, Follower, Plan};
-use crate::invalidate::wire;
 use crate::notifications::Listener;
-use crate::session::settings::Effective;
 
 pub(crate) use pool::{Parameters, ServerLease, ServerPool};
 
-use connection::{Baseline, Learnt, ServerConnection, ServerConnector, ServerRun};
+use connection::{Learnt, ServerConnector, ServerRun};
 use control::Controls;
-use database::{Database, LoadedCatalog};
-use places::{GivesUp, Places, Quota};
+use database::Database;
+use places::Places;
 use routes::{Destination, PoolLimits, Routes, server_of};
 use servers::ServerRegistry;
 
