@@ -200,6 +200,12 @@ pub(crate) async fn connect(port: u16, user: &str, database: &str) -> Client {
     client
 }
 
+/// Whether a server told somebody that it may not replicate, in the words of before version 16 or of since.
+pub(crate) fn is_refused_as_no_replicator(told: &str) -> bool {
+    told.contains("must be superuser or replication role")
+        || told.contains("permission denied to start WAL sender")
+}
+
 pub(crate) fn psql(port: u16, database: &str, input: &str) -> String {
     use std::io::Write as _;
     let mut child = Command::new(postgres_bin_dir().expect("installed").join("psql"))
