@@ -182,6 +182,7 @@ impl Session {
                 "Send what belongs together as one query, or set `pool_mode` to \"transaction\" for this database or user \
                  in the configuration of helios.",
             )
+            .known_as("transaction blocks not allowed in statement pooling mode")
             .fatal(),
         )
     }
