@@ -68,6 +68,8 @@ impl Console {
         if let Err(error) = self.serve().await {
             tracing::debug!(%error, "console client went away");
         }
+        let log = &self.gateway.config().log;
+        self.admitted.info.log_departure(log);
     }
 
     async fn serve(&mut self) -> std::io::Result<()> {

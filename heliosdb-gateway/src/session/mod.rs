@@ -206,6 +206,9 @@ impl Session {
     /// In a box: the task of a client has room for the session once.
     pub(crate) async fn run(mut self: Box<Self>) {
         let end = self.serve().await;
+        if !matches!(end, Err(End::Error(_))) {
+            self.info().log_departure(&self.gateway.config().log);
+        }
         if let Err(End::Error(error)) = &end {
             self.gateway.stats.count_error(error.kind);
             let info = self.info();
