@@ -19,6 +19,7 @@ use heliosdb_network::postgres::{self, PgTarget};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::config::LogConfig;
 use crate::error::ClientError;
 
 pub(crate) use limits::ClientLimits;
@@ -244,6 +245,20 @@ impl ClientInfo {
     /// For how long it has been connected.
     pub(crate) fn age(&self) -> Duration {
         self.connected.elapsed()
+    }
+
+    /// Says that the client left of its own accord, where that is to be said.
+    pub(crate) fn log_departure(&self, log: &LogConfig) {
+        if log.disconnections {
+            tracing::info!(
+                client = self.id,
+                "{}/{}@{} closing because: client close request (age={}s)",
+                self.database,
+                self.user,
+                self.peer,
+                self.age().as_secs()
+            );
+        }
     }
 
     /// Asks something of the session and wakes it.

@@ -35,6 +35,9 @@ pub use show::{Diff, Row};
 pub struct Config {
     /// Addresses for PostgreSQL clients. Default `127.0.0.1:6432`.
     pub listen: Vec<SocketAddr>,
+    /// Whether other processes may listen on the same addresses, each with a share of the clients. A cancel request that
+    /// reaches another process than its client's is lost, and each process has a cache of its own. Default: false.
+    pub reuse_port: bool,
     /// Folder of a Unix-domain socket for PostgreSQL clients, named after the port of the first address. Default: none.
     pub unix_socket_dir: Option<PathBuf>,
     /// Its permissions. Default `"0777"`.
@@ -331,6 +334,9 @@ pub struct ClientsConfig {
     pub login_timeout: Duration,
     /// Told to clients as they are let in. Default: nothing.
     pub login_notice: String,
+    /// Settings in a client's startup packet that are left out, by name; with `options` among them also options of another
+    /// form than `-c name=value`. Default: none.
+    pub ignored_settings: Vec<String>,
     /// How long a client waits for a server connection before it is told so, once for each wait. Default `off`: it is not.
     #[serde(deserialize_with = "file::bound")]
     pub wait_notice: Bound,
@@ -403,12 +409,19 @@ pub struct LogConfig {
     pub file: Option<PathBuf>,
     /// Whether the log goes to standard error. Default true.
     pub stderr: bool,
+    /// A line for each client that is let in, at level `info`. Default false.
+    pub connections: bool,
+    /// A line for each client that leaves. Those that are ended have one anyway. Default false.
+    pub disconnections: bool,
+    /// A line with the averages of all databases, once a `stats_period`. Default false.
+    pub stats: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 6432))],
+            reuse_port: false,
             unix_socket_dir: None,
             unix_socket_mode: 0o777,
             pid_file: None,
@@ -509,6 +522,7 @@ impl Default for ClientsConfig {
             max_message: ByteSize::gib(1),
             login_timeout: Duration::from_secs(10),
             login_notice: String::new(),
+            ignored_settings: Vec::new(),
             wait_notice: Bound::Off,
             handover_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(30),
@@ -537,6 +551,9 @@ impl Default for LogConfig {
             level: "info".to_owned(),
             file: None,
             stderr: true,
+            connections: false,
+            disconnections: false,
+            stats: false,
         }
     }
 }

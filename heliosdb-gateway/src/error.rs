@@ -8,7 +8,7 @@ use heliosdb_network::connection_pool::AcquireError;
 use heliosdb_network::error::HeliosError;
 use heliosdb_network::postgres::ErrorFields;
 
-use crate::config::names;
+use crate::config::names::{self, Dialect};
 
 /// Who is to blame, as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,7 +48,7 @@ pub(crate) struct ClientError {
     pub(crate) detail: Option<String>,
     /// What the reader can do.
     pub(crate) hint: Option<String>,
-    /// What PgBouncer calls it, where that is something else: what people look for in logs.
+    /// What PgBouncer calls it: what people look for in logs, and what programs behind a `pgbouncer.ini` are told.
     known_as: Option<Box<str>>,
 }
 
@@ -84,8 +84,10 @@ impl ClientError {
     pub(crate) fn closing(&self, age: Duration) -> String {
         let (message, age) = (&self.message, age.as_secs());
         match &self.known_as {
-            Some(reason) => format!("closing because: {reason} (age={age}s): {message}"),
-            None => format!("closing because: {message} (age={age}s)"),
+            Some(reason) if **reason != *self.message => {
+                format!("closing because: {reason} (age={age}s): {message}")
+            }
+            _ => format!("closing because: {message} (age={age}s)"),
         }
     }
 
@@ -135,20 +137,39 @@ impl ClientError {
     /// Appends the ErrorResponse.
     pub(crate) fn put(&self, out: &mut BytesMut) {
         let severity = if self.fatal { "FATAL" } else { "ERROR" };
-        self.put_as(b'E', severity, out);
+        self.put_as(b'E', severity, Dialect::current(), out);
     }
 
     /// Appends it as a NoticeResponse: what was asked for is done nevertheless.
     pub(crate) fn put_warning(&self, out: &mut BytesMut) {
-        self.put_as(b'N', "WARNING", out);
+        self.put_as(b'N', "WARNING", Dialect::Helios, out);
     }
 
     /// Appends it as a NoticeResponse of no weight.
     pub(crate) fn put_notice(&self, out: &mut BytesMut) {
-        self.put_as(b'N', "NOTICE", out);
+        self.put_as(b'N', "NOTICE", Dialect::Helios, out);
     }
 
-    fn put_as(&self, tag: u8, severity: &str, out: &mut BytesMut) {
+    /// Code, message and detail. Programs that were behind PgBouncer know what it says when it ends their connection, and
+    /// its one code for that, which drivers count among the faults of connections; helios's own words are the detail.
+    fn told(&self, dialect: Dialect) -> (&str, &str, Option<Cow<'_, str>>) {
+        let own = self.detail.as_deref();
+        match (dialect, self.known_as.as_deref()) {
+            (Dialect::PgBouncer, Some(known_as)) => {
+                let sqlstate = if self.fatal { "08P01" } else { &*self.sqlstate };
+                let detail = match own {
+                    _ if *known_as == *self.message => own.map(Cow::Borrowed),
+                    None => Some(Cow::Borrowed(&*self.message)),
+                    Some(own) => Some(Cow::Owned(format!("{}\n{own}", self.message))),
+                };
+                (sqlstate, known_as, detail)
+            }
+            _ => (&self.sqlstate, &self.message, own.map(Cow::Borrowed)),
+        }
+    }
+
+    fn put_as(&self, tag: u8, severity: &str, dialect: Dialect, out: &mut BytesMut) {
+        let (sqlstate, message, detail) = self.told(dialect);
         let start = out.len();
         out.put_u8(tag);
         out.put_u32(0);
@@ -159,9 +180,9 @@ impl ClientError {
         };
         field(b'S', severity);
         field(b'V', severity);
-        field(b'C', &self.sqlstate);
-        field(b'M', &self.message);
-        if let Some(detail) = &self.detail {
+        field(b'C', sqlstate);
+        field(b'M', message);
+        if let Some(detail) = &detail {
             field(b'D', detail);
         }
         if let Some(hint) = &self.hint {
@@ -189,5 +210,25 @@ mod tests {
             error.known_as("no such database: d").closing(age),
             "closing because: no such database: d (age=2s): database \"d\" does not exist"
         );
+    }
+    #[test]
+    fn programs_behind_a_pgbouncer_ini_are_told_what_pgbouncer_says() {
+        let error = ClientError::new(ErrorKind::Client, "25P03", "terminating connection")
+            .known_as("idle transaction timeout");
+        let own = ("25P03", "terminating connection", None);
+        assert_eq!(error.told(Dialect::Helios), own);
+        let detail = Some(Cow::Borrowed("terminating connection"));
+        assert_eq!(
+            error.told(Dialect::PgBouncer),
+            ("25P03", "idle transaction timeout", detail.clone()),
+            "who stays connected does not read that the connection failed"
+        );
+        let error = error.fatal();
+        assert_eq!(
+            error.told(Dialect::PgBouncer),
+            ("08P01", "idle transaction timeout", detail)
+        );
+        let other = ClientError::new(ErrorKind::Client, "28P01", "no").fatal();
+        assert_eq!(other.told(Dialect::PgBouncer), ("28P01", "no", None));
     }
 }

@@ -93,9 +93,13 @@ impl Inherited {
 
     /// A TCP socket at the address: the one that was handed over, or a new one.
     pub(crate) fn tcp(&mut self, address: SocketAddr) -> anyhow::Result<TcpListener> {
+        self.tcp_with(address, Sharing::Sole)
+    }
+
+    fn tcp_with(&mut self, address: SocketAddr, sharing: Sharing) -> anyhow::Result<TcpListener> {
         let listener = match self.tcp_at(address) {
             Some(listener) => taken_over(listener),
-            None => bind(address),
+            None => bind(address, sharing),
         };
         listener.with_context(|| format!("cannot listen on {address}"))
     }
@@ -104,8 +108,13 @@ impl Inherited {
     /// are for these clients, too.
     pub(crate) fn postgres(&mut self, config: &Config) -> anyhow::Result<Vec<Listener>> {
         let mut listeners = Vec::new();
+        let sharing = if config.reuse_port {
+            Sharing::WithOthers
+        } else {
+            Sharing::Sole
+        };
         for address in &config.listen {
-            listeners.push(Listener::Tcp(self.tcp(*address)?));
+            listeners.push(Listener::Tcp(self.tcp_with(*address, sharing)?));
         }
         if let (Some(folder), Some(first)) = (&config.unix_socket_dir, config.listen.first()) {
             let port = match listeners.first() {
@@ -150,13 +159,22 @@ fn taken_over(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Whose an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Sole,
+    /// Other processes may listen there, too: the kernel deals out the clients.
+    WithOthers,
+}
+
+fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(sharing == Sharing::WithOthers)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     // Login storms: the kernel queues what can't be accepted at once.

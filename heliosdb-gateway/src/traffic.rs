@@ -74,6 +74,28 @@ impl Totals {
         }
         Self(averages)
     }
+
+    fn line(&self) -> String {
+        let [
+            _,
+            transactions,
+            queries,
+            received,
+            sent,
+            transaction_us,
+            query_us,
+            wait_us,
+            client_parses,
+            server_parses,
+            binds,
+            logins,
+        ] = self.0;
+        format!(
+            "stats: {transactions} xacts/s, {queries} queries/s, {client_parses} client parses/s, {server_parses} server \
+             parses/s, {binds} binds/s, {logins} client logins/s, in {received} B/s, out {sent} B/s, xact {transaction_us} us, \
+             query {query_us} us, wait {wait_us} us"
+        )
+    }
 }
 
 /// Two samples.
@@ -122,6 +144,18 @@ impl Traffic {
             .collect()
     }
 
+    /// The averages over the last period, in the words of PgBouncer's log.
+    fn line(&self) -> String {
+        let [before, now] = self.samples.lock().clone();
+        let sum = |sample: &Sample| {
+            let mut sum = Totals::default();
+            sample.by_database.values().for_each(|one| sum.add(one));
+            sum
+        };
+        let elapsed = now.at.saturating_duration_since(before.at);
+        sum(&now).averages_since(&sum(&before), elapsed).line()
+    }
+
     /// Those of all databases together.
     pub(crate) fn rates_of_all(&self, gateway: &Gateway) -> (Totals, Totals) {
         let (mut now, mut then) = (Totals::default(), Totals::default());
@@ -159,6 +193,9 @@ pub(crate) async fn run(gateway: Weak<Gateway>) {
         tokio::time::sleep(period).await;
         if let Some(gateway) = gateway.upgrade() {
             sample(&gateway);
+            if gateway.config().log.stats {
+                tracing::info!("{}", gateway.traffic.line());
+            }
         }
     }
 }
@@ -170,6 +207,18 @@ fn sample(gateway: &Arc<Gateway>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_in_the_log_is_pgbouncers() {
+        let mut averages = Totals::default();
+        let numbered = averages.0.iter_mut().zip(0..);
+        numbered.for_each(|(average, number)| *average = number);
+        assert_eq!(
+            averages.line(),
+            "stats: 1 xacts/s, 2 queries/s, 8 client parses/s, 9 server parses/s, 10 binds/s, 11 client logins/s, \
+             in 3 B/s, out 4 B/s, xact 5 us, query 6 us, wait 7 us"
+        );
+    }
 
     #[test]
     fn counts_are_by_second_and_times_by_what_took_them() {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::raw::{Wire, parse, sync};
+use support::raw::{Wire, parse, sync, terminate};
 use support::{Helios, Stack, connect};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -605,6 +605,18 @@ async fn what_is_not_understood_is_refused_and_the_console_goes_on() {
         "{refused}"
     );
     assert!(!wire.query("SHOW STATE").contains("08P01"));
+}
+
+#[test]
+fn who_has_left_is_not_listed() {
+    let stack = Stack::start();
+    for round in 0..200 {
+        let mut console = Wire::connect(stack.helios.port, "pgbouncer", &[]);
+        let shown = console.query("SHOW CLIENTS");
+        let listed = shown.lines().filter(|line| line.starts_with("D ")).count();
+        assert_eq!(listed, 1, "round {round}: {shown}");
+        console.send(&[terminate()]);
+    }
 }
 
 // The process is waited for in this thread.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use heliosdb_testkit::certificates::Authority;
 use heliosdb_testkit::{PostgresCluster, free_port};
 use support::connect;
+use support::raw::{Wire, query};
 use tokio_postgres::{Client, NoTls};
 
 /// A helios that was started with an ini file.
@@ -21,8 +22,11 @@ struct Bouncer {
 
 impl Bouncer {
     async fn start(ini: impl Fn(u16, &Path) -> String) -> Self {
+        Self::start_at(free_port().expect("a port"), ini).await
+    }
+
+    async fn start_at(port: u16, ini: impl Fn(u16, &Path) -> String) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let port = free_port().expect("a port");
         let file = folder.path().join("pgbouncer.ini");
         std::fs::write(&file, ini(port, folder.path())).expect("written");
         std::fs::write(
@@ -134,6 +138,12 @@ async fn what_goes_past_helios_is_seen_on_a_server_whose_log_cannot_be_followed(
         cluster.psql("postgres", &write).expect("written");
         assert_eq!(text(&client, "SELECT v FROM t").await, round.to_string());
     }
+    // That it is tried again and again costs the server next to nothing.
+    let sessions = "SELECT sessions::text FROM pg_stat_database WHERE datname = 'postgres'";
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = text(&client, sessions).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(text(&client, sessions).await, before);
 }
 
 #[tokio::test]
@@ -349,6 +359,20 @@ async fn errors_name_the_keys_of_the_ini_and_the_log_has_the_words_that_people_l
         hint,
         "Raise `max_db_client_connections`, which is 2, in pgbouncer.ini."
     );
+    // Programs are told what they were told by PgBouncer, and the rest besides.
+    let told = (
+        error.code().code(),
+        error.message(),
+        error.detail().unwrap_or_default(),
+    );
+    assert_eq!(
+        told,
+        (
+            "08P01",
+            "client connections exceeded (max_db_client_connections)",
+            "too many connections for database \"d\""
+        )
+    );
     bouncer
         .logs("closing because: client connections exceeded (max_db_client_connections) (age=0s): too many")
         .await;
@@ -456,10 +480,10 @@ async fn who_is_in_neither_auth_file_nor_auth_query_is_nobody_even_under_trust()
         (
             "unasked",
             "q",
-            "28000",
+            "08P01",
             "no such user (age=0s): \"trust\" authentication failed",
         ),
-        ("asked", "lost", "F0000", "bouncer config error (age="),
+        ("asked", "lost", "08P01", "bouncer config error (age="),
     ] {
         let error = refused(port, user, database).await;
         assert_eq!(error.code().code(), code, "{error:?}");
@@ -629,4 +653,121 @@ async fn what_a_server_has_to_prove_is_set_one_after_the_other() {
     let client = bouncer.client("safe").await;
     let encrypted = "SELECT ssl::text FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     assert_eq!(text(&client, encrypted).await, "true");
+}
+
+#[tokio::test]
+async fn what_ends_a_client_is_said_in_pgbouncers_words_and_with_its_code() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let more = "[users]\npostgres = pool_mode=transaction idle_transaction_timeout=1\n";
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, more)).await;
+    let mut wire = Wire::connect(bouncer.port, "d", &[]);
+    wire.ask(&[query("BEGIN; SELECT 1")]);
+    let heard = wire.rest();
+    let told = "E FATAL 08P01 idle transaction timeout\n";
+    assert!(heard.contains(told), "{heard}");
+
+    let more = "pool_mode = statement\n";
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, more)).await;
+    let client = bouncer.client("d").await;
+    let error = client.batch_execute("BEGIN").await.expect_err("refused");
+    let error = error.as_db_error().expect("told");
+    assert_eq!(
+        (error.code().code(), error.message()),
+        (
+            "08P01",
+            "transaction blocks not allowed in statement pooling mode"
+        )
+    );
+}
+
+#[tokio::test]
+async fn the_log_has_a_line_for_who_comes_and_who_goes_and_for_what_went_through() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let more = "stats_period = 1\n";
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, more)).await;
+    let client = bouncer.client("d").await;
+    bouncer
+        .logs(" login attempt: db=d user=postgres tls=no replication=no")
+        .await;
+    drop(client);
+    bouncer
+        .logs(" closing because: client close request (age=")
+        .await;
+    bouncer.logs("INFO stats: 0 xacts/s, ").await;
+
+    let more = "log_connections = 0\nlog_disconnections = 0\nlog_stats = 0\nstats_period = 1\n";
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, more)).await;
+    drop(bouncer.client("d").await);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let log = std::fs::read_to_string(bouncer.folder.path().join("log")).expect("a log");
+    for part in ["login attempt", "client close request", "INFO stats: "] {
+        assert!(!log.contains(part), "{part}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn startup_parameters_that_are_to_be_ignored_are_left_out() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let more = "ignore_startup_parameters = extra_float_digits, Nonsense,options\n";
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, more)).await;
+    let config = format!(
+        "host=127.0.0.1 port={} user=postgres dbname=d options='-c extra_float_digits=3 -c nonsense=1 -c work_mem=1MB'",
+        bouncer.port
+    );
+    let (client, connection) = tokio_postgres::connect(&config, NoTls)
+        .await
+        .expect("let in");
+    tokio::spawn(connection);
+    assert_eq!(text(&client, "SHOW extra_float_digits").await, "1");
+    assert_eq!(text(&client, "SHOW work_mem").await, "1MB");
+    let unreadable = config.replace("-c nonsense=1", "-d");
+    tokio_postgres::connect(&unreadable, NoTls)
+        .await
+        .map(|_| ())
+        .expect("let in");
+
+    let bouncer = Bouncer::start(|port, folder| ini(&cluster, port, folder, "")).await;
+    let port = bouncer.port.to_string();
+    for (config, code) in [(config, "42704"), (unreadable, "22023")] {
+        let parts: Vec<&str> = config.split(' ').collect();
+        let named = format!("port={port}");
+        let config = config.replace(parts[1], &named);
+        let error = tokio_postgres::connect(&config, NoTls).await.map(|_| ());
+        let error = error.expect_err("refused");
+        assert_eq!(error.code().expect("told").code(), code, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn several_processes_share_a_port_and_one_of_them_can_leave() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    let shared =
+        |port, folder: &Path| ini(&cluster, port, folder, "so_reuseport = 1\npeer_id = 1\n");
+    let mut first = Bouncer::start(shared).await;
+    let port = first.port;
+    let mut second = Bouncer::start_at(port, shared).await;
+    let socket = second.folder.path().join(format!(".s.PGSQL.{port}"));
+    until("the second listens", || async {
+        tokio::net::UnixStream::connect(&socket).await.is_ok()
+    })
+    .await;
+    first.signal("QUIT");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !first.has_ended() {
+        assert!(Instant::now() < deadline, "the first has ended");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..5 {
+        let client = connect(port, "postgres", "d").await;
+        assert_eq!(text(&client, "SELECT 'there'").await, "there");
+    }
+    assert!(!second.has_ended());
 }

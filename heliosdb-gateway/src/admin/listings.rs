@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use heliosdb_network::postgres::{Host, PgTarget};
+use heliosdb_network::postgres::{Host, PgTarget, PlaceOrder};
 
 use crate::clients::Activity;
 use crate::config::PoolMode;
@@ -282,10 +282,10 @@ fn place(target: &PgTarget) -> (Option<String>, u16) {
 
 /// How one of several hosts is chosen.
 fn host_list(target: &PgTarget) -> Option<&'static str> {
-    (target.places.len() > 1).then_some(if target.is_balanced {
-        "round-robin"
-    } else {
-        "disable"
+    (target.places.len() > 1).then_some(match target.order {
+        PlaceOrder::Random => "random",
+        PlaceOrder::RoundRobin => "round-robin",
+        _ => "disable",
     })
 }
 

@@ -68,6 +68,8 @@ impl Console {
         if let Err(error) = self.serve().await {
             tracing::debug!(%error, "console client went away");
         }
+        let log = &self.gateway.config().log;
+        self.admitted.info.log_departure(log);
     }
 
     async fn serve(&mut self) -> std::io::Result<()> {
@@ -142,6 +144,8 @@ impl Console {
         input: &mut BytesMut,
         out: &mut BytesMut,
     ) -> std::io::Result<Next> {
+        // What came before this is known when it is answered: who has left is not listed any more.
+        tokio::task::yield_now().await;
         let text = String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body));
         let commands = command::split(&text);
         if commands.is_empty() {

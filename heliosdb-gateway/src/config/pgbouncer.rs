@@ -76,6 +76,9 @@ impl Draft {
         config.auth.query_user = Some(NOBODY.to_owned());
         config.clients.max = 100;
         config.clients.login_timeout = Duration::from_secs(60);
+        config.log.connections = true;
+        config.log.disconnections = true;
+        config.log.stats = true;
         config.clients.wait_notice = Bound::At(Duration::from_secs(5));
         Self::of(config)
     }

@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 58] = [
+const RELOADABLE: [&str; 62] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
@@ -56,6 +56,7 @@ const RELOADABLE: [&str; 58] = [
     "clients.handover_timeout",
     "clients.idle_timeout",
     "clients.idle_transaction_timeout",
+    "clients.ignored_settings",
     "clients.login_notice",
     "clients.login_timeout",
     "clients.max",
@@ -69,7 +70,10 @@ const RELOADABLE: [&str; 58] = [
     "clients.wait_notice",
     "clients.write_timeout",
     "databases",
+    "log.connections",
+    "log.disconnections",
     "log.level",
+    "log.stats",
     "pool.acquire_timeout",
     "pool.advice",
     "pool.affinity",
@@ -149,6 +153,9 @@ impl Config {
         merged.auth = new.auth.clone();
         merged.tls = new.tls.clone();
         merged.log.level.clone_from(&new.log.level);
+        merged.log.connections = new.log.connections;
+        merged.log.disconnections = new.log.disconnections;
+        merged.log.stats = new.log.stats;
         merged.cache_in_transactions = new.cache_in_transactions;
         merged.cache.enabled = new.cache.enabled;
         merged.cache.max_entry = new.cache.max_entry;
@@ -183,6 +190,7 @@ impl Config {
     pub(super) fn values(&self) -> Vec<(&'static str, String)> {
         let Self {
             listen,
+            reuse_port,
             unix_socket_dir,
             unix_socket_mode,
             pid_file,
@@ -258,6 +266,7 @@ impl Config {
             max_message,
             login_timeout,
             login_notice,
+            ignored_settings,
             wait_notice,
             handover_timeout,
             shutdown_timeout,
@@ -276,11 +285,15 @@ impl Config {
             level,
             file: log_file,
             stderr,
+            connections,
+            disconnections,
+            stats,
         } = log;
         let mut values = client_auth.values();
         values.extend(client_tls.values());
         values.extend([
             ("listen", addresses(listen)),
+            ("reuse_port", reuse_port.to_string()),
             ("unix_socket_dir", path(unix_socket_dir.as_deref())),
             ("unix_socket_mode", format!("{unix_socket_mode:04o}")),
             ("pid_file", path(pid_file.as_deref())),
@@ -398,6 +411,7 @@ impl Config {
             ("clients.max_message", size(*max_message)),
             ("clients.login_timeout", duration(*login_timeout)),
             ("clients.login_notice", login_notice.clone()),
+            ("clients.ignored_settings", ignored_settings.join(", ")),
             ("clients.wait_notice", wait_notice.to_string()),
             ("clients.handover_timeout", duration(*handover_timeout)),
             ("clients.shutdown_timeout", duration(*shutdown_timeout)),
@@ -425,6 +439,9 @@ impl Config {
             ("log.level", level.clone()),
             ("log.file", path(log_file.as_deref())),
             ("log.stderr", stderr.to_string()),
+            ("log.connections", connections.to_string()),
+            ("log.disconnections", disconnections.to_string()),
+            ("log.stats", stats.to_string()),
         ]);
         values
     }
@@ -522,6 +539,7 @@ mod tests {
     /// A valid file in which no key has its default.
     const ALL_CHANGED: &str = r#"
 listen = ["127.0.0.1:1", "[::1]:2"]
+reuse_port = true
 unix_socket_dir = "/run/helios"
 unix_socket_mode = "0700"
 pid_file = "/run/helios.pid"
@@ -532,7 +550,7 @@ threads = 3
 invalidation = "wire"
 cache_in_transactions = "never"
 upstream = { url = "postgres://a@b/c", connect_timeout = "6s", outage_timeout = "9s" }
-log = { level = "debug", file = "/var/log/helios.log", stderr = false }
+log = { level = "debug", file = "/var/log/helios.log", stderr = false, connections = true, disconnections = true, stats = true }
 [replication]
 publication = "changes"
 create_publication = true
@@ -579,6 +597,7 @@ write_timeout = "5m"
 max_message = "1 MiB"
 login_timeout = "11s"
 login_notice = "hello"
+ignored_settings = ["extra_float_digits", "options"]
 wait_notice = "7s"
 handover_timeout = "32s"
 shutdown_timeout = "31s"
@@ -632,7 +651,11 @@ tls_key = "/etc/key.pem"
                 let is_bare = is_number || value.parse::<bool>().is_ok();
                 let line = match name.as_str() {
                     _ if value.is_empty() => continue,
-                    "listen" | "hidb.listen" | "auth.admin_users" | "auth.stats_users" => {
+                    "listen"
+                    | "hidb.listen"
+                    | "auth.admin_users"
+                    | "auth.stats_users"
+                    | "clients.ignored_settings" => {
                         format!("{name} = [\"{}\"]\n", value.replace(", ", "\", \""))
                     }
                     _ if is_bare => format!("{name} = {value}\n"),

@@ -218,6 +218,17 @@ async fn login(
         secret_len: if startup.minor >= 2 { 32 } else { 4 },
     };
     let admitted = admit(gateway, identity, role)?;
+    if gateway.config().log.connections {
+        let info = &admitted.info;
+        tracing::info!(
+            client = info.id,
+            "{database}/{user}@{} login attempt: db={database} user={user} tls={} replication={}",
+            info.peer,
+            stream.tls(),
+            replication.name(),
+            user = info.user,
+        );
+    }
     if let Some(role) = role {
         message::put_authentication_ok(&mut out);
         admin::put_parameters(&mut out);
@@ -240,7 +251,8 @@ async fn login(
         finish(stream, out, &admitted).await?;
         return Ok(LoggedIn::Replication(admitted, input, walsender));
     }
-    let entrance = enter(gateway, &admitted, startup_settings(&startup)?).await?;
+    let wishes = startup_settings(&startup, &gateway.config().clients.ignored_settings)?;
+    let entrance = enter(gateway, &admitted, wishes).await?;
     message::put_authentication_ok(&mut out);
     for (name, value) in &entrance.parameters {
         message::put_parameter_status(&mut out, name, value);
@@ -398,13 +410,19 @@ async fn server_parameters(
     Ok((baseline, parameters))
 }
 
-/// The settings that the startup packet asks for.
-fn startup_settings(startup: &Startup) -> Result<Vec<(String, String)>, ClientError> {
+/// The settings that the startup packet asks for, but those that are to be left out.
+fn startup_settings(
+    startup: &Startup,
+    ignored: &[String],
+) -> Result<Vec<(String, String)>, ClientError> {
+    let is_ignored = |name: &str| ignored.iter().any(|known| known.eq_ignore_ascii_case(name));
     let mut settings = Vec::new();
     if let Some(options) = startup.param("options") {
-        let parsed =
-            startup::parse_options(options).map_err(|error| no("22023", &error.to_string()))?;
-        settings.extend(parsed);
+        match startup::parse_options(options) {
+            Ok(parsed) => settings.extend(parsed),
+            Err(_) if is_ignored("options") => {}
+            Err(error) => return Err(no("22023", &error.to_string())),
+        }
     }
     for (name, value) in &startup.params {
         let is_setting = !matches!(
@@ -415,6 +433,7 @@ fn startup_settings(startup: &Startup) -> Result<Vec<(String, String)>, ClientEr
             settings.push((name.clone(), value.clone()));
         }
     }
+    settings.retain(|(name, _)| !is_ignored(name));
     Ok(settings)
 }
 

@@ -206,6 +206,10 @@ impl Session {
     /// In a box: the task of a client has room for the session once.
     pub(crate) async fn run(mut self: Box<Self>) {
         let end = self.serve().await;
+        // One behind HIDB is a part of its connection.
+        if !matches!(end, Err(End::Error(_))) && !self.stream.is_pipe() {
+            self.info().log_departure(&self.gateway.config().log);
+        }
         if let Err(End::Error(error)) = &end {
             self.gateway.stats.count_error(error.kind);
             let info = self.info();

@@ -23,6 +23,23 @@ impl ClientStream {
         matches!(self, Self::Pipe(_))
     }
 
+    /// The version of TLS and the suite, as PgBouncer names them in its log; "no" without.
+    pub(super) fn tls(&self) -> String {
+        let Self::Tls(stream) = self else {
+            return "no".to_owned();
+        };
+        let (_, connection) = stream.get_ref();
+        let version = connection.protocol_version();
+        let version = version.map_or_else(String::new, |version| format!("{version:?}"));
+        let suite = connection.negotiated_cipher_suite();
+        let suite = suite.map_or_else(String::new, |suite| format!("{:?}", suite.suite()));
+        format!(
+            "{}/{}",
+            version.replace('_', "."),
+            suite.replace("TLS13_", "TLS_")
+        )
+    }
+
     /// Takes the socket out, to encrypt it; `None` for anything but TCP. What stays swallows what is written to it.
     pub(super) fn take_tcp(&mut self) -> Option<TcpStream> {
         if !matches!(self, Self::Tcp(_)) {

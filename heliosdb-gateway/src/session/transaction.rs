@@ -184,6 +184,7 @@ impl Session {
                  in {}.",
                 names::place()
             ))
+            .known_as("transaction blocks not allowed in statement pooling mode")
             .fatal(),
         )
     }

@@ -31,6 +31,15 @@ pub(super) enum Replication {
 }
 
 impl Replication {
+    /// As it is asked for.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Physical => "yes",
+            Self::Logical => "database",
+        }
+    }
+
     /// As PostgreSQL reads it.
     pub(super) fn asked(startup: &Startup) -> Result<Self, ClientError> {
         let Some(value) = startup.param("replication") else {

@@ -102,7 +102,7 @@ async fn find(target: &PgTarget) -> Result<PgConnection> {
         SessionAttrs::PreferStandby => &[SessionAttrs::Standby, SessionAttrs::Any],
         attrs => &[attrs],
     };
-    let order = target.order();
+    let order = target.next_order();
     let deadline = Instant::now() + target.connect_timeout;
     let mut attempts_left = u32::try_from(passes.len() * order.len()).unwrap_or(u32::MAX);
     let mut said = Vec::new();

@@ -20,4 +20,4 @@ pub use connection::{PgConnection, QueryResult, cancel};
 pub use connector::PgConnector;
 pub use error_fields::ErrorFields;
 pub use stream::Stream;
-pub use target::{Credential, Host, PgTarget, Place, SessionAttrs};
+pub use target::{Credential, Host, PgTarget, Place, PlaceOrder, SessionAttrs};

@@ -69,6 +69,18 @@ pub enum SessionAttrs {
     Standby,
 }
 
+/// In which order several places are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PlaceOrder {
+    /// As they are listed, after the one where the last connection stood.
+    Listed,
+    /// By chance.
+    Random,
+    /// Each connection begins with the one behind that of the connection before, and goes on as they are listed.
+    RoundRobin,
+}
+
 /// Everything needed to connect to one database as one user.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -77,8 +89,8 @@ pub struct PgTarget {
     pub places: Vec<Place>,
     /// Which of them is meant.
     pub session_attrs: SessionAttrs,
-    /// Whether they are tried in an order of chance, to spread connections.
-    pub is_balanced: bool,
+    /// In which order they are tried.
+    pub order: PlaceOrder,
     /// The role.
     pub user: String,
     /// For the methods that ask for a proof.
@@ -94,8 +106,8 @@ pub struct PgTarget {
     pub tls: TlsOptions,
     /// Whether SCRAM is bound to the encrypted connection.
     pub channel_binding: ChannelBindingMode,
-    /// Where the last connection stood: it is tried first. Shared by clones.
-    last_good: Arc<AtomicUsize>,
+    /// Where the last connection stood, or how many connections were begun by turns. Shared by clones.
+    last: Arc<AtomicUsize>,
 }
 
 /// Where the last connection stood is no part of what is meant.
@@ -104,7 +116,7 @@ impl PartialEq for PgTarget {
         let Self {
             places,
             session_attrs,
-            is_balanced,
+            order,
             user,
             credential,
             database,
@@ -112,11 +124,11 @@ impl PartialEq for PgTarget {
             params,
             tls,
             channel_binding,
-            last_good: _,
+            last: _,
         } = self;
         *places == other.places
             && *session_attrs == other.session_attrs
-            && *is_balanced == other.is_balanced
+            && *order == other.order
             && *user == other.user
             && *credential == other.credential
             && *database == other.database
@@ -140,7 +152,7 @@ impl PgTarget {
                 address: None,
             }],
             session_attrs: SessionAttrs::Any,
-            is_balanced: false,
+            order: PlaceOrder::Listed,
             user: user.to_owned(),
             credential: Credential::None,
             database: database.to_owned(),
@@ -148,7 +160,7 @@ impl PgTarget {
             params: Vec::new(),
             tls: TlsOptions::new(SslMode::Disable),
             channel_binding: ChannelBindingMode::Prefer,
-            last_good: Arc::default(),
+            last: Arc::default(),
         }
     }
 
@@ -165,9 +177,9 @@ impl PgTarget {
         let mut target = self.clone();
         target.places = vec![place];
         target.session_attrs = SessionAttrs::Any;
-        target.is_balanced = false;
+        target.order = PlaceOrder::Listed;
         target.tls.mode = mode;
-        target.last_good = Arc::default();
+        target.last = Arc::default();
         target
     }
 
@@ -177,7 +189,7 @@ impl PgTarget {
     ///
     /// Of libpq's parameters these are understood: `application_name`, `channel_binding`, `client_encoding`,
     /// `connect_timeout` (in seconds; 5 if not given), `dbname`, `gssencmode` unless it insists, `host`, `hostaddr`,
-    /// `load_balance_hosts`, `options`, `password`, `port`, `ssl_min_protocol_version`, `sslcert`, `sslkey`, `sslmode`
+    /// `load_balance_hosts` (also `round-robin`), `options`, `password`, `port`, `ssl_min_protocol_version`, `sslcert`, `sslkey`, `sslmode`
     /// (`prefer` if not given), `sslnegotiation`, `sslrootcert`, `target_session_attrs`, `user`. No file is read.
     ///
     /// # Errors
@@ -187,23 +199,33 @@ impl PgTarget {
     }
 
     /// The places in the order in which they are to be tried.
-    pub(super) fn order(&self) -> Vec<usize> {
+    pub(super) fn next_order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.places.len()).collect();
-        if self.is_balanced {
-            for at in (1..order.len()).rev() {
-                order.swap(at, rand::random_range(0..=at));
+        match self.order {
+            PlaceOrder::Listed => {
+                let first = self.last.load(Ordering::Relaxed);
+                if first < order.len() {
+                    order[..=first].rotate_right(1);
+                }
             }
-        } else {
-            let first = self.last_good.load(Ordering::Relaxed);
-            if first < order.len() {
-                order[..=first].rotate_right(1);
+            PlaceOrder::Random => {
+                for at in (1..order.len()).rev() {
+                    order.swap(at, rand::random_range(0..=at));
+                }
+            }
+            PlaceOrder::RoundRobin => {
+                let turn = self.last.fetch_add(1, Ordering::Relaxed);
+                let len = order.len().max(1);
+                order.rotate_left(turn % len);
             }
         }
         order
     }
 
     pub(super) fn note_good(&self, place: usize) {
-        self.last_good.store(place, Ordering::Relaxed);
+        if self.order == PlaceOrder::Listed {
+            self.last.store(place, Ordering::Relaxed);
+        }
     }
 }
 
@@ -260,14 +282,27 @@ mod tests {
     #[test]
     fn the_last_good_place_is_tried_first_and_the_others_in_order() {
         let target = PgTarget::from_url("postgres://a,b,c/d").expect("valid");
-        assert_eq!(target.order(), [0, 1, 2]);
+        assert_eq!(target.next_order(), [0, 1, 2]);
         let clone = target.clone();
         clone.note_good(2);
-        assert_eq!(target.order(), [2, 0, 1]);
+        assert_eq!(target.next_order(), [2, 0, 1]);
         clone.note_good(1);
-        assert_eq!(target.order(), [1, 0, 2]);
+        assert_eq!(target.next_order(), [1, 0, 2]);
         let single = target.at(target.places[0].clone(), SslMode::Require);
-        assert_eq!(single.order(), [0]);
+        assert_eq!(single.next_order(), [0]);
+    }
+
+    #[test]
+    fn by_turns_each_place_is_first_as_often_as_the_others() {
+        let url = "postgres://a,b,c/d?load_balance_hosts=round-robin";
+        let target = PgTarget::from_url(url).expect("valid");
+        let clone = target.clone();
+        for _ in 0..2 {
+            assert_eq!(target.next_order(), [0, 1, 2]);
+            clone.note_good(2);
+            assert_eq!(clone.next_order(), [1, 2, 0]);
+            assert_eq!(target.next_order(), [2, 0, 1]);
+        }
     }
 
     #[test]
@@ -276,7 +311,7 @@ mod tests {
         let target = PgTarget::from_url(url).expect("valid");
         let mut first = [false; 3];
         for _ in 0..1000 {
-            let mut order = target.order();
+            let mut order = target.next_order();
             first[order[0]] = true;
             order.sort_unstable();
             assert_eq!(order, [0, 1, 2]);

@@ -318,10 +318,15 @@ pub(super) const KEYS: &[Key] = &[
         |draft, value| bound(&mut draft.config.clients.idle_transaction_timeout, value),
         |config| show_bound(config.clients.idle_transaction_timeout)
     ),
-    ignored!(
+    maps!(
         "ignore_startup_parameters",
         "",
-        "every setting in a startup packet is the client's own, on every server connection"
+        "clients.ignored_settings",
+        |draft, value| {
+            draft.config.clients.ignored_settings = names(value);
+            Ok(None)
+        },
+        |config| config.clients.ignored_settings.join(", ")
     ),
     ignored!("job_name", "pgbouncer", "is for Windows"),
     maps!(
@@ -356,14 +361,32 @@ pub(super) const KEYS: &[Key] = &[
             .map_or(0, std::net::SocketAddr::port)
             .to_string()
     ),
-    ignored!("log_connections", "1", "log.level = \"debug\" has more"),
-    ignored!("log_disconnections", "1", "log.level = \"debug\" has more"),
+    maps!(
+        "log_connections",
+        "1",
+        "log.connections",
+        |draft, value| switch(&mut draft.config.log.connections, value),
+        |config| show_switch(config.log.connections)
+    ),
+    maps!(
+        "log_disconnections",
+        "1",
+        "log.disconnections",
+        |draft, value| switch(&mut draft.config.log.disconnections, value),
+        |config| show_switch(config.log.disconnections)
+    ),
     ignored!(
         "log_pooler_errors",
         "1",
         "errors told to clients are in the log, and counted in SHOW ERRORS"
     ),
-    ignored!("log_stats", "1", "SHOW STATS and /metrics have them"),
+    maps!(
+        "log_stats",
+        "1",
+        "log.stats",
+        |draft, value| switch(&mut draft.config.log.stats, value),
+        |config| show_switch(config.log.stats)
+    ),
     maps!(
         "logfile",
         "",
@@ -569,11 +592,8 @@ pub(super) const KEYS: &[Key] = &[
         "server_fast_close",
         "0",
         "pool.fast_close",
-        |draft, value| {
-            draft.config.pool.fast_close = parsed::<u8>(value, "0 or 1")? != 0;
-            Ok(None)
-        },
-        |config| u8::from(config.pool.fast_close).to_string()
+        |draft, value| switch(&mut draft.config.pool.fast_close, value),
+        |config| show_switch(config.pool.fast_close)
     ),
     maps!(
         "server_idle_timeout",
@@ -679,7 +699,18 @@ pub(super) const KEYS: &[Key] = &[
         |config| parameter(config, "sslmode").unwrap_or_else(|| "prefer".to_owned())
     ),
     ignored!("service_name", "pgbouncer", "is for Windows"),
-    ignored!("so_reuseport", "0", "one process uses all processors"),
+    maps!(
+        "so_reuseport",
+        "0",
+        "reuse_port",
+        |draft, value| {
+            switch(&mut draft.config.reuse_port, value)?;
+            Ok(draft.config.reuse_port.then_some(
+                "one process uses all processors; a cancel request that reaches another one is lost",
+            ))
+        },
+        |config| show_switch(config.reuse_port)
+    ),
     maps!(
         "stats_period",
         "60",
@@ -937,6 +968,11 @@ fn bound(to: &mut Bound, value: &str) -> Set {
     Ok(None)
 }
 
+fn switch(to: &mut bool, value: &str) -> Set {
+    *to = parsed::<u8>(value, "0 or 1")? != 0;
+    Ok(None)
+}
+
 fn or_never(to: &mut Duration, value: &str) -> Set {
     let time = seconds(value)?;
     *to = if time.is_zero() { NEVER } else { time };
@@ -982,6 +1018,10 @@ fn show_bound(bound: Bound) -> String {
 
 fn show_count(count: Option<usize>) -> String {
     count.unwrap_or(0).to_string()
+}
+
+fn show_switch(is_on: bool) -> String {
+    u8::from(is_on).to_string()
 }
 
 fn show_mode(mode: PoolMode) -> &'static str {

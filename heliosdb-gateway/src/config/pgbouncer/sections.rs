@@ -87,7 +87,7 @@ pub(super) fn database(draft: &Draft, text: &str) -> Result<(DatabaseConfig, Rem
         let remark = if address.in_order {
             "the first host that answers is taken"
         } else {
-            "connections are spread over the hosts by chance, and one that does not answer is passed over"
+            "connections go to the hosts by turns, and one that does not answer is passed over"
         };
         remarks.push(("host".to_owned(), remark));
     }
@@ -216,7 +216,7 @@ impl Address {
             url.push_str(&escaped(&self.dbname));
         }
         if self.hosts.len() > 1 && !self.in_order {
-            query.push("load_balance_hosts=random".to_owned());
+            query.push("load_balance_hosts=round-robin".to_owned());
         }
         if let Some(name) = &self.application_name {
             query.push(format!("application_name={}", escaped(name)));

@@ -279,7 +279,10 @@ fn several_hosts_are_one_url() {
         config.databases["d"].url.clone().expect("a place")
     };
     assert_eq!(url("load_balance_hosts=disable"), "postgres://a:1,[::1]:1");
-    assert_eq!(url(""), "postgres://a:1,[::1]:1?load_balance_hosts=random");
+    assert_eq!(
+        url(""),
+        "postgres://a:1,[::1]:1?load_balance_hosts=round-robin"
+    );
 }
 
 #[test]

@@ -211,6 +211,7 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
                     .get_or_insert_with(|| database.versions().begin_write(&[database.everything]));
             }
         }
+        let is_refused = matches!(end, End::Refused(_));
         match end {
             // The gate is open for good.
             End::Wire => return,
@@ -219,13 +220,20 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
                 follower.gate.set_mode(Mode::Undecided);
                 break;
             }
-            End::Failed(reason) => {
+            End::Failed(reason) | End::Refused(reason) => {
                 follower.gate.set_state("waiting to connect again");
                 // Clients need not wait for more: they are served by the server.
                 follower.decided.send_replace(true);
                 if began.elapsed() > PAUSE_MAX {
                     pause = PAUSE_MIN;
                 }
+                // Where somebody has to change the server first, each try is but a connection more for it.
+                let (shortest, longest) = if is_refused {
+                    (PAUSE_MAX, PAUSE_REFUSED_MAX)
+                } else {
+                    (PAUSE_MIN, PAUSE_MAX)
+                };
+                pause = pause.clamp(shortest, longest);
                 // The same reason once more is no news.
                 if reason != told {
                     tracing::warn!(
@@ -239,7 +247,7 @@ pub(crate) async fn run(database: Arc<Database>, plan: Plan, mut stop: watch::Re
                     () = tokio::time::sleep(pause) => {}
                     _ = stop.wait_for(|stop| *stop) => break,
                 }
-                pause = (pause * 2).min(PAUSE_MAX);
+                pause = (pause * 2).min(longest);
             }
         }
     }
@@ -263,6 +271,8 @@ enum End {
     Failed(String),
     /// Nobody used the cache for long, or the server needs the database.
     Idle,
+    /// The server's configuration does not allow it: to be tried again now and then.
+    Refused(String),
     /// The program stops.
     Stopped,
     /// There is nothing to follow.
@@ -399,7 +409,7 @@ fn decide(
         return Err(End::Wire);
     }
     follower.decide(Mode::Unavailable(why.to_owned()));
-    Err(End::Failed(why.to_owned()))
+    Err(End::Refused(why.to_owned()))
 }
 
 /// Names all tables that have a replica identity: with others in it, their UPDATEs would fail.
@@ -451,6 +461,7 @@ const CONTROL_SETTINGS: &str = "SET search_path = ''; SET statement_timeout = 0;
      SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'idle_session_timeout'";
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_REFUSED_MAX: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::tls::{
     ChannelBindingMode, RootCertificates, SslMode, SslNegotiation, TlsOptions, TlsVersion,
 };
 
-use super::{Credential, Host, PgTarget, Place, SessionAttrs};
+use super::{Credential, Host, PgTarget, Place, PlaceOrder, SessionAttrs};
 
 /// The lists that places are made of, each of which may have one item for all.
 #[derive(Default)]
@@ -99,7 +99,12 @@ fn set(target: &mut PgTarget, lists: &mut Lists, name: &str, value: String) -> R
         "host" => lists.hosts = list(),
         "hostaddr" => lists.addresses = list(),
         "load_balance_hosts" => {
-            target.is_balanced = one_of(name, &value, &[("disable", false), ("random", true)])?;
+            let orders = [
+                ("disable", PlaceOrder::Listed),
+                ("random", PlaceOrder::Random),
+                ("round-robin", PlaceOrder::RoundRobin),
+            ];
+            target.order = one_of(name, &value, &orders)?;
         }
         "password" => target.credential = Credential::Password(value),
         "port" => lists.ports = list(),
