@@ -97,7 +97,9 @@ pub fn is_pure_parameter_type(oid: u32) -> bool {
 }
 
 /// What a statement text means.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// The default is that of a text whose statements were not run.
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Class {
     /// One entry a statement, in order; none for an empty text.
