@@ -549,12 +549,21 @@ impl WriteIntent {
     /// The write is over, whatever became of it: the versions go up, then the marks go down. To be called before the
     /// writer is told.
     pub fn finish(self) {}
+
+    /// Nothing was written, for certain: the marks go down, and the versions stay as they are.
+    pub fn withdraw(mut self) {
+        let slots = std::mem::take(&mut self.slots);
+        self.unmark(&slots);
+    }
 }
 
 impl Drop for WriteIntent {
     fn drop(&mut self) {
         #[cfg(feature = "fault-switches")]
         if self.end_unprotected() {
+            return;
+        }
+        if self.slots.is_empty() {
             return;
         }
         // All versions before the first mark: a transaction over several slots becomes visible at once.
@@ -589,6 +598,19 @@ mod tests {
         assert!(!versions.is_current(&on_a), "raised");
         assert!(versions.observe(&[a]).is_some());
         assert_eq!(versions.invalidations(), 1);
+    }
+
+    #[test]
+    fn a_write_that_is_withdrawn_ends_no_observation() {
+        let versions = VersionSlots::new(8);
+        let a = versions.slot(1);
+        let seen = versions.observe(&[a]).expect("nothing pending");
+        let (write, other) = (versions.begin_write(&[a]), versions.begin_write(&[a]));
+        write.withdraw();
+        assert!(!versions.is_current(&seen), "the other is pending");
+        other.withdraw();
+        assert!(versions.is_current(&seen));
+        assert_eq!(versions.invalidations(), 0);
     }
 
     #[test]

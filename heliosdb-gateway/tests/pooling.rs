@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
 use support::Stack;
+use support::raw::{query, step, sync};
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
 
@@ -386,4 +387,37 @@ async fn a_thousand_clients_share_a_few_connections_and_one_computation() {
     let shared =
         stack.helios.cache_count("coalesced").await + stack.helios.cache_count("hits").await;
     assert_eq!(shared, 299);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_no_grammar_accepts_ties_nobody_and_ends_no_answer() {
+    let stack = Stack::start_prepared(
+        ONE_CONNECTION,
+        "CREATE TABLE u (v int); INSERT INTO u VALUES (1)",
+    );
+    let (mut client, mut other) = (stack.wire(), stack.wire());
+    assert_eq!(client.value("SELECT sum(v) FROM u"), "1");
+    let count = async |name| stack.helios.cache_count(name).await;
+    let (ended, hits) = (count("invalidations").await, count("hits").await);
+    for request in [
+        vec![query("invalid sql")],
+        vec![query("DELETE FROM u; invalid sql")],
+        vec![step("invalid sql"), sync()],
+    ] {
+        let said = client.ask(&request);
+        assert!(said.contains("E ERROR 42601"), "{said}");
+        assert_eq!(other.value("SELECT random() < 2"), "t");
+        assert_eq!(client.value("SELECT sum(v) FROM u"), "1");
+    }
+    assert_eq!(count("invalidations").await, ended);
+    assert_eq!(count("hits").await, hits + 3);
+    // What was done before it counts.
+    client.run("BEGIN");
+    client.run("INSERT INTO u VALUES (2)");
+    client.query("invalid sql");
+    client.run("ROLLBACK");
+    assert!(count("invalidations").await > ended);
+    let insert = "INSERT INTO u VALUES (3)";
+    client.asks(2, &[step(insert), sync(), step("invalid sql"), sync()]);
+    assert_eq!(client.value("SELECT sum(v) FROM u"), "4");
 }

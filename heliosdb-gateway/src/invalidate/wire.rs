@@ -18,7 +18,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::clients::ClientInfo;
 use crate::fault::is_removed;
 use crate::session::link::{Expect, Link};
-use crate::sql::{Class, Effect, Values, Write, concerns_all_databases};
+use crate::sql::{
+    Class, Effect, Statement, Values, Write, concerns_all_databases, makes_no_event_trigger,
+};
 use crate::upstream::ServerPool;
 use crate::upstream::connection::{BackendProcess, ServerConnector};
 use crate::upstream::database::Database;
@@ -45,6 +47,15 @@ pub(crate) fn mark(
         Some(intent) => intent.extend(&slots),
         None => *intent = Some(versions.begin_write(&slots)),
     }
+    if class.statements.iter().any(may_make_event_trigger) {
+        database.doubt_event_triggers();
+    }
+}
+
+fn may_make_event_trigger(statement: &Statement) -> bool {
+    let changes_schema =
+        |effect: &Effect| matches!(effect, Effect::Ddl | Effect::TwoPhaseEnd { .. });
+    statement.effects.iter().any(changes_schema) && !makes_no_event_trigger(statement.tag)
 }
 
 fn written_slots(

@@ -163,6 +163,8 @@ impl Session {
     }
 
     fn forward_parse(&mut self, body: &[u8]) -> Result<(), End> {
+        // If this one is refused, what was executed before it in the same unit was not.
+        self.intends_unparsed = false;
         let Some((name, text, types)) = split_parse(body) else {
             return self.forward_foreign_parse(body);
         };
@@ -484,6 +486,7 @@ impl Session {
                     }),
             },
         };
+        self.intends_unparsed = self.intent.is_none() && !class.parsed;
         crate::invalidate::wire::mark(
             &mut self.intent,
             class,

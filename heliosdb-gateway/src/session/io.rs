@@ -19,11 +19,12 @@ use crate::config::names;
 use crate::error::{ClientError, ErrorKind};
 use crate::level::Level;
 use crate::notifications::may_ask;
+use crate::sql::{Class, classify_without_catalog};
 use crate::upstream::database::LoadedCatalog;
 
 use super::link::Link;
 use super::prepared::Prepared;
-use super::request::{Decided, Decision, is_taken};
+use super::request::{Decided, Decision, is_taken, refusal_label};
 use super::transaction::may_be_control;
 use super::unit::{Front, ReadUnit, first_unit, is_same, message, put_reply, recognise};
 use super::{End, Session};
@@ -540,7 +541,17 @@ impl Session {
         let database = &self.pool.database;
         let catalog = catalog.unwrap_or_else(|| database.catalog_now());
         if may_wait && catalog.is_none() && database.can_load() && self.is_at_rest() {
-            return Ok(Some(Step::Request(Decided::No)));
+            let Some(class) = self.class_of_text(unit.text.as_str()) else {
+                return Ok(Some(Step::Request(Decided::No)));
+            };
+            if !unit.is_prepare() {
+                let refusal = refusal_label(&class);
+                self.gateway.stats.count_bypass(refusal);
+                let statement = self.gateway.statements.of(unit.text.as_str());
+                statement.record_refusal(refusal);
+                self.class = Some(class);
+            }
+            return self.ask_now(bytes, len).map(Some);
         }
         let mut scratch = std::mem::take(&mut self.text_buffer);
         let decision = self.decide(&unit, &key, catalog.as_ref(), &mut scratch);
@@ -570,6 +581,15 @@ impl Session {
         }
     }
 
+    /// The class of a text while there is no catalog, if one would say no more. A catalog that is read for DDL would be out
+    /// of date with it, and a thousand statements of it would read a thousand.
+    fn class_of_text(&self, text: &str) -> Option<Arc<Class>> {
+        let class = classify_without_catalog(text, &self.names);
+        let is_certain = class.is_told_by_text()
+            && (!class.parsed || self.pool.database.has_no_event_triggers());
+        is_certain.then(|| Arc::new(class))
+    }
+
     /// A request that is not for the cache.
     fn first_message(&mut self, bytes: &[u8]) -> Result<Step, End> {
         let Some((tag, _, len)) = message(bytes) else {
@@ -587,7 +607,16 @@ impl Session {
             b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C' => {
                 let database = &self.pool.database;
                 if database.catalog_now().is_none() && database.can_load() {
-                    return Ok(Step::Request(Decided::No));
+                    let class = match recognise(bytes, &self.statements, &self.scope) {
+                        Front::Read(unit) if !unit.is_prepare() => {
+                            self.class_of_text(unit.text.as_str())
+                        }
+                        _ => None,
+                    };
+                    if class.is_none() {
+                        return Ok(Step::Request(Decided::No));
+                    }
+                    self.class = class;
                 }
                 self.ask_now(bytes, first_unit(bytes))
             }

@@ -550,6 +550,7 @@ impl Entrance {
             unnamed_portal_is_here: false,
             pins,
             intent: None,
+            intends_unparsed: false,
             capture: None,
             running: super::Running::default(),
             asked_at: None,

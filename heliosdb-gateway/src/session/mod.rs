@@ -125,6 +125,8 @@ pub(crate) struct Session {
     pins: Pins,
     /// Marks the slots of what this session writes, from before the first write until the transaction's end is known.
     intent: Option<WriteIntent>,
+    /// All that it marks is what a text might write that can't be parsed.
+    intends_unparsed: bool,
     capture: Option<Capture>,
     running: Running,
     /// Since when the server has been at the unit under way, and at the transaction.

@@ -3,11 +3,14 @@
 //! Replies are passed on in runs, without being parsed; rows are passed on before they are complete. Only messages that
 //! change the state of the exchange are looked at.
 
+use std::sync::Arc;
+
 use bytes::{Buf as _, Bytes};
 use heliosdb_network::postgres::ErrorFields;
 
 use crate::clients::{Counters, Origin};
 use crate::error::{ClientError, ErrorKind};
+use crate::sql::Class;
 
 use super::link::{Completed, Expect, Link};
 use super::{Capture, End, Running, Session};
@@ -183,6 +186,7 @@ impl Session {
             }
         }
         link.end_unit();
+        self.intends_unparsed = false;
         self.admitted.info.pace.end_turn();
         let failed = std::mem::take(&mut link.unit_failed);
         let completed = std::mem::take(&mut link.completed);
@@ -242,6 +246,9 @@ impl Session {
             }
             _ => None,
         };
+        if is_of_the_text(&fields) {
+            self.forget_unparsed();
+        }
         let is_retried = self.is_retried(fields.sqlstate());
         let Some(link) = &mut self.link else { return };
         match refused {
@@ -289,6 +296,22 @@ impl Session {
         self.bound.forget();
     }
 
+    /// The server can't parse the text under way either, and so has run nothing of it.
+    fn forget_unparsed(&mut self) {
+        let intends_unparsed = std::mem::take(&mut self.intends_unparsed);
+        let Some(link) = &mut self.link else { return };
+        match link.expects.front_mut() {
+            Some(Expect::Query { class, done: 0, .. }) if !class.parsed => {
+                *class = Arc::new(Class::default());
+            }
+            Some(Expect::Parse { .. }) => {}
+            _ => return,
+        }
+        if intends_unparsed && let Some(intent) = self.intent.take() {
+            intent.withdraw();
+        }
+    }
+
     /// The server broke the protocol: nothing more is believed of it.
     fn server_misbehaved(&mut self, what: &str) -> End {
         self.capture = None;
@@ -305,6 +328,18 @@ impl Session {
             .fatal(),
         )
     }
+}
+
+/// Whether an error is the parser's, about the text that the client sent: not about one that a function made up, or that
+/// stands in a function.
+fn is_of_the_text(error: &ErrorFields) -> bool {
+    let of_something_else = [b'W', b'p', b'q'];
+    error.sqlstate() == "42601"
+        && error.field(b'R') == Some("scanner_yyerror")
+        && error.field(b'P').is_some()
+        && of_something_else
+            .iter()
+            .all(|code| error.field(*code).is_none())
 }
 
 /// Strikes a reply off the list of what is owed.

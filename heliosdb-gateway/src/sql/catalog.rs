@@ -341,7 +341,7 @@ impl Catalog {
         self.utf8
     }
 
-    pub(super) fn has_event_triggers(&self) -> bool {
+    pub(crate) fn has_event_triggers(&self) -> bool {
         self.event_triggers
     }
 

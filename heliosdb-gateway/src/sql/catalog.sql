@@ -9,6 +9,8 @@ SET LOCAL standard_conforming_strings = on;
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_encoding = 'UTF8';
+-- The server overestimates what is read here, and would compile for longer than it then runs.
+SET LOCAL jit = off;
 -- 0: the database
 SELECT pg_catalog.getdatabaseencoding(),
        (SELECT pg_catalog.count(*) FROM pg_catalog.pg_event_trigger),
@@ -20,7 +22,14 @@ SELECT pg_catalog.getdatabaseencoding(),
                    WHERE oid >= 16384 AND castcontext = 'i' AND castsource IN (20, 21, 23, 25, 1043, 2950));
 -- 1: relations. A type holds what its base type, elements, fields or bounds hold. (Before PostgreSQL 14 there are no
 -- multiranges, and no column of pg_range to name.)
-WITH RECURSIVE parts AS MATERIALIZED (
+-- Most columns are of built-in types that hold none of what is looked for: the rest are found in one pass.
+WITH RECURSIVE attributes AS MATERIALIZED (
+  SELECT attrelid, atttypid FROM pg_catalog.pg_attribute
+   WHERE attnum > 0 AND NOT attisdropped
+     AND (atttypid >= 16384
+          OR atttypid IN (SELECT oid FROM pg_catalog.pg_type
+                           WHERE typname ~ '^_?reg' OR typname ~ '^_?(aclitem|time|timetz)$'))),
+parts AS MATERIALIZED (
   SELECT typelem AS part, oid AS holder FROM pg_catalog.pg_type WHERE typelem <> 0
   UNION ALL
   SELECT typbasetype, oid FROM pg_catalog.pg_type WHERE typbasetype <> 0
@@ -29,8 +38,8 @@ WITH RECURSIVE parts AS MATERIALIZED (
   UNION ALL
   SELECT rngtypid, (pg_catalog.to_jsonb(r) ->> 'rngmultitypid')::pg_catalog.oid FROM pg_catalog.pg_range r
   UNION ALL
-  SELECT a.atttypid, c.reltype FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-   WHERE a.attnum > 0 AND NOT a.attisdropped AND c.oid >= 16384 AND c.reltype <> 0),
+  SELECT a.atttypid, c.reltype FROM attributes a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+   WHERE c.oid >= 16384 AND c.reltype <> 0),
 held AS (
   SELECT oid AS holder, typname = 'time' AS is_time FROM pg_catalog.pg_type
    WHERE typnamespace = 11 AND (typname ~ '^reg' OR typname IN ('aclitem', 'time', 'timetz'))
@@ -38,8 +47,7 @@ held AS (
   SELECT parts.holder, held.is_time FROM held JOIN parts ON parts.part = held.holder),
 columns AS (
   SELECT a.attrelid, pg_catalog.bool_or(NOT held.is_time) AS are_unstable, pg_catalog.bool_or(held.is_time) AS have_time
-    FROM pg_catalog.pg_attribute a JOIN held ON held.holder = a.atttypid
-   WHERE a.attnum > 0 AND NOT a.attisdropped GROUP BY a.attrelid)
+    FROM attributes a JOIN held ON held.holder = a.atttypid GROUP BY a.attrelid)
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity,
        EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
        EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type <> '1'),
@@ -158,16 +166,19 @@ SELECT p.polrelid, 0
   JOIN pg_catalog.pg_class v ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND v.oid = d.refobjid
  WHERE v.relkind = 'v';
 -- 11: columns by names that are a date or time anywhere, and whether they are one here
+WITH named AS MATERIALIZED (
+  SELECT attrelid, attname, atttypid FROM pg_catalog.pg_attribute
+   WHERE attnum > 0 AND NOT attisdropped
+     AND attname IN (SELECT b.attname FROM pg_catalog.pg_attribute b
+                       JOIN pg_catalog.pg_type u ON u.oid = b.atttypid
+                      WHERE u.typcategory IN ('D', 'T') AND b.attnum > 0))
 SELECT a.attrelid, a.attname, t.typcategory IN ('D', 'T')
-  FROM pg_catalog.pg_attribute a
+  FROM named a
   JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
   JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.attnum > 0 AND NOT a.attisdropped
-   AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-   AND a.attname IN (SELECT b.attname FROM pg_catalog.pg_attribute b
-                       JOIN pg_catalog.pg_type u ON u.oid = b.atttypid
-                      WHERE u.typcategory IN ('D', 'T') AND b.attnum > 0);
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+   AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_';
 -- 12: what views and materialised views select
 SELECT c.oid, pg_catalog.pg_get_viewdef(c.oid)
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

@@ -15,8 +15,6 @@ pub(super) fn ddl_tag(statement: &NodeEnum) -> Option<&'static str> {
         | NodeEnum::AlterDomainStmt(_)
         | NodeEnum::AlterEnumStmt(_)
         | NodeEnum::AlterEventTrigStmt(_)
-        | NodeEnum::AlterExtensionContentsStmt(_)
-        | NodeEnum::AlterExtensionStmt(_)
         | NodeEnum::AlterFdwStmt(_)
         | NodeEnum::AlterForeignServerStmt(_)
         | NodeEnum::AlterFunctionStmt(_)
@@ -37,12 +35,14 @@ pub(super) fn ddl_tag(statement: &NodeEnum) -> Option<&'static str> {
         | NodeEnum::AlterTypeStmt(_)
         | NodeEnum::AlterUserMappingStmt(_)
         | NodeEnum::RenameStmt(_) => "ALTER",
+        NodeEnum::AlterExtensionContentsStmt(_) | NodeEnum::AlterExtensionStmt(_) => {
+            "ALTER EXTENSION"
+        }
         NodeEnum::AlterTableStmt(_) => "ALTER TABLE",
         NodeEnum::CommentStmt(_) => "COMMENT",
         NodeEnum::CreateAmStmt(_)
         | NodeEnum::CreateCastStmt(_)
         | NodeEnum::CreateConversionStmt(_)
-        | NodeEnum::CreateEventTrigStmt(_)
         | NodeEnum::CreateFdwStmt(_)
         | NodeEnum::CreateForeignServerStmt(_)
         | NodeEnum::CreateForeignTableStmt(_)
@@ -59,6 +59,7 @@ pub(super) fn ddl_tag(statement: &NodeEnum) -> Option<&'static str> {
         | NodeEnum::CreateTrigStmt(_)
         | NodeEnum::CreateUserMappingStmt(_)
         | NodeEnum::RuleStmt(_) => "CREATE",
+        NodeEnum::CreateEventTrigStmt(_) => "CREATE EVENT TRIGGER",
         NodeEnum::CreateExtensionStmt(_) => "CREATE EXTENSION",
         NodeEnum::DropStmt(_)
         | NodeEnum::DropSubscriptionStmt(_)
@@ -143,4 +144,25 @@ pub(crate) fn concerns_all_databases(tag: &str) -> bool {
             tag,
             "ALTER SYSTEM" | "COMMIT PREPARED" | "DO" | "SELECT" | "UNKNOWN"
         )
+}
+
+/// Whether a statement that may change the schema, by its tag, leaves a database without event triggers if it had none.
+pub(crate) fn makes_no_event_trigger(tag: &str) -> bool {
+    matches!(
+        tag,
+        "ALTER"
+            | "ALTER TABLE"
+            | "COMMENT"
+            | "CREATE"
+            | "CREATE DOMAIN"
+            | "CREATE FUNCTION"
+            | "CREATE INDEX"
+            | "CREATE SEQUENCE"
+            | "CREATE TABLE"
+            | "CREATE TYPE"
+            | "CREATE VIEW"
+            | "DROP"
+            | "GRANT"
+            | "SECURITY LABEL"
+    )
 }

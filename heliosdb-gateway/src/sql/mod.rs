@@ -44,7 +44,7 @@ pub mod skeleton;
 
 pub use catalog::{Catalog, CatalogError};
 pub use datetime::mentions_now;
-pub(crate) use ddl::concerns_all_databases;
+pub(crate) use ddl::{concerns_all_databases, makes_no_event_trigger};
 pub use names::{NameScope, split_identifiers};
 pub use reason::{FunctionRefusal, Refusal, Unbounded};
 pub use rows::{EncodedKey, Parameters, RowKey, Rows, Values};
@@ -97,7 +97,9 @@ pub fn is_pure_parameter_type(oid: u32) -> bool {
 }
 
 /// What a statement text means.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// The default is that of a text whose statements were not run.
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Class {
     /// One entry a statement, in order; none for an empty text.
@@ -122,6 +124,19 @@ impl Class {
             },
             _ => None,
         }
+    }
+
+    /// True if a catalog would say no more than the text does: it holds DDL alone, as long as there are no event triggers
+    /// that run with it, or nothing that the grammar accepts.
+    #[must_use]
+    pub fn is_told_by_text(&self) -> bool {
+        let is_told = |statement: &Statement| {
+            let is_plain =
+                |effect: &Effect| matches!(effect, Effect::Ddl | Effect::Temp | Effect::Vacate(_));
+            matches!(statement.write, Write::Everything(Unbounded::Ddl(_)))
+                && statement.effects.iter().all(is_plain)
+        };
+        !self.parsed || !self.statements.is_empty() && self.statements.iter().all(is_told)
     }
 
     /// An estimate of the heap and inline bytes this value holds, for byte-bounded maps.

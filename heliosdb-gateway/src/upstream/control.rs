@@ -290,6 +290,7 @@ impl Upstream {
                 database
                     .versions()
                     .invalidate(&[database.everything, database.schema]);
+                database.doubt_event_triggers();
             }
         }
     }

@@ -22,6 +22,9 @@ use crate::sql::{Catalog, EncodedKey, Relation, RowKey, Rows, Values};
 pub(crate) struct LoadedCatalog {
     pub(crate) catalog: Catalog,
     read_under: Dependencies,
+    /// What all databases depend on, as of the same moment, and [`Database::triggers_in_doubt`].
+    read_among: Dependencies,
+    triggers_in_doubt: u64,
     uncovered: Uncovered,
 }
 
@@ -56,6 +59,8 @@ pub(crate) struct Database {
     /// One load at a time; the others wait for its result.
     loading: tokio::sync::Mutex<()>,
     last_failure: Mutex<Option<Instant>>,
+    /// How often something happened by which event triggers may have come to be.
+    triggers_in_doubt: AtomicU64,
 }
 
 /// What an answer depends on.
@@ -111,6 +116,7 @@ impl Database {
             catalog: ArcSwapOption::empty(),
             loading: tokio::sync::Mutex::new(()),
             last_failure: Mutex::new(None),
+            triggers_in_doubt: AtomicU64::new(0),
         }
     }
 
@@ -231,6 +237,21 @@ impl Database {
         self.versions.is_current(&loaded.read_under)
     }
 
+    /// Event triggers may have come to be. To be called while the schema is marked as about to change, or after the change.
+    pub(crate) fn doubt_event_triggers(&self) {
+        self.triggers_in_doubt.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// True if the catalog that was read last had no event triggers, and nothing since can have made one. What else it said
+    /// may be out of date.
+    pub(crate) fn has_no_event_triggers(&self) -> bool {
+        self.catalog.load().as_ref().is_some_and(|loaded| {
+            !loaded.catalog.has_event_triggers()
+                && self.versions.is_current(&loaded.read_among)
+                && loaded.triggers_in_doubt == self.triggers_in_doubt.load(Ordering::SeqCst)
+        })
+    }
+
     /// True where a load is worth trying: none failed just now, and no DDL is under way.
     pub(crate) fn can_load(&self) -> bool {
         self.last_failure
@@ -248,6 +269,9 @@ impl Database {
     ///
     /// The schema version is read before the catalog: DDL that the load did not see raises it afterwards.
     pub(crate) async fn load(&self, connection: &mut PgConnection) -> Option<Arc<LoadedCatalog>> {
+        // First: what is counted later was marked when it was counted, so that the versions show it.
+        let triggers_in_doubt = self.triggers_in_doubt.load(Ordering::SeqCst);
+        let read_among = self.versions.observe(&[])?;
         let read_under = self.versions.observe(&[self.schema])?;
         let started = Instant::now();
         let loaded = match connection.simple_query(Catalog::LOAD).await {
@@ -276,6 +300,8 @@ impl Database {
                 let loaded = Arc::new(LoadedCatalog {
                     catalog,
                     read_under,
+                    read_among,
+                    triggers_in_doubt,
                     uncovered,
                 });
                 self.catalog.store(Some(Arc::clone(&loaded)));

@@ -342,6 +342,7 @@ async fn connect_and_follow(
         database
             .versions()
             .invalidate(&[database.schema, database.everything]);
+        database.doubt_event_triggers();
     }
     {
         let _only_one = database.lock_loading().await;

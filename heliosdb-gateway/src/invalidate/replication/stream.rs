@@ -366,6 +366,7 @@ impl<'a> Following<'a> {
         let database = self.database;
         self.versions
             .invalidate(&[database.schema, database.everything]);
+        database.doubt_event_triggers();
         self.follower
             .gate
             .schema_changes

@@ -202,6 +202,7 @@ impl Transaction {
     pub(super) fn slots(&self, database: &Database) -> Vec<SlotId> {
         let mut slots = Vec::new();
         if self.schema {
+            database.doubt_event_triggers();
             slots.push(database.schema);
         }
         if self.everything || self.changes > 0 && self.is_outdated(database) {
