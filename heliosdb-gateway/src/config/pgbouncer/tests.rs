@@ -404,7 +404,7 @@ fn single_keys_are_set_under_both_names() {
     let mut expected = config.clone();
     expected.pool.size = 9;
     assert_eq!(ok(config.with("pool.size", "9")), expected);
-    assert_eq!(ok(set(&config, "log_stats", "0")), config);
+    assert_eq!(ok(set(&config, "log_pooler_errors", "0")), config);
     assert!(set(&config, "no_such", "1").is_none() && config.with("no.such", "1").is_none());
     assert!(set(&config, "listen_port", "1").expect("known").is_err());
     assert!(
