@@ -60,7 +60,9 @@ pub(crate) fn odyssey_conf(
         "daemonize no\n\
          locks_dir \"{folder}\"\n\
          unix_socket_dir \"{folder}\"\n\
+         unix_socket_mode \"0644\"\n\
          log_to_stdout yes\n\
+         log_format \"%p %t %l %m\\n\"\n\
          log_config no\n\
          log_session no\n\
          log_stats no\n\
@@ -87,6 +89,7 @@ pub(crate) fn pgcat_toml(port: u16, upstream: u16) -> String {
          prepared_statements_cache_size = 500\n\
          [pools.postgres.users.0]\n\
          username = \"postgres\"\n\
+         password = \"postgres\"\n\
          auth_type = \"trust\"\n\
          pool_size = {POOL_SIZE}\n\
          [pools.postgres.shards.0]\n\
