@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use heliosdb_network::postgres::{Credential, Host, PgConnection, PgTarget};
+use heliosdb_network::scram::ScramSecret;
 use heliosdb_testkit::PostgresCluster;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::cpu::{Memory, ProcessTable, seconds};
 use crate::gateway::build_helios;
 use crate::interrupt::Interrupt;
-use crate::peers::{Peer, Site, Target};
+use crate::peers::{PASSWORD, Peer, Site, Target};
 use crate::statistics::Spread;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -62,6 +64,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         cluster: &cluster,
         clients_max: most,
         helios: Some(&helios),
+        users: None,
         interrupt: &interrupt,
     };
     let runtime = tokio::runtime::Runtime::new()?;
@@ -78,7 +81,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             // What the first of all costs is not each one's.
             drop(runtime.block_on(log_in(peer.port))?);
             let before = memory(pid)?;
-            let idle = runtime.block_on(all_at(peer.port, clients, AT_A_TIME))?;
+            let port = peer.port;
+            let idle = runtime.block_on(all_at(clients, AT_A_TIME, move || log_in(port)))?;
             interrupt.check()?;
             let with = memory(pid)?;
             println!(
@@ -89,11 +93,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             drop(idle);
         }
     }
-    storms(args, &site, &runtime)
+    println!();
+    println!("| login | peer | logins at once | logins a second | µs of the peer's CPU for each |");
+    println!("| --- | --- | --: | --: | --: |");
+    storms(args, &site, "trust", &runtime, log_in)?;
+    let secret = ScramSecret::from_password(PASSWORD).to_text();
+    let site = Site {
+        users: Some(&format!("\"postgres\" \"{secret}\"\n")),
+        ..site
+    };
+    storms(args, &site, "SCRAM-SHA-256", &runtime, prove_and_log_in)
 }
 
 #[expect(clippy::print_stdout, reason = "the report is what the program is for")]
-fn storms(args: &Args, site: &Site<'_>, runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+fn storms<T: Send + 'static, F: Future<Output = anyhow::Result<T>> + Send + 'static>(
+    args: &Args,
+    site: &Site<'_>,
+    by: &str,
+    runtime: &tokio::runtime::Runtime,
+    log_in: impl Fn(u16) -> F + Copy,
+) -> anyhow::Result<()> {
     let mut peers = Vec::new();
     for &target in &args.only {
         if let Some(peer) = Peer::start(target, site)? {
@@ -107,7 +126,9 @@ fn storms(args: &Args, site: &Site<'_>, runtime: &tokio::runtime::Runtime) -> an
             let pid = peer.pid().context("it has no process of its own")?;
             let before = ProcessTable::read()?.ticks(pid);
             let began = Instant::now();
-            let clients = runtime.block_on(all_at(peer.port, args.storm, args.storm as usize))?;
+            let port = peer.port;
+            let all = all_at(args.storm, args.storm as usize, || log_in(port));
+            let clients = runtime.block_on(all)?;
             let took = began.elapsed();
             rates.push(f64::from(args.storm) / took.as_secs_f64());
             drop(clients);
@@ -115,9 +136,6 @@ fn storms(args: &Args, site: &Site<'_>, runtime: &tokio::runtime::Runtime) -> an
             costs.push(seconds(ticks) * 1e6 / f64::from(args.storm));
         }
     }
-    println!();
-    println!("| peer | logins at once | logins a second | µs of the peer's CPU for each |");
-    println!("| --- | --: | --: | --: |");
     for (peer, rates, costs) in &peers {
         let (Some(rate), Some(cost)) = (
             Spread::of(rates.iter().copied()),
@@ -126,7 +144,7 @@ fn storms(args: &Args, site: &Site<'_>, runtime: &tokio::runtime::Runtime) -> an
             bail!("there were no rounds");
         };
         println!(
-            "| {} ({}) | {} | {rate:.0} | {cost:.0} |",
+            "| {by} | {} ({}) | {} | {rate:.0} | {cost:.0} |",
             peer.target.name(),
             peer.version,
             args.storm,
@@ -136,14 +154,19 @@ fn storms(args: &Args, site: &Site<'_>, runtime: &tokio::runtime::Runtime) -> an
 }
 
 /// Logs so many clients in, some at a time, and has each ask one question. One that fails is an error.
-async fn all_at(port: u16, clients: u32, at_a_time: usize) -> anyhow::Result<Vec<TcpStream>> {
+async fn all_at<T: Send + 'static, F: Future<Output = anyhow::Result<T>> + Send + 'static>(
+    clients: u32,
+    at_a_time: usize,
+    log_in: impl Fn() -> F,
+) -> anyhow::Result<Vec<T>> {
     let turns = Arc::new(Semaphore::new(at_a_time));
     let mut logins = JoinSet::new();
     for _ in 0..clients {
         let turns = Arc::clone(&turns);
+        let logging_in = log_in();
         logins.spawn(async move {
             let _turn = turns.acquire().await?;
-            log_in(port).await
+            logging_in.await
         });
     }
     let mut streams = Vec::with_capacity(clients as usize);
@@ -163,6 +186,25 @@ async fn log_in(port: u16) -> anyhow::Result<TcpStream> {
         stream.write_all(b"Q\0\0\0\x0dSELECT 1\0").await?;
         until_ready(&mut stream).await?;
         Ok(stream)
+    };
+    tokio::time::timeout(LOGIN_TIMEOUT, logging_in)
+        .await
+        .context("a login takes too long")?
+}
+
+/// As [`log_in`], by a password. The client's part takes thousands of rounds, the peer's a few.
+async fn prove_and_log_in(port: u16) -> anyhow::Result<PgConnection> {
+    let mut target = PgTarget::new(
+        Host::Tcp("127.0.0.1".to_owned()),
+        port,
+        "postgres",
+        "postgres",
+    );
+    target.credential = Credential::Password(PASSWORD.to_owned());
+    let logging_in = async {
+        let mut connection = PgConnection::connect(&target).await?;
+        connection.simple_query("SELECT 1").await?;
+        anyhow::Ok(connection)
     };
     tokio::time::timeout(LOGIN_TIMEOUT, logging_in)
         .await

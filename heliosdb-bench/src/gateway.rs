@@ -106,6 +106,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     eprintln!("starting PostgreSQL, with a million rows");
     let cluster = start_postgres(&pgbench, clients_max, &interrupt)?;
     let site = Site {
+        users: None,
         cluster: &cluster,
         clients_max,
         helios: helios.as_deref(),

@@ -98,6 +98,9 @@ impl Target {
     }
 }
 
+/// Of all users, where one is asked for.
+pub(crate) const PASSWORD: &str = "postgres";
+
 /// What is needed to start a peer.
 #[derive(Debug)]
 pub(crate) struct Site<'a> {
@@ -106,6 +109,8 @@ pub(crate) struct Site<'a> {
     pub(crate) clients_max: u32,
     /// The program helios, if it is to be measured.
     pub(crate) helios: Option<&'a Path>,
+    /// What a file of users holds, where they have to prove by SCRAM who they are. Of helios and PgBouncer alone.
+    pub(crate) users: Option<&'a str>,
     pub(crate) interrupt: &'a Interrupt,
 }
 
@@ -212,6 +217,7 @@ pub(crate) fn serves(psql: &Path, port: u16) -> bool {
             "postgres",
         ])
         .args(["-c", "SELECT 1"])
+        .env("PGPASSWORD", PASSWORD)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -283,7 +289,14 @@ fn configure(
             command.args(["floor", "--listen", &format!("127.0.0.1:{port}")]);
         }
         Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass => {
-            let file = write("helios.toml", &helios_toml(target, site.clients_max))?;
+            let mut toml = helios_toml(target, site.clients_max);
+            if let Some(users) = site.users {
+                let users = write("users.txt", users)?;
+                toml.push_str(&format!(
+                    "[auth]\ntype = \"scram-sha-256\"\nfile = {users:?}\n"
+                ));
+            }
+            let file = write("helios.toml", &toml)?;
             command.arg("serve").arg("--config").arg(file);
             command.args([
                 "--listen",
@@ -298,7 +311,12 @@ fn configure(
             command.args(["--upstream", &site.cluster.url("postgres", "postgres")]);
         }
         Target::Pgbouncer => {
-            let ini = pgbouncer_ini(port, upstream, site.clients_max, tracks_prepared(version));
+            let mut ini = pgbouncer_ini(port, upstream, site.clients_max, tracks_prepared(version));
+            if let Some(users) = site.users {
+                let users = write("users.txt", users)?;
+                ini = ini.replace("auth_type = any\n", "auth_type = scram-sha-256\n");
+                ini.push_str(&format!("auth_file = {}\n", users.display()));
+            }
             command.arg(write("pgbouncer.ini", &ini)?);
             run_as_owner_of(site.cluster.socket_dir(), command, &[folder])?;
         }

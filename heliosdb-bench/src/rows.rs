@@ -232,6 +232,7 @@ impl Bench<'_> {
             Way::ByTable => false,
             Way::Pgpool => {
                 let site = Site {
+                    users: None,
                     cluster: self.cluster,
                     clients_max: self.args.clients,
                     helios: None,

@@ -71,7 +71,7 @@ pub(crate) fn odyssey_conf(
          listen {{\n host \"127.0.0.1\"\n port {port}\n tls \"disable\"\n}}\n\
          storage \"server\" {{\n type \"remote\"\n host \"127.0.0.1\"\n port {upstream}\n}}\n\
          database default {{\n user default {{\n authentication \"none\"\n storage \"server\"\n \
-         pool \"transaction\"\n pool_size {POOL_SIZE}\n pool_reserve_prepared_statement yes\n }}\n}}\n"
+         pool \"transaction\"\n pool_size {POOL_SIZE}\n pool_discard no\n pool_reserve_prepared_statement yes\n }}\n}}\n"
     ))
 }
 
