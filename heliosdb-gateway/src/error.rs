@@ -211,6 +211,7 @@ mod tests {
             "closing because: no such database: d (age=2s): database \"d\" does not exist"
         );
     }
+
     #[test]
     fn programs_behind_a_pgbouncer_ini_are_told_what_pgbouncer_says() {
         let error = ClientError::new(ErrorKind::Client, "25P03", "terminating connection")
