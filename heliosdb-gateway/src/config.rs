@@ -36,7 +36,8 @@ pub struct Config {
     /// Addresses for PostgreSQL clients. Default `127.0.0.1:6432`.
     pub listen: Vec<SocketAddr>,
     /// Whether other processes may listen on the same addresses, each with a share of the clients. A cancel request that
-    /// reaches another process than its client's is lost, and each process has a cache of its own. Default: false.
+    /// reaches another process than its client's is lost, and each process has a cache of its own: `invalidation` has to be
+    /// `replication`, by which each sees the writes of the others. Default: false.
     pub reuse_port: bool,
     /// Folder of a Unix-domain socket for PostgreSQL clients, named after the port of the first address. Default: none.
     pub unix_socket_dir: Option<PathBuf>,

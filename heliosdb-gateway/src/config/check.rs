@@ -129,6 +129,10 @@ impl Config {
 
     fn validate_replication(&self) -> Result<(), ConfigError> {
         let replication = &self.replication;
+        if self.reuse_port && self.invalidation != Invalidation::Replication {
+            let reason = "the writes of the other processes have to be seen: set invalidation = \"replication\"";
+            return refuse("reuse_port", true, reason);
+        }
         if self.invalidation == Invalidation::Replication && self.is_embedded() {
             let reason = "the embedded PostgreSQL has no replication: name a server by upstream.url, or leave it at auto";
             return refuse("invalidation", "replication", reason);
@@ -411,6 +415,14 @@ mod tests {
             (
                 "pool.acquire_timeout = \"0s\"",
                 "pool.acquire_timeout = 0s: ",
+            ),
+            (
+                "reuse_port = true",
+                "reuse_port = true: the writes of the other processes have to be seen",
+            ),
+            (
+                "reuse_port = true\ninvalidation = \"wire\"",
+                "reuse_port = true: the writes of the other processes have to be seen",
             ),
             ("pool.max_lifetime = \"0s\"", "pool.max_lifetime = 0s: "),
             ("pool.idle_timeout = \"0s\"", "pool.idle_timeout = 0s: "),
