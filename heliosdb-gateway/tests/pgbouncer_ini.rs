@@ -745,6 +745,32 @@ async fn startup_parameters_that_are_to_be_ignored_are_left_out() {
 }
 
 #[tokio::test]
+async fn connections_that_are_opened_at_once_are_not_taken_for_somebody_elses() {
+    let cluster = PostgresCluster::builder()
+        .start()
+        .expect("PostgreSQL starts");
+    // All lead to one database as one user: each connection sees what the others ask as they are opened.
+    let names: Vec<_> = (0..30).map(|number| format!("d{number}")).collect();
+    let bouncer = Bouncer::start(|port, folder| {
+        let server = cluster.port();
+        let lines = names.iter().map(|name| {
+            format!("{name} = host=127.0.0.1 port={server} dbname=postgres user=postgres\n")
+        });
+        let databases = format!("[databases]\n{}", lines.collect::<String>());
+        ini(&cluster, port, folder, "").replace("[databases]\n", &databases)
+    })
+    .await;
+    let logins = names.iter().map(|name| bouncer.client(name));
+    futures_util::future::join_all(logins).await;
+    let log = std::fs::read_to_string(bouncer.folder.path().join("log")).expect("there is one");
+    let opened = log.matches("new connection to server").count();
+    assert!(opened >= names.len(), "{log}");
+    // Who follows the database may be at a query of its own just then.
+    let doubts = log.matches("from before this process").count();
+    assert!(doubts <= 1, "{log}");
+}
+
+#[tokio::test]
 async fn several_processes_share_a_port_and_one_of_them_can_leave() {
     let cluster = PostgresCluster::builder()
         .start()
