@@ -35,6 +35,8 @@ pub(crate) enum Target {
     HeliosMiss,
     /// helios without a cache.
     HeliosPass,
+    /// The same with `pool.prepare_unnamed`, as Odyssey and PgCat do it always.
+    HeliosPrepare,
     /// Odyssey, pooling by transaction.
     Odyssey,
     /// PgBouncer, pooling by transaction.
@@ -49,13 +51,14 @@ pub(crate) enum Target {
 
 impl Target {
     /// In the order of the report.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Direct,
         Self::Pgbouncer,
         Self::Odyssey,
         Self::Pgcat,
         Self::Pgdog,
         Self::HeliosPass,
+        Self::HeliosPrepare,
         Self::HeliosMiss,
         Self::Pgpool,
         Self::HeliosHit,
@@ -69,6 +72,7 @@ impl Target {
             Self::HeliosHit => "helios-hit",
             Self::HeliosMiss => "helios-miss",
             Self::HeliosPass => "helios-pass",
+            Self::HeliosPrepare => "helios-prepare",
             Self::Odyssey => "odyssey",
             Self::Pgbouncer => "pgbouncer",
             Self::Pgcat => "pgcat",
@@ -78,7 +82,10 @@ impl Target {
     }
 
     pub(crate) fn is_helios(self) -> bool {
-        matches!(self, Self::HeliosHit | Self::HeliosMiss | Self::HeliosPass)
+        matches!(
+            self,
+            Self::HeliosHit | Self::HeliosMiss | Self::HeliosPass | Self::HeliosPrepare
+        )
     }
 
     /// Whether a workload tells anything about a target. A cache is not asked for what it can't hold, a pooler not
@@ -90,6 +97,7 @@ impl Target {
             Self::HeliosHit | Self::Pgpool => workload != Workload::Point,
             Self::HeliosMiss
             | Self::HeliosPass
+            | Self::HeliosPrepare
             | Self::Odyssey
             | Self::Pgbouncer
             | Self::Pgcat
@@ -184,6 +192,9 @@ impl Peer {
 
     /// Why a protocol mode can't be measured with it.
     pub(crate) fn unsupported(&self, mode: Mode) -> Option<&'static str> {
+        if self.target == Target::HeliosPrepare && mode != Mode::Extended {
+            return Some("n/a: what helios-pass does");
+        }
         let lacks = self.target == Target::Pgbouncer && mode == Mode::Prepared;
         (lacks && !tracks_prepared(&self.version))
             .then_some("n/a: PgBouncer before 1.21 has no prepared statements in transaction mode")
@@ -229,7 +240,7 @@ fn program(target: Target, site: &Site<'_>) -> anyhow::Result<Option<PathBuf>> {
     Ok(match target {
         Target::Direct => None,
         Target::Floor => Some(std::env::current_exe().context("where am I?")?),
-        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass => {
+        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass | Target::HeliosPrepare => {
             site.helios.map(Path::to_owned)
         }
         Target::Odyssey | Target::Pgbouncer | Target::Pgcat | Target::Pgdog | Target::Pgpool => {
@@ -288,7 +299,7 @@ fn configure(
         Target::Floor => {
             command.args(["floor", "--listen", &format!("127.0.0.1:{port}")]);
         }
-        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass => {
+        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass | Target::HeliosPrepare => {
             let mut toml = helios_toml(target, site.clients_max);
             if let Some(users) = site.users {
                 let users = write("users.txt", users)?;

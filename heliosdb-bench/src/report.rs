@@ -268,12 +268,16 @@ impl Report {
 }
 
 /// What is set against what, if both were measured under the same load.
-const PAIRS: [(Target, Target); 8] = [
+const PAIRS: [(Target, Target); 12] = [
     (Target::HeliosHit, Target::Floor),
     (Target::HeliosPass, Target::Pgbouncer),
     (Target::HeliosPass, Target::Odyssey),
     (Target::HeliosPass, Target::Pgcat),
     (Target::HeliosPass, Target::Pgdog),
+    (Target::HeliosPrepare, Target::Pgbouncer),
+    (Target::HeliosPrepare, Target::Odyssey),
+    (Target::HeliosPrepare, Target::Pgcat),
+    (Target::HeliosPrepare, Target::Pgdog),
     (Target::HeliosMiss, Target::Pgbouncer),
     (Target::HeliosHit, Target::Pgpool),
     (Target::HeliosHit, Target::Direct),

@@ -11,11 +11,14 @@ use crate::peers::Target;
 pub(crate) fn helios_toml(target: Target, clients_max: u32) -> String {
     let cache = match target {
         Target::HeliosMiss => "size = \"1 MiB\"\nmax_entry = \"64 KiB\"\n",
-        Target::HeliosPass => "enabled = false\n",
+        Target::HeliosPass | Target::HeliosPrepare => "enabled = false\n",
         _ => "",
     };
     let clients = clients_max + SPARE_CLIENTS;
-    format!("[pool]\nsize = {POOL_SIZE}\n[clients]\nmax = {clients}\n[cache]\n{cache}")
+    let prepare_unnamed = target == Target::HeliosPrepare;
+    format!(
+        "[pool]\nsize = {POOL_SIZE}\nprepare_unnamed = {prepare_unnamed}\n[clients]\nmax = {clients}\n[cache]\n{cache}"
+    )
 }
 
 pub(crate) fn pgbouncer_ini(

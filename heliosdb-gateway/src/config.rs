@@ -244,6 +244,9 @@ pub struct PoolConfig {
     /// names that clients have for them. One client may have an eighth of it. Default 256 MiB, at least 1 MiB.
     #[serde(deserialize_with = "file::size")]
     pub prepared_memory: ByteSize,
+    /// Whether the server prepares an unnamed statement that comes again and again only once on each of them, under a
+    /// name. The plan is then chosen as for a named one. Default false.
+    pub prepare_unnamed: bool,
     /// Whether a client gets, of the idle ones, one that has its statement prepared. Default true.
     pub affinity: bool,
     /// What is done with the advice on `size`. Default `advise`.
@@ -488,6 +491,7 @@ impl Default for PoolConfig {
             health_check_interval: Duration::from_secs(30),
             max_prepared_statements: 256,
             prepared_memory: ByteSize::mib(256),
+            prepare_unnamed: false,
             affinity: true,
             advice: PoolAdvice::Advise,
         }

@@ -207,6 +207,11 @@ impl Gateway {
         self.config.load().pool.max_prepared_statements
     }
 
+    /// Whether unnamed statements are prepared under names on server connections.
+    pub(crate) fn prepares_unnamed(&self) -> bool {
+        self.config.load().pool.prepare_unnamed
+    }
+
     /// Bytes that the statements of all clients may take.
     pub(crate) fn prepared_memory(&self) -> usize {
         let memory = self.config.load().pool.prepared_memory;

@@ -358,10 +358,10 @@ where
     env::var(name).map_or(default, |value| value.parse().expect("a number"))
 }
 
-fn run(size: usize) {
+fn run(size: usize, pool: &str) {
     let rounds = from_env("HELIOS_ROUNDS", 16_u32);
     let seed = from_env("HELIOS_SEED", 1_u64);
-    let stack = Stack::start_prepared(&format!("[pool]\nsize = {size}\n"), TABLES);
+    let stack = Stack::start_prepared(&format!("[pool]\nsize = {size}\n{pool}"), TABLES);
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_be_bytes());
     let config = Config {
@@ -384,15 +384,20 @@ fn run(size: usize) {
 
 #[test]
 fn clients_on_one_connection_are_told_what_each_would_be_told_alone() {
-    run(1);
+    run(1, "");
 }
 
 #[test]
 fn clients_on_two_connections_are_told_what_each_would_be_told_alone() {
-    run(2);
+    run(2, "");
 }
 
 #[test]
 fn clients_on_three_connections_are_told_what_each_would_be_told_alone() {
-    run(3);
+    run(3, "");
+}
+
+#[test]
+fn clients_that_share_unnamed_statements_are_told_what_each_would_be_told_alone() {
+    run(1, "prepare_unnamed = true\n");
 }

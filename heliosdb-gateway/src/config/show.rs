@@ -38,7 +38,7 @@ pub struct Row {
 }
 
 /// Keys that a SIGHUP changes; `pool.mode` for the sessions that begin afterwards.
-const RELOADABLE: [&str; 62] = [
+const RELOADABLE: [&str; 63] = [
     "auth.admin_users",
     "auth.file",
     "auth.hba_file",
@@ -86,6 +86,7 @@ const RELOADABLE: [&str; 62] = [
     "pool.max_prepared_statements",
     "pool.min_idle",
     "pool.mode",
+    "pool.prepare_unnamed",
     "pool.prepared_memory",
     "pool.reserve_size",
     "pool.reserve_timeout",
@@ -170,6 +171,7 @@ impl Config {
         merged.pool.max_per_user = new.pool.max_per_user;
         merged.pool.min_idle = new.pool.min_idle;
         merged.pool.mode = new.pool.mode;
+        merged.pool.prepare_unnamed = new.pool.prepare_unnamed;
         merged.pool.prepared_memory = new.pool.prepared_memory;
         merged.pool.acquire_timeout = new.pool.acquire_timeout;
         merged.pool.max_lifetime = new.pool.max_lifetime;
@@ -241,6 +243,7 @@ impl Config {
             health_check_interval,
             max_prepared_statements,
             prepared_memory,
+            prepare_unnamed,
             affinity,
             advice,
         } = pool;
@@ -368,6 +371,7 @@ impl Config {
                 max_prepared_statements.to_string(),
             ),
             ("pool.prepared_memory", size(*prepared_memory)),
+            ("pool.prepare_unnamed", prepare_unnamed.to_string()),
             ("pool.affinity", affinity.to_string()),
             (
                 "pool.advice",
@@ -574,6 +578,7 @@ fast_close = true
 health_check_interval = "31s"
 max_prepared_statements = 257
 prepared_memory = "9 MiB"
+prepare_unnamed = true
 affinity = false
 advice = "auto"
 [cache]

@@ -2,6 +2,7 @@
 //! leave, and each message that will be answered is noted.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::BufMut as _;
@@ -10,15 +11,19 @@ use heliosdb_cache::HashedStr;
 use crate::clients::Counters;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::epoch_of;
+use crate::sql::skeleton::skeleton;
 use crate::sql::{Class, Effect, Parameters, Values, Write};
 
-use super::link::{Expect, Undo, put_frame};
+use super::link::{Expect, Link, Undo, put_frame};
 use super::pins::Pin;
-use super::prepared::Prepared;
+use super::prepared::{Place, Prepared};
 use super::request::refusal_label;
 use super::settings::Settings;
 use super::unit::{is_same, message, split_bind, split_nul, split_parse};
 use super::{End, Running, Session};
+
+/// Of `pool.prepared_memory`, what all statements may take for one without a name to be prepared under one.
+const SHARED_PART: usize = 2;
 
 /// A statement on its way to the server.
 enum Sent<'a> {
@@ -30,7 +35,6 @@ enum Sent<'a> {
     },
 }
 
-const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 pub(super) const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 
 impl Session {
@@ -179,25 +183,25 @@ impl Session {
         let database = Arc::clone(&self.pool.database);
         let scope = self.parse_scope();
         if name.is_empty() {
-            let was = self.statements.get(name).cloned();
-            let statement = match &was {
-                // Under another epoch the server may choose other types for the parameters.
-                Some(known)
-                    if is_same(known, text, types, &scope)
-                        && known.epoch == epoch_of(&database) =>
-                {
-                    Arc::clone(known)
-                }
-                _ => self.gateway.prepare(name, text, types, &scope, &database),
+            let may_share = sql_use.is_none() && self.may_share_unnamed();
+            let statement = self.unnamed(text, types, &scope, may_share);
+            let undo = Undo {
+                name: Box::default(),
+                was: self.statements.remove(name),
             };
             self.statements.insert(name, Arc::clone(&statement));
             if let Some(sql_use) = sql_use {
                 self.note_sql_use(&statement, sql_use.clone());
             }
+            let max = self.gateway.max_prepared_statements();
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
-                let name = Box::default();
-                link.parse_unnamed(&statement, Some(Undo { name, was }));
+                if statement.place == Place::Unnamed {
+                    link.parse_unnamed(&statement, Some(undo));
+                } else {
+                    let names = &self.gateway.interner;
+                    link.parse_shared(&statement, undo, names, max, &mut self.out);
+                }
             }
             return Ok(());
         }
@@ -220,22 +224,61 @@ impl Session {
         let is_for_server = self.is_refused_in_failed(text);
         if let Some(link) = &mut self.link {
             link.unit_open = true;
-            let undo = Some(Undo {
+            let undo = Undo {
                 name: name.into(),
                 was: None,
-            });
+            };
             if is_for_server && let Some(known) = link.lease.statements.give_up(statement.id) {
                 link.close_named(known, &self.gateway.interner);
             }
-            if link.lease.statements.touch(statement.id) {
-                let bytes = PARSE_COMPLETE;
-                link.expect(Expect::Inject { bytes, undo });
-                link.inject_due(&mut self.out);
-            } else {
-                link.parse_named(&statement, undo, &self.gateway.interner, max);
-            }
+            let names = &self.gateway.interner;
+            link.parse_shared(&statement, undo, names, max, &mut self.out);
         }
         Ok(())
+    }
+
+    /// What a Parse without a name stands for.
+    fn unnamed(
+        &mut self,
+        text: &str,
+        types: &[u8],
+        scope: &HashedStr,
+        may_share: bool,
+    ) -> Arc<Prepared> {
+        let database = &self.pool.database;
+        let epoch = epoch_of(database);
+        // Under another epoch the server may choose other types for the parameters.
+        let is_known =
+            |known: &&Arc<Prepared>| is_same(known, text, types, scope) && known.epoch == epoch;
+        let known = self.statements.get(b"").filter(is_known);
+        if let Some(known) = known
+            && (known.place == Place::Unnamed) != may_share
+            && !known.is_stale.load(Ordering::Relaxed)
+        {
+            return Arc::clone(known);
+        }
+        // A text without a skeleton may say `now`, which has its meaning where it is parsed.
+        if may_share && skeleton(text, &mut self.text_buffer) {
+            let memory = self.gateway.prepared_memory() / SHARED_PART;
+            let interner = &self.gateway.interner;
+            if let Some(shared) = interner.repeated(text, types, scope, epoch, memory) {
+                return shared;
+            }
+        }
+        match known {
+            Some(known) if known.place == Place::Unnamed => Arc::clone(known),
+            _ => self.gateway.prepare(b"", text, types, scope, database),
+        }
+    }
+
+    /// Whether a Parse without a name may stand for a statement that the server prepared before: where its request can be
+    /// repeated if the server finds that statement stale, and names mean what the catalog says.
+    fn may_share_unnamed(&self) -> bool {
+        let is_repeatable = |link: &Link| !link.retry.is_empty();
+        self.gateway.prepares_unnamed()
+            && self.link.as_ref().is_some_and(is_repeatable)
+            && self.pins.taint().is_none()
+            && !self.names_in_doubt
     }
 
     /// A text that is not UTF-8: the server's to understand, under the client's own names. It can't be shared.
@@ -268,7 +311,7 @@ impl Session {
         };
         link.unit_open = true;
         match self.statements.get(name) {
-            Some(statement) if name.is_empty() => {
+            Some(statement) if statement.place == Place::Unnamed => {
                 link.ensure_unnamed(statement);
                 link.out.extend_from_slice(message);
             }
@@ -432,7 +475,7 @@ impl Session {
             link.ensure_no_unnamed_portal();
         }
         match self.statements.get(name).filter(|_| *kind == b'S') {
-            Some(statement) if name.is_empty() => {
+            Some(statement) if statement.place == Place::Unnamed => {
                 link.ensure_unnamed(statement);
                 link.out.extend_from_slice(message);
             }

@@ -311,10 +311,9 @@ impl Link {
             }));
         }
         if let Some(Expect::Parse {
-            named: false,
-            undo: Some(undo),
-            ..
+            undo: Some(undo), ..
         }) = self.expects.front_mut()
+            && undo.name.is_empty()
         {
             // The server gives the unnamed statement up before it looks at the new text.
             undo.was = None;
@@ -552,6 +551,26 @@ impl Link {
         self.expect(Expect::Own(b'3'));
     }
 
+    /// Prepares a statement that the client just named, unless the connection has it: then the client is told so at once.
+    pub(crate) fn parse_shared(
+        &mut self,
+        statement: &Arc<Prepared>,
+        undo: Undo,
+        names: &Interner,
+        max: usize,
+        client: &mut BytesMut,
+    ) {
+        if self.lease.statements.touch(statement.id) {
+            self.expect(Expect::Inject {
+                bytes: PARSE_COMPLETE,
+                undo: Some(undo),
+            });
+            self.inject_due(client);
+        } else {
+            self.parse_named(statement, Some(undo), names, max);
+        }
+    }
+
     /// Makes sure that the server's unnamed statement is this one when it reads what follows.
     pub(crate) fn ensure_unnamed(&mut self, statement: &Arc<Prepared>) {
         if self.lease.statements.unnamed != Some(statement.id) {
@@ -573,6 +592,7 @@ impl Link {
     }
 }
 
+const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 /// A statement and portal that no client uses, zero-terminated.
 const OWN_NAME: &[u8] = b"helios_own\0";
 

@@ -1,7 +1,8 @@
 //! Prepared statements as clients name them, and the one name that each distinct text has on every server connection.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::hash::BuildHasher as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
@@ -28,6 +29,10 @@ pub(crate) struct Prepared {
     /// Of the catalog when the first client prepared it; 0 if there was none. Where the types are left open, the server
     /// chose them no later than under that one, or when a connection prepared it since.
     pub(crate) epoch: u64,
+    /// How server connections call it.
+    pub(crate) place: Place,
+    /// The server refused to run it as it was prepared: who sends it again without a name gets another one.
+    pub(crate) is_stale: AtomicBool,
     /// What the text meant to the session that asked last.
     pub(crate) class: ArcSwapOption<KnownClass>,
     /// Counts its bytes for as long as anybody has it.
@@ -35,6 +40,18 @@ pub(crate) struct Prepared {
     held: Held,
     /// Which server connections have it. Shared with these, which may outlive the last client that uses it.
     pub(crate) affinity: Arc<StatementAffinity>,
+}
+
+/// How server connections call a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Not at all: it is there until the next one comes.
+    Unnamed,
+    /// By its own name.
+    Named,
+    /// By its own name, and each connection that has it keeps it in memory: nobody may have it between two clients that
+    /// send the same without a name.
+    Kept,
 }
 
 /// A class, and what it was found under: it holds wherever these are the same.
@@ -67,6 +84,8 @@ impl Drop for Held {
 pub(crate) struct Interner {
     /// Why a lock: touched once per Parse of a named statement, never on the path of a hit. Nothing is called under it.
     map: Mutex<HashMap<Key, Weak<Prepared>>>,
+    /// The hashes of texts that came without a name, each in the place that it gives: what stands there was seen before.
+    seen: Box<[AtomicU64; SEEN]>,
     next_id: AtomicU64,
     /// Bytes of all statements that anybody has.
     bytes: Arc<AtomicUsize>,
@@ -100,6 +119,8 @@ pub(super) const NOBODYS_NAME: &str = "helios_nobodys";
 /// As in a Parse without types.
 const NO_TYPES: &[u8] = &[0, 0];
 
+/// Texts without a name that are remembered by their hashes. A power of two.
+const SEEN: usize = 4096;
 /// The map is swept of dead entries when it has grown by this many.
 const SWEEP_AT: usize = 4096;
 
@@ -107,6 +128,7 @@ impl Interner {
     pub(crate) fn new() -> Self {
         Self {
             map: Mutex::new(HashMap::new()),
+            seen: Box::new([const { AtomicU64::new(0) }; SEEN]),
             next_id: AtomicU64::new(1),
             bytes: Arc::default(),
             prefix: format!("helios_{:016x}_", rand::random::<u64>()),
@@ -121,7 +143,33 @@ impl Interner {
         scope: &HashedStr,
         epoch: u64,
     ) -> Arc<Prepared> {
-        self.shared(Key::new(text, types, scope, epoch))
+        self.shared(Key::new(text, types, scope, epoch), Place::Named)
+    }
+
+    /// The shared statement for a Parse without a name, if it came before and may take that many bytes of memory.
+    pub(crate) fn repeated(
+        &self,
+        text: &str,
+        types: &[u8],
+        scope: &HashedStr,
+        epoch: u64,
+        memory: usize,
+    ) -> Option<Arc<Prepared>> {
+        let key = Key::new(text, types, scope, epoch);
+        let hash = {
+            let map = self.map.lock();
+            if let Some(known) = map.get(&key).and_then(Weak::upgrade) {
+                return Some(known);
+            }
+            map.hasher().hash_one(&key)
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "it is one of the places")]
+        let place = hash as usize % SEEN;
+        let came_before = self.seen[place].swap(hash, Ordering::Relaxed) == hash;
+        if !came_before || self.bytes() + weight_of_shared(text, types) > memory {
+            return None;
+        }
+        Some(self.shared(key, Place::Kept))
     }
 
     /// The shared statement of a PREPARE with this behind its name.
@@ -134,14 +182,14 @@ impl Interner {
     ) -> Arc<Prepared> {
         let mut key = Key::new(text, NO_TYPES, scope, epoch);
         key.declared = Some(declared.into());
-        self.shared(key)
+        self.shared(key, Place::Named)
     }
 
     /// The same statement under other settings or another epoch.
     pub(crate) fn again(&self, known: &Prepared, scope: &HashedStr, epoch: u64) -> Arc<Prepared> {
         let mut key = Key::new(&known.text, &known.types, scope, epoch);
         key.declared.clone_from(&known.declared);
-        self.shared(key)
+        self.shared(key, known.place)
     }
 
     /// The same statement under a name that nobody else uses.
@@ -154,21 +202,32 @@ impl Interner {
             scope: known.scope.clone(),
             epoch: known.epoch,
             held: self.hold(&known.text, &known.types),
+            place: known.place,
+            is_stale: AtomicBool::new(false),
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
         })
     }
 
-    /// As [`apart`](Self::apart), and whoever prepares the same from here on gets this one.
+    /// As [`apart`](Self::apart), and whoever prepares the same from here on gets this one; or the one that somebody else
+    /// got in this way.
     pub(crate) fn anew(&self, known: &Prepared) -> Arc<Prepared> {
         let fresh = self.apart(known);
+        if known.place == Place::Unnamed {
+            return fresh;
+        }
         let mut key = Key::new(&known.text, &known.types, &known.scope, known.epoch);
         key.declared.clone_from(&known.declared);
-        self.map.lock().insert(key, Arc::downgrade(&fresh));
+        let mut map = self.map.lock();
+        let there = map.get(&key).and_then(Weak::upgrade);
+        if let Some(newer) = there.filter(|there| there.id > known.id) {
+            return newer;
+        }
+        map.insert(key, Arc::downgrade(&fresh));
         fresh
     }
 
-    fn shared(&self, key: Key) -> Arc<Prepared> {
+    fn shared(&self, key: Key, place: Place) -> Arc<Prepared> {
         let mut map = self.map.lock();
         if let Some(known) = map.get(&key).and_then(Weak::upgrade) {
             return known;
@@ -184,11 +243,24 @@ impl Interner {
             scope: key.scope.clone(),
             epoch: key.epoch,
             held: self.hold(&key.text, &key.types),
+            place,
+            is_stale: AtomicBool::new(false),
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
         });
         map.insert(key, Arc::downgrade(&fresh));
         fresh
+    }
+
+    /// From here on, who sends the same without a name gets another one.
+    pub(crate) fn forget(&self, known: &Prepared) {
+        known.is_stale.store(true, Ordering::Relaxed);
+        let key = Key::new(&known.text, &known.types, &known.scope, known.epoch);
+        let mut map = self.map.lock();
+        let there = map.get(&key).and_then(Weak::upgrade);
+        if there.is_some_and(|there| there.id == known.id) {
+            map.remove(&key);
+        }
     }
 
     /// The shared statement for a named Parse, if some client has it.
@@ -226,6 +298,8 @@ impl Interner {
             declared: None,
             scope: scope.clone(),
             epoch,
+            place: Place::Unnamed,
+            is_stale: AtomicBool::new(false),
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
         })
@@ -237,8 +311,7 @@ impl Interner {
     }
 
     fn hold(&self, text: &str, types: &[u8]) -> Held {
-        // The text and the types are in the map's key, too.
-        let bytes = size_of::<Prepared>() + 2 * (text.len() + types.len());
+        let bytes = weight_of_shared(text, types);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Held {
             bytes,
@@ -292,6 +365,11 @@ pub(crate) struct Named {
 /// Bytes that a name takes with what it stands for.
 pub(crate) fn weight_of(name: &[u8], text: &str) -> usize {
     NAME_WEIGHT + name.len() + text.len()
+}
+
+/// Bytes that a statement takes for all who have it: its text and types are in the map's key, too.
+fn weight_of_shared(text: &str, types: &[u8]) -> usize {
+    size_of::<Prepared>() + 2 * (text.len() + types.len())
 }
 
 /// What a name takes besides its bytes.
@@ -400,6 +478,7 @@ struct OnServer {
     /// The tick of its last use.
     used: u64,
     affinity: Arc<StatementAffinity>,
+    kept: Option<Arc<Prepared>>,
 }
 
 /// A statement that was given up for another.
@@ -407,6 +486,7 @@ struct OnServer {
 pub(crate) struct GivenUp {
     pub(crate) id: u64,
     affinity: Arc<StatementAffinity>,
+    kept: Option<Arc<Prepared>>,
 }
 
 impl ServerStatements {
@@ -434,10 +514,19 @@ impl ServerStatements {
 
     /// Notes a statement as prepared that was not. Returns those to close for it where there are more than `max`: several
     /// after a reload that made it smaller.
-    pub(crate) fn insert(&mut self, statement: &Prepared, max: usize) -> SmallVec<[GivenUp; 1]> {
+    pub(crate) fn insert(
+        &mut self,
+        statement: &Arc<Prepared>,
+        max: usize,
+    ) -> SmallVec<[GivenUp; 1]> {
         self.max = Some(max);
         self.tick += 1;
-        self.add(statement.id, self.tick, &statement.affinity);
+        let on_server = OnServer {
+            used: self.tick,
+            affinity: Arc::clone(&statement.affinity),
+            kept: (statement.place == Place::Kept).then(|| Arc::clone(statement)),
+        };
+        self.add(statement.id, on_server);
         let mut given_up = SmallVec::new();
         while self.named.len() > max.max(1) {
             // Never the new one: it was used last.
@@ -450,10 +539,8 @@ impl ServerStatements {
         given_up
     }
 
-    pub(crate) fn remove(&mut self, id: u64) -> Option<Arc<StatementAffinity>> {
-        let OnServer { affinity, .. } = self.named.remove(&id)?;
-        affinity.forget_connection(self.connection);
-        Some(affinity)
+    pub(crate) fn remove(&mut self, id: u64) {
+        self.give_up(id);
     }
 
     pub(crate) fn has(&self, id: u64) -> bool {
@@ -462,8 +549,9 @@ impl ServerStatements {
 
     /// Gives a statement up that is about to be closed.
     pub(crate) fn give_up(&mut self, id: u64) -> Option<GivenUp> {
-        let affinity = self.remove(id)?;
-        Some(GivenUp { id, affinity })
+        let OnServer { affinity, kept, .. } = self.named.remove(&id)?;
+        affinity.forget_connection(self.connection);
+        Some(GivenUp { id, affinity, kept })
     }
 
     /// Gives up all of them, as DEALLOCATE ALL is about to do.
@@ -474,7 +562,12 @@ impl ServerStatements {
 
     /// Notes a statement as prepared that was given up but not closed. May exceed the maximum by one for a while.
     pub(crate) fn restore(&mut self, statement: &GivenUp) {
-        self.add(statement.id, 0, &statement.affinity);
+        let on_server = OnServer {
+            used: 0,
+            affinity: Arc::clone(&statement.affinity),
+            kept: statement.kept.clone(),
+        };
+        self.add(statement.id, on_server);
     }
 
     /// After DEALLOCATE ALL or DISCARD ALL.
@@ -490,11 +583,8 @@ impl ServerStatements {
         self.max.is_none_or(|max| self.named.len() < max)
     }
 
-    fn add(&mut self, id: u64, used: u64, affinity: &Arc<StatementAffinity>) {
-        let on_server = OnServer {
-            used,
-            affinity: Arc::clone(affinity),
-        };
+    fn add(&mut self, id: u64, on_server: OnServer) {
+        let affinity = Arc::clone(&on_server.affinity);
         if self.named.insert(id, on_server).is_none() {
             affinity.record_prepared(self.connection);
         } else {
