@@ -363,9 +363,12 @@ impl ClientInfo {
     }
 
     /// A request goes to a server.
-    pub(crate) fn note_request(&self) {
-        self.requested_us
-            .store(self.since_connected_us(), Ordering::Relaxed);
+    pub(crate) fn note_request(&self, now: Instant) {
+        let since_connected = now.duration_since(self.connected).as_micros();
+        self.requested_us.store(
+            u64::try_from(since_connected).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
     }
 
     /// When the last request went to a server, or the client connected.

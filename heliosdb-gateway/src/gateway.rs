@@ -1,7 +1,7 @@
 //! What all sessions share.
 
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
@@ -67,6 +67,8 @@ pub(crate) struct Gateway {
     cache_paused: AtomicBool,
     affinity_enabled: AtomicBool,
     defers_transactions: AtomicBool,
+    max_prepared_statements: AtomicUsize,
+    prepares_unnamed: AtomicBool,
     /// Who is let in.
     pub(crate) access: ArcSwap<Access>,
     pub(crate) cache: CacheManager,
@@ -124,6 +126,8 @@ impl Gateway {
             successor: OnceLock::new(),
             affinity_enabled: AtomicBool::new(config.pool.affinity),
             defers_transactions: AtomicBool::new(config.cache_in_transactions.defers()),
+            max_prepared_statements: AtomicUsize::new(config.pool.max_prepared_statements),
+            prepares_unnamed: AtomicBool::new(config.pool.prepare_unnamed),
             config: ArcSwap::from_pointee(config),
             access: ArcSwap::from_pointee(access),
             cache,
@@ -164,6 +168,10 @@ impl Gateway {
             .store(config.pool.affinity, Ordering::Relaxed);
         self.defers_transactions
             .store(config.cache_in_transactions.defers(), Ordering::Relaxed);
+        self.max_prepared_statements
+            .store(config.pool.max_prepared_statements, Ordering::Relaxed);
+        self.prepares_unnamed
+            .store(config.pool.prepare_unnamed, Ordering::Relaxed);
         self.config.store(Arc::new(config));
         self.decide_on_cache();
     }
@@ -204,12 +212,12 @@ impl Gateway {
     }
 
     pub(crate) fn max_prepared_statements(&self) -> usize {
-        self.config.load().pool.max_prepared_statements
+        self.max_prepared_statements.load(Ordering::Relaxed)
     }
 
     /// Whether unnamed statements are prepared under names on server connections.
     pub(crate) fn prepares_unnamed(&self) -> bool {
-        self.config.load().pool.prepare_unnamed
+        self.prepares_unnamed.load(Ordering::Relaxed)
     }
 
     /// Bytes that the statements of all clients may take.
@@ -312,7 +320,5 @@ impl Gateway {
 
 /// Of the catalog that statements are prepared under.
 pub(crate) fn epoch_of(database: &Database) -> u64 {
-    database
-        .catalog_now()
-        .map_or(0, |loaded| loaded.catalog.epoch())
+    database.epoch_now().unwrap_or(0)
 }

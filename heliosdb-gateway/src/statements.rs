@@ -7,13 +7,15 @@ use heliosdb_pooling::{PoolOptimizer, QueryFingerprint, StatementHandle, Stateme
 use rapidhash::fast::RandomState;
 use rapidhash::v3::rapidhash_v3;
 
+use crate::sql::Class;
+
 /// The statements that ran lately, without their values.
 #[derive(Debug, Default)]
 pub(crate) struct Statements {
     optimizer: PoolOptimizer,
 }
 
-/// Texts whose statement a thread knows without looking into them. A collision costs a wrong count.
+/// Texts, and shapes of texts, whose statement a thread knows without looking into them. A collision costs a wrong count.
 type Known = HashMap<u64, StatementHandle, RandomState>;
 
 thread_local! {
@@ -26,8 +28,20 @@ const KNOWN_MAX: usize = 2048;
 impl Statements {
     /// Where a text is counted.
     pub(crate) fn of(&self, text: &str) -> StatementHandle {
+        self.known_as(rapidhash_v3(text.as_bytes()), text)
+    }
+
+    /// The same for a text of this class.
+    pub(crate) fn of_class(&self, text: &str, class: &Class) -> StatementHandle {
+        match class.shape {
+            0 => self.of(text),
+            // Values of its own make no other statement of it.
+            shape => self.known_as(shape, text),
+        }
+    }
+
+    fn known_as(&self, hash: u64, text: &str) -> StatementHandle {
         KNOWN.with_borrow_mut(|known| {
-            let hash = rapidhash_v3(text.as_bytes());
             if let Some(handle) = known.get(&hash)
                 && !handle.is_forgotten()
             {

@@ -1,6 +1,7 @@
 //! What the client says, on its way to the server: statement names are translated, writes are marked before they
 //! leave, and each message that will be answered is noted.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use crate::clients::Counters;
 use crate::error::{ClientError, ErrorKind};
 use crate::gateway::epoch_of;
 use crate::sql::skeleton::skeleton;
-use crate::sql::{Class, Effect, Parameters, Values, Write};
+use crate::sql::{Class, Effect, Parameters, Statement, Values, Write};
 
 use super::link::{Expect, Link, Undo, put_frame};
 use super::pins::Pin;
@@ -113,7 +114,10 @@ impl Session {
             self.make_room_for(&translated.uses);
         }
         self.guard_sequences(&class);
-        let readable = String::from_utf8_lossy(text);
+        let readable = match std::str::from_utf8(text) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(text),
+        };
         self.mark_writes(&class, &Sent::Text(&readable));
         self.count_query();
         self.begin_statement(&readable, &class);
@@ -143,7 +147,7 @@ impl Session {
 
     /// A statement is on its way to the server.
     fn begin_statement(&mut self, text: &str, class: &Class) {
-        let statement = self.gateway.statements.of(text);
+        let statement = self.gateway.statements.of_class(text, class);
         statement.record_execution();
         if self.caches() {
             // Nobody has asked whether it is for the cache.
@@ -156,7 +160,7 @@ impl Session {
                 statement.record_refusal("session_state");
             }
         }
-        let now = Instant::now();
+        let now = self.linked_at.take().unwrap_or_else(Instant::now);
         self.asked_at.get_or_insert(now);
         self.begun_at.get_or_insert(now);
         self.running = match self.running {
@@ -508,6 +512,13 @@ impl Session {
     /// Marks what a statement may write, before it is sent.
     fn mark_writes(&mut self, class: &Class, sent: &Sent<'_>) {
         self.note_sight(class);
+        let is_read =
+            |statement: &Statement| statement.write == Write::None && statement.effects.is_empty();
+        if class.statements.iter().all(is_read) && !self.pins.has(Pin::Temp) {
+            // It marks nothing.
+            self.intends_unparsed = false;
+            return;
+        }
         let database = &self.pool.database;
         let values = match sent {
             Sent::Text(text) => Values::of_text(text),
@@ -523,9 +534,7 @@ impl Session {
                     .map(|bind| Parameters {
                         types: &statement.types,
                         bind,
-                        parsed_under_catalog: database
-                            .catalog_now()
-                            .is_some_and(|loaded| loaded.catalog.epoch() == statement.epoch),
+                        parsed_under_catalog: database.epoch_now() == Some(statement.epoch),
                     }),
             },
         };

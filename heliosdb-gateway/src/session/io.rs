@@ -26,7 +26,9 @@ use super::link::Link;
 use super::prepared::Prepared;
 use super::request::{Decided, Decision, is_taken, refusal_label};
 use super::transaction::may_be_control;
-use super::unit::{Front, ReadUnit, first_unit, is_same, message, put_reply, recognise};
+use super::unit::{
+    Front, ReadUnit, first_unit, is_same, message, put_reply, recognise, split_bind, split_nul,
+};
 use super::{End, Session};
 
 /// What [`Session::next_event`] stops for.
@@ -79,6 +81,8 @@ impl Session {
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, End>> {
         self.admitted.info.register(cx);
+        // From when it has been asked for bytes in vain: it wakes the session when there are some.
+        let mut client_is_silent = false;
         loop {
             self.poll_write_client(cx)?;
             if self.listening.is_some() && self.poll_listening(cx)? {
@@ -103,11 +107,12 @@ impl Session {
             if self.link.is_some() && self.out.len() < HIGH_WATER {
                 progress |= self.poll_read_server(cx)?;
             }
-            if self.has_room() && !self.is_ending && !self.has_enough_input() {
+            let may_read = self.has_room() && !self.is_ending && !self.has_enough_input();
+            if may_read && !client_is_silent {
                 match self.poll_read_client(cx)? {
                     Poll::Ready(Some(event)) => return Poll::Ready(Ok(event)),
                     Poll::Ready(None) => progress = true,
-                    Poll::Pending => {}
+                    Poll::Pending => client_is_silent = true,
                 }
             }
             if !progress {
@@ -439,6 +444,9 @@ impl Session {
         if let Some(step) = self.try_cache(bytes, None)? {
             return Ok(step);
         }
+        if self.is_ordinary(bytes) {
+            return self.first_message(bytes);
+        }
         if let Some(len) = self.answer_close(bytes) {
             return Ok(Step::Done(len));
         }
@@ -449,6 +457,30 @@ impl Session {
             return Ok(step);
         }
         self.first_message(bytes)
+    }
+
+    /// True where the text at the front begins as those do that are of no interest but for what they read and write:
+    /// nothing that deals with transactions, names, channels or settings does.
+    pub(super) fn is_ordinary(&self, bytes: &[u8]) -> bool {
+        let Some((tag, body, _)) = message(bytes) else {
+            return false;
+        };
+        let text = match tag {
+            b'Q' => Some(body),
+            b'P' => split_nul(body).map(|(_, text)| text),
+            b'B' => split_bind(body)
+                .and_then(|(_, name, _)| self.statements.get(name))
+                .map(|known| known.text.as_bytes()),
+            _ => None,
+        };
+        let Some([one, two, three, ..]) = text.map(<[u8]>::trim_ascii_start) else {
+            return false;
+        };
+        // As lower-case letters, if that is what they are.
+        matches!(
+            &[one | 0x20, two | 0x20, three | 0x20],
+            b"sel" | b"ins" | b"upd" | b"del" | b"wit" | b"val"
+        )
     }
 
     pub(super) fn age_ms(&self, reply: &Answer) -> u32 {
@@ -606,7 +638,7 @@ impl Session {
             b'H' => Ok(Step::Done(len)),
             b'Q' | b'F' | b'P' | b'B' | b'D' | b'E' | b'C' => {
                 let database = &self.pool.database;
-                if database.catalog_now().is_none() && database.can_load() {
+                if database.epoch_now().is_none() && database.can_load() {
                     let class = match recognise(bytes, &self.statements, &self.scope) {
                         Front::Read(unit) if !unit.is_prepare() => {
                             self.class_of_text(unit.text.as_str())

@@ -553,6 +553,7 @@ impl Entrance {
             intends_unparsed: false,
             capture: None,
             running: super::Running::default(),
+            linked_at: None,
             asked_at: None,
             begun_at: None,
             class: None,

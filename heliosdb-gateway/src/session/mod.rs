@@ -129,6 +129,8 @@ pub(crate) struct Session {
     intends_unparsed: bool,
     capture: Option<Capture>,
     running: Running,
+    /// When it was given the server connection, if it has not been used since.
+    linked_at: Option<Instant>,
     /// Since when the server has been at the unit under way, and at the transaction.
     asked_at: Option<Instant>,
     begun_at: Option<Instant>,

@@ -345,6 +345,8 @@ impl Session {
             let hint = self.hint(input);
             let lease = self.acquire(hint.as_ref()).await?;
             self.take_up(lease);
+            // It may be a while until it is used.
+            self.linked_at = None;
             if self.is_subscribed() {
                 self.note_own_process().await;
             }
@@ -403,11 +405,13 @@ impl Session {
             self.class = None;
         }
         lease.sequences.lend_to(self.info().id);
+        let now = Instant::now();
+        self.linked_at = Some(now);
         let info = self.info();
-        info.note_request();
+        info.note_request(now);
         Counters::add(&info.counters.assignments, 1);
-        lease.info.lent_to(info.id);
-        self.info().link(Arc::clone(&lease.key));
+        lease.info.lent_to(info.id, info.requested_at());
+        info.link(Arc::clone(&lease.key));
         self.link = Some(Link::new(lease));
     }
 
@@ -569,6 +573,9 @@ impl Session {
 
     /// Answers the request at the front if it asks for what is known here alone.
     pub(super) fn answer_here(&mut self, input: &[u8]) -> Option<usize> {
+        if self.is_ordinary(input) {
+            return None;
+        }
         self.answer_deallocate(input)
             .or_else(|| self.answer_show_level(input))
     }

@@ -4,6 +4,7 @@
 //! change the state of the exchange are looked at.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
 use heliosdb_network::postgres::ErrorFields;
@@ -149,15 +150,15 @@ impl Session {
     }
 
     /// Counts how long the request under way took, and the transaction if it has ended.
-    fn note_times(&mut self, status: u8) {
+    fn note_times(&mut self, status: u8, now: Instant) {
         let counters = &self.admitted.info.counters;
         if let Some(since) = self.asked_at.take() {
-            Counters::add_time(&counters.query_us, since.elapsed());
+            Counters::add_time(&counters.query_us, now.duration_since(since));
         }
         if status == b'I'
             && let Some(since) = self.begun_at.take()
         {
-            Counters::add_time(&counters.transaction_us, since.elapsed());
+            Counters::add_time(&counters.transaction_us, now.duration_since(since));
         }
     }
 
@@ -195,12 +196,13 @@ impl Session {
         if status != b'I' && self.pool.refuses_transactions() {
             return Err(self.refuse_transaction(status));
         }
+        let now = Instant::now();
         if let Running::One(statement, since) = std::mem::take(&mut self.running) {
-            let took = since.elapsed();
+            let took = now.duration_since(since);
             statement.record_time(took);
             self.pool.advisor.record_execution(took);
         }
-        self.note_times(status);
+        self.note_times(status, now);
         if let Some(capture) = self.capture.take()
             && (status == b'I' || status == b'T' && self.sees_committed)
             && (capture.bound.is_some() || !is_standby)

@@ -74,7 +74,9 @@ impl ClassMemo {
         if let Some(class) = self.get(sql, catalog.epoch(), scope, scratch) {
             return class;
         }
-        let class = Arc::new(classify(sql, catalog, scope));
+        let mut class = classify(sql, catalog, scope);
+        class.shape = hash(shape(sql, scratch).0, catalog.epoch(), scope);
+        let class = Arc::new(class);
         self.insert(sql, catalog.epoch(), scope, Arc::clone(&class), scratch);
         class
     }
@@ -205,8 +207,6 @@ fn hash(text: &[u8], epoch: u64, scope: &NameScope) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use smallvec::SmallVec;
-
     use super::*;
 
     fn scope(path: &str) -> Arc<NameScope> {
@@ -220,8 +220,8 @@ mod tests {
 
     fn class(parsed: bool) -> Arc<Class> {
         Arc::new(Class {
-            statements: SmallVec::new(),
             parsed,
+            ..Class::default()
         })
     }
 

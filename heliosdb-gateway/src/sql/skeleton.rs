@@ -55,79 +55,120 @@ fn scan(sql: &str, out: &mut Vec<u8>, mut literal: impl FnMut(Range<usize>)) -> 
         return false;
     }
     let mut at = start;
+    // What lies between `run` and `at` is taken over as it is.
+    let mut run = start;
     let mut after_string = false;
     while let Some(&byte) = bytes.get(at) {
         let rest = &bytes[at..];
-        let length = match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'_' | 0x80.. => {
-                let Some(length) = word(rest) else {
-                    return false;
-                };
-                length
-            }
-            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => {
-                out.push(byte);
-                at += 1;
+        let (length, kind) = match KINDS[usize::from(byte)] {
+            Kind::Space => {
                 // Two strings with a line break between them are one.
+                at += 1;
                 continue;
             }
-            b'0'..=b'9' => match number(rest) {
-                Some((length, kind)) => {
-                    out.push(kind);
-                    literal(at..at + length);
-                    at += length;
-                    after_string = false;
-                    continue;
-                }
+            Kind::Other => (1, None),
+            Kind::Word => match word(rest) {
+                Some(length) => (length, None),
                 None => return false,
             },
-            b'.' if rest.get(1).is_some_and(u8::is_ascii_digit) => match number(rest) {
+            Kind::Digit => match number(rest) {
+                Some((length, kind)) => (length, Some(kind)),
+                None => return false,
+            },
+            Kind::Dot if !rest.get(1).is_some_and(u8::is_ascii_digit) => (1, None),
+            Kind::Dot => match number(rest) {
                 // In `t.1` the dot would belong to the name: no such thing is valid SQL.
-                Some((length, kind)) if at == 0 || !is_word(bytes[at - 1]) => {
-                    out.push(kind);
-                    literal(at..at + length);
-                    at += length;
-                    after_string = false;
-                    continue;
-                }
+                Some((length, kind)) if at == 0 || !is_word(bytes[at - 1]) => (length, Some(kind)),
                 _ => return false,
             },
-            b'\'' => match string(rest) {
-                Some(length) if !after_string => {
-                    out.push(STRING);
-                    literal(at..at + length);
-                    at += length;
-                    after_string = true;
-                    continue;
-                }
+            Kind::Quote => match string(rest) {
+                Some(length) if !after_string => (length, Some(STRING)),
                 _ => return false,
             },
-            b'"' => match memchr::memchr(b'"', &rest[1..]) {
-                Some(inside) if &rest[1..=inside] != b"set_config" => inside + 2,
+            Kind::DoubleQuote => match memchr::memchr(b'"', &rest[1..]) {
+                Some(inside) if &rest[1..=inside] != b"set_config" => (inside + 2, None),
                 _ => return false,
             },
-            b'$' => match rest[1..].iter().take_while(|b| b.is_ascii_digit()).count() {
+            Kind::Dollar => match rest[1..].iter().take_while(|b| b.is_ascii_digit()).count() {
                 0 => return false,
                 digits if rest.get(1 + digits).is_some_and(|&b| is_word(b)) => return false,
-                digits => 1 + digits,
+                digits => (1 + digits, None),
             },
-            b'-' if rest.get(1) == Some(&b'-') => return false,
-            b'/' if rest.get(1) == Some(&b'*') => return false,
-            b';' => {
-                if !rest[1..].iter().all(|&b| is_space(b)) {
-                    return false;
-                }
-                return true;
+            Kind::Comment if rest.get(1) == Some(if byte == b'-' { &b'-' } else { &b'*' }) => {
+                return false;
             }
-            0..=0x1f | 0x7f | b'\\' => return false,
-            _ => 1,
+            Kind::Comment => (1, None),
+            Kind::Semicolon => {
+                out.extend_from_slice(&bytes[run..at]);
+                return rest[1..].iter().all(|&b| is_space(b));
+            }
+            Kind::Refused => return false,
         };
-        out.extend_from_slice(&rest[..length]);
+        if let Some(kind) = kind {
+            out.extend_from_slice(&bytes[run..at]);
+            out.push(kind);
+            literal(at..at + length);
+            run = at + length;
+        }
         at += length;
-        after_string = false;
+        after_string = kind == Some(STRING);
     }
+    out.extend_from_slice(&bytes[run..]);
     true
 }
+
+/// What a byte is where no word, number or string goes on.
+#[derive(Clone, Copy)]
+enum Kind {
+    Comment,
+    Digit,
+    Dollar,
+    Dot,
+    DoubleQuote,
+    Other,
+    Quote,
+    Refused,
+    Semicolon,
+    Space,
+    Word,
+}
+
+const KINDS: [Kind; 256] = {
+    let mut kinds = [Kind::Other; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[expect(clippy::cast_possible_truncation, reason = "it is less than 256")]
+        let kind = match byte as u8 {
+            b'A'..=b'Z' | b'a'..=b'z' | b'_' | 0x80.. => Kind::Word,
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => Kind::Space,
+            b'0'..=b'9' => Kind::Digit,
+            b'.' => Kind::Dot,
+            b'\'' => Kind::Quote,
+            b'"' => Kind::DoubleQuote,
+            b'$' => Kind::Dollar,
+            b'-' | b'/' => Kind::Comment,
+            b';' => Kind::Semicolon,
+            0..=0x1f | 0x7f | b'\\' => Kind::Refused,
+            _ => Kind::Other,
+        };
+        kinds[byte] = kind;
+        byte += 1;
+    }
+    kinds
+};
+
+/// Which bytes continue a name or a key word.
+const IN_WORD: [bool; 256] = {
+    let mut in_word = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[expect(clippy::cast_possible_truncation, reason = "it is less than 256")]
+        let one = byte as u8;
+        in_word[byte] = one.is_ascii_alphanumeric() || matches!(one, b'_' | b'$' | 0x80..);
+        byte += 1;
+    }
+    in_word
+};
 
 /// Length of the key word or name at the start of `rest`; `None` if the classification of what
 /// follows depends on literals, or if it is the prefix of one.
@@ -203,9 +244,9 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
 }
 
-/// Bytes that continue a name or a key word.
+/// Whether a byte continues a name or a key word.
 fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
+    IN_WORD[usize::from(byte)]
 }
 
 #[cfg(test)]

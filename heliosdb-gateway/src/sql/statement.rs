@@ -52,6 +52,7 @@ pub(super) fn classify(sql: &str, catalog: Option<&Catalog>, scope: &NameScope) 
     Class {
         statements,
         parsed: true,
+        shape: 0,
     }
 }
 
@@ -65,6 +66,7 @@ fn unreadable(refusal: Refusal, reason: Unbounded) -> Class {
             effects: smallvec![Effect::Ddl, Effect::SettingsUnknown(reason)],
         }],
         parsed: false,
+        shape: 0,
     }
 }
 

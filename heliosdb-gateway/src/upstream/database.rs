@@ -232,6 +232,15 @@ impl Database {
             .filter(|loaded| self.versions.is_current(&loaded.read_under))
     }
 
+    /// The epoch of [`catalog_now`](Self::catalog_now).
+    pub(crate) fn epoch_now(&self) -> Option<u64> {
+        self.catalog
+            .load()
+            .as_ref()
+            .filter(|loaded| self.versions.is_current(&loaded.read_under))
+            .map(|loaded| loaded.catalog.epoch())
+    }
+
     /// True if no DDL came since the catalog was read, and none is under way.
     pub(crate) fn is_current(&self, loaded: &LoadedCatalog) -> bool {
         self.versions.is_current(&loaded.read_under)

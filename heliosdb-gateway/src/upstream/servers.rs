@@ -67,11 +67,10 @@ impl ServerInfo {
         self
     }
 
-    pub(crate) fn lent_to(&self, client: u64) {
+    pub(crate) fn lent_to(&self, client: u64, now: SystemTime) {
         self.client.store(client, Ordering::Relaxed);
         self.leases.fetch_add(1, Ordering::Relaxed);
-        self.lent_at
-            .store(seconds(SystemTime::now()), Ordering::Relaxed);
+        self.lent_at.store(seconds(now), Ordering::Relaxed);
     }
 
     pub(crate) fn returned(&self) {
