@@ -111,6 +111,26 @@ async fn those_idle_for_too_long_are_closed_down_to_the_minimum() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_nobody_needs_is_not_renewed_for_ever() {
+    let world = World::new();
+    let mut config = support::config(4);
+    config.max_lifetime = Some(10 * SECOND);
+    config.idle_timeout = Some(60 * SECOND);
+    let pool = world.pool(config);
+    open(&pool, 2).await;
+    sleep(59 * SECOND).await;
+    assert_eq!(pool.metrics().idle, 2);
+    let opened = world.counts().opened;
+    assert!(opened > 2, "renewed as long as they stand: {opened}");
+    // One may have been on its way when they went.
+    sleep(62 * SECOND).await;
+    assert_eq!(pool.metrics().idle, 0);
+    let opened = world.counts().opened;
+    sleep(600 * SECOND).await;
+    assert_eq!(world.counts().opened, opened);
+}
+
+#[tokio::test(start_paused = true)]
 async fn those_idle_for_too_long_are_closed_in_time_however_rarely_they_are_checked() {
     let world = World::new();
     let mut config = support::config(4);

@@ -245,6 +245,7 @@ impl<T> Exchange<T> {
     pub(super) fn put_back(&self, mut idle: Item<T>, now: Instant) -> Option<T> {
         let mut state = self.state.lock();
         state.note_hold(idle.meta.slot, now);
+        state.last_used = state.last_used.max(Some(idle.meta.idle_since));
         if let Some(why) = state.is_unwanted(&idle.meta, now) {
             if state.must_make_room(idle.meta.slot, now) {
                 state.renewed = Some(now);
@@ -361,6 +362,11 @@ impl<T> Exchange<T> {
         let id = state.next_id;
         state.next_id += 1;
         let predecessor = state.retire_one(now);
+        // One for nobody is as idle as the pool: what nobody needs does not live for ever because it is renewed.
+        let idle_since = match state.last_used {
+            Some(last_used) if state.line.len == 0 => last_used,
+            _ => now,
+        };
         // Subtracted, never added: the configured lifetime is a promise to somebody's firewall.
         let expires = config
             .max_lifetime
@@ -377,7 +383,7 @@ impl<T> Exchange<T> {
             created: now,
             in_use: true,
             expires,
-            idle_since: now,
+            idle_since,
             verified: now,
             generation: state.generation,
             slot,

@@ -41,6 +41,8 @@ pub(super) struct State<T> {
     pub(super) max_lifetime: Option<Duration>,
     /// When a connection last took another's place.
     pub(super) renewed: Option<Instant>,
+    /// The end of the last use of any of them.
+    pub(super) last_used: Option<Instant>,
     /// The connection that is the next to be replaced, and when: planned anew with each that comes or goes.
     pub(super) renewal: Option<(usize, Instant)>,
     pub(super) draining: bool,
@@ -126,6 +128,7 @@ impl<T> State<T> {
             reserve_timeout: config.reserve_timeout,
             max_lifetime: config.max_lifetime,
             renewed: None,
+            last_used: None,
             renewal: None,
             draining: false,
             suspended: false,
@@ -391,11 +394,22 @@ impl<T> State<T> {
     }
 
     /// As many as this are to be opened, those under way included.
-    fn wanted(&self, now: Instant) -> usize {
+    fn wanted(&self, config: &ConnectionPoolConfig, now: Instant) -> usize {
         let spare = self
             .min_idle
             .saturating_sub(self.idle.len() + self.checking);
-        self.line.len + spare + usize::from(self.due(now).is_some())
+        let renewed = self.due(now).is_some() && self.is_needed(config, now);
+        self.line.len + spare + usize::from(renewed)
+    }
+
+    /// Whether the connections are used, or are to be kept though they aren't: what is closed for its idleness anyway has no
+    /// successor.
+    fn is_needed(&self, config: &ConnectionPoolConfig, now: Instant) -> bool {
+        let is_over = |(timeout, last_used): (Duration, Instant)| {
+            now.saturating_duration_since(last_used) >= timeout
+        };
+        let is_unused = config.idle_timeout.zip(self.last_used).is_some_and(is_over);
+        !is_unused || self.active > 0 || self.alive() <= self.min_idle
     }
 
     /// Whether an attempt that begins is one for somebody who waits. It counts as such until it is
@@ -426,7 +440,7 @@ impl<T> State<T> {
         } else {
             1
         };
-        let wanted = self.wanted(now).saturating_sub(self.connecting);
+        let wanted = self.wanted(config, now).saturating_sub(self.connecting);
         let room = self.room(now);
         let n = wanted
             .min(room)
