@@ -177,12 +177,13 @@ pub(crate) fn start_postgres(
 
 /// Builds helios and asks cargo where it put it.
 pub(crate) fn build_helios(interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
-    eprintln!("building helios in release mode");
+    eprintln!("building helios as it is distributed");
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args([
             "build",
-            "--release",
+            "--profile",
+            "dist",
             "-p",
             "heliosdb-gateway",
             "--bin",

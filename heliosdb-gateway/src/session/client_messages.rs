@@ -406,6 +406,7 @@ impl Session {
         let restored: Vec<String> = class
             .statements
             .iter()
+            .filter(|statement| !statement.effects.is_empty())
             .flat_map(|statement| resets(&statement.effects, &self.settings))
             .collect();
         link.expect(Expect::Execute {

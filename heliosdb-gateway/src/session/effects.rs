@@ -33,7 +33,7 @@ impl Session {
             }
             return;
         }
-        if failed || !self.pins.has(Pin::Unknown) {
+        if !self.to_restore.is_empty() && (failed || !self.pins.has(Pin::Unknown)) {
             // Everything is set again before the next statement, or nothing was reset.
             self.to_restore.clear();
         }

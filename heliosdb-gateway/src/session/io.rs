@@ -296,26 +296,49 @@ impl Session {
 
     /// Reads once from the server and passes it on. True if there was something.
     fn poll_read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let Some(link) = &mut self.link else {
-            return Ok(false);
-        };
-        let (stream, buffer) = link.lease.pg.parts();
-        let read = SCRATCH.with_borrow_mut(|scratch| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Some(link) = &mut self.link else {
+                return Ok(false);
+            };
+            let (stream, buffer) = link.lease.pg.parts();
             let mut read = ReadBuf::new(scratch);
-            match Pin::new(stream).poll_read(cx, &mut read) {
-                Poll::Pending => None,
-                Poll::Ready(Err(error)) => Some(Err(error)),
-                Poll::Ready(Ok(())) => {
-                    buffer.extend_from_slice(read.filled());
-                    Some(Ok(read.filled().len()))
+            let bytes = match Pin::new(stream).poll_read(cx, &mut read) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Err(error)) => {
+                    return self.server_lost(&error.to_string()).map(|()| false);
                 }
+                Poll::Ready(Ok(())) => read.filled_mut(),
+            };
+            if bytes.is_empty() {
+                return self.server_lost("it closed the connection").map(|()| false);
             }
-        });
-        match read {
-            None => Ok(false),
-            Some(Ok(0)) => self.server_lost("it closed the connection").map(|()| false),
-            Some(Err(error)) => self.server_lost(&error.to_string()).map(|()| false),
-            Some(Ok(_)) => self.on_server_bytes().map(|()| true),
+            if buffer.is_empty() {
+                let done = self.on_server_bytes(bytes)?;
+                self.keep_server_bytes(&bytes[done..]);
+            } else {
+                // The beginning of a message came before.
+                let mut begun = std::mem::take(buffer);
+                begun.extend_from_slice(bytes);
+                let done = self.on_server_bytes(&mut begun)?;
+                self.keep_server_bytes(&begun[done..]);
+            }
+            self.release_if_free();
+            Ok(true)
+        })
+    }
+
+    /// Keeps the beginning of a message until the rest of it comes.
+    fn keep_server_bytes(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        match &mut self.link {
+            Some(link) => link.lease.pg.parts().1.extend_from_slice(bytes),
+            // Bytes behind the ReadyForQuery that freed the connection belong to nobody.
+            None => tracing::warn!(
+                "the server sent {} bytes that nobody asked for",
+                bytes.len()
+            ),
         }
     }
 

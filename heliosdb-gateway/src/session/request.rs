@@ -372,8 +372,10 @@ impl Session {
         let name = match tag {
             b'B' => split_bind(body)?.1,
             b'D' => split_nul(body.strip_prefix(b"S")?)?.0,
+            // Without a name.
+            b'P' if body.first() == Some(&0) => return None,
             b'P' => {
-                let (_, text, types) = split_parse(body).filter(|(name, ..)| !name.is_empty())?;
+                let (_, text, types) = split_parse(body)?;
                 let database = &self.pool.database;
                 let known = self
                     .gateway

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::sql::{Class, Effect, Unbounded, classify};
+use crate::sql::{Class, Effect, Statement, Unbounded, classify};
 
 use super::Session;
 use super::link::Link;
@@ -28,6 +28,10 @@ const BYTES_MAX: usize = 1 << 20;
 impl Unresolved {
     /// Keeps the text if its effects on the session are unknown for want of a catalog alone.
     pub(super) fn note(&mut self, text: &[u8], class: &Class) {
+        let has_none = |statement: &Statement| statement.effects.is_empty();
+        if self.is_empty() && class.statements.iter().all(has_none) {
+            return;
+        }
         let effects = || {
             class
                 .statements

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use heliosdb_network::postgres::ErrorFields;
 
 use crate::clients::{Counters, Origin};
@@ -29,12 +29,9 @@ const REPLY_KEPT_MAX: usize = 4 << 10;
 const MESSAGE_MAX: usize = 64 << 20;
 
 impl Session {
-    /// Works on what has been read from the server.
-    pub(super) fn on_server_bytes(&mut self) -> Result<(), End> {
-        let Some(link) = &mut self.link else {
-            return Ok(());
-        };
-        let mut bytes = std::mem::take(link.lease.pg.parts().1);
+    /// Works on what has been read from the server. Returns how many bytes are dealt with: behind them is the beginning of
+    /// a message.
+    pub(super) fn on_server_bytes(&mut self, bytes: &mut [u8]) -> Result<usize, End> {
         let mut at = 0;
         // What lies between `run` and `at` goes to the client as it is.
         let mut run = 0;
@@ -134,19 +131,7 @@ impl Session {
             }
         }
         self.out.extend_from_slice(&bytes[run..at]);
-        bytes.advance(at);
-        match &mut self.link {
-            Some(link) if !bytes.is_empty() => *link.lease.pg.parts().1 = bytes,
-            Some(_) => {}
-            None if bytes.is_empty() => {}
-            // Bytes behind the ReadyForQuery that freed the connection belong to nobody.
-            None => tracing::warn!(
-                "the server sent {} bytes that nobody asked for",
-                bytes.len()
-            ),
-        }
-        self.release_if_free();
-        Ok(())
+        Ok(at)
     }
 
     /// Counts how long the request under way took, and the transaction if it has ended.
@@ -406,7 +391,9 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
         }
         (b'C' | b'I' | b's', Some(Expect::Execute { class, .. })) => {
             // A part of the rows is enough for what a statement does to its session.
-            link.completed.extend(class.take().map(Completed::whole));
+            if let Some(class) = class.take() {
+                link.completed.push(Completed::whole(class));
+            }
             link.expects.pop_front();
             Pass::Forward
         }

@@ -251,6 +251,7 @@ fn is_word(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use heliosdb_pooling::QueryFingerprint;
     use proptest::prelude::*;
     use proptest::sample::select;
 
@@ -532,6 +533,8 @@ mod tests {
         if let (Some(one), Some(other)) = (of(a), of(b))
             && one == other
         {
+            let fingerprints = [a, b].map(QueryFingerprint::of);
+            prop_assert_eq!(&fingerprints[0], &fingerprints[1], "{} and {}", a, b);
             for conforming in [true, false] {
                 let mut scope = scope(&["public"]);
                 scope.standard_conforming_strings = conforming;

@@ -77,7 +77,12 @@ impl Helios {
     fn start_as(mut command: Command, args: &[&str], config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("helios.toml");
-        std::fs::write(&file, config).expect("written");
+        let threads = if config.contains("threads") {
+            ""
+        } else {
+            "threads = 2\n"
+        };
+        std::fs::write(&file, format!("{threads}{config}")).expect("written");
         let port = free_port().expect("a port");
         let hidb_port = free_port().expect("a port");
         let mut child = command
