@@ -65,6 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         clients_max: most,
         helios: Some(&helios),
         users: None,
+        counts_instructions: false,
         interrupt: &interrupt,
     };
     let runtime = tokio::runtime::Runtime::new()?;

@@ -107,6 +107,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let cluster = start_postgres(&pgbench, clients_max, &interrupt)?;
     let site = Site {
         users: None,
+        counts_instructions: false,
         cluster: &cluster,
         clients_max,
         helios: helios.as_deref(),

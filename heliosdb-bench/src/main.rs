@@ -12,6 +12,7 @@ mod cpu;
 mod floor;
 mod gateway;
 mod hidb;
+mod instructions;
 mod interrupt;
 mod outages;
 mod peers;
@@ -64,6 +65,8 @@ enum Verb {
     Gateway(gateway::Args),
     /// Compare hits over HIDB with hits over PostgreSQL's protocol, on one connection, and with the client's own cache
     Hidb(hidb::Args),
+    /// Count the instructions that helios and PgBouncer take for a query that is passed on. Needs valgrind
+    Instructions(instructions::Args),
     /// Measure how long clients wait while helios is replaced online, and while the primary changes
     Outages(outages::Args),
     /// Compare the connection pool with others: without a command, all of it
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Verb::Floor { listen } => floor::serve(listen),
         Verb::Gateway(args) => gateway::run(&args),
         Verb::Hidb(args) => hidb::run(&args),
+        Verb::Instructions(args) => instructions::run(&args),
         Verb::Outages(args) => outages::run(&args),
         Verb::Pool { command } => pool::run(command),
         Verb::Rows(args) => rows::run(&args),

@@ -119,6 +119,8 @@ pub(crate) struct Site<'a> {
     pub(crate) helios: Option<&'a Path>,
     /// What a file of users holds, where they have to prove by SCRAM who they are. Of helios and PgBouncer alone.
     pub(crate) users: Option<&'a str>,
+    /// They run under valgrind, which counts what they do: many times slower.
+    pub(crate) counts_instructions: bool,
     pub(crate) interrupt: &'a Interrupt,
 }
 
@@ -131,7 +133,7 @@ pub(crate) struct Peer {
     /// `None` for PostgreSQL itself, whose processes are counted apart.
     running: Option<Running>,
     /// After the process, so that it goes when that has ended.
-    _folder: Option<TempDir>,
+    folder: Option<TempDir>,
 }
 
 impl Peer {
@@ -146,7 +148,7 @@ impl Peer {
                 port,
                 version,
                 running: None,
-                _folder: None,
+                folder: None,
             }));
         }
         let Some(program) = program(target, site)? else {
@@ -162,7 +164,14 @@ impl Peer {
             Target::Floor => "fixed bytes".to_owned(),
             _ => version(&program)?,
         };
-        let mut command = Command::new(program);
+        let mut command = if site.counts_instructions {
+            let mut valgrind = Command::new("valgrind");
+            valgrind.args(["--tool=callgrind", "--callgrind-out-file=callgrind.%p"]);
+            valgrind.arg(program);
+            valgrind
+        } else {
+            Command::new(program)
+        };
         without_helios_variables(&mut command);
         command.current_dir(folder.path());
         configure(target, site, &mut command, port, &version, folder.path())?;
@@ -181,13 +190,27 @@ impl Peer {
             port,
             version,
             running: Some(running),
-            _folder: Some(folder),
+            folder: Some(folder),
         }))
     }
 
     /// The first of its processes.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.running.as_ref().map(Running::pid)
+    }
+
+    /// Ends it. Returns how many instructions all its processes have executed outside of the kernel, if they were counted.
+    pub(crate) fn into_instructions(mut self) -> anyhow::Result<u64> {
+        drop(self.running.take());
+        let folder = self.folder.as_ref().context("it has no folder")?;
+        let mut instructions = 0;
+        for file in std::fs::read_dir(folder)? {
+            let file = file?;
+            if file.file_name().to_string_lossy().starts_with("callgrind.") {
+                instructions += executed(&std::fs::read_to_string(file.path())?)?;
+            }
+        }
+        Ok(instructions)
     }
 
     /// Why a protocol mode can't be measured with it.
@@ -199,6 +222,18 @@ impl Peer {
         (lacks && !tracks_prepared(&self.version))
             .then_some("n/a: PgBouncer before 1.21 has no prepared statements in transaction mode")
     }
+}
+
+/// The sum in a file of callgrind's.
+fn executed(profile: &str) -> anyhow::Result<u64> {
+    let totals = profile
+        .lines()
+        .find_map(|line| line.strip_prefix("totals: "));
+    let totals = totals.context("callgrind wrote no totals: did the program end by itself?")?;
+    totals
+        .trim()
+        .parse()
+        .context("callgrind wrote something else than a number")
 }
 
 /// What helios is to do is said here, not by the user's environment.

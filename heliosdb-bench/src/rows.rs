@@ -233,6 +233,7 @@ impl Bench<'_> {
             Way::Pgpool => {
                 let site = Site {
                     users: None,
+                    counts_instructions: false,
                     cluster: self.cluster,
                     clients_max: self.args.clients,
                     helios: None,
