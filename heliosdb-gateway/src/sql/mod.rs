@@ -107,8 +107,8 @@ pub struct Class {
     /// Whether PostgreSQL's grammar accepts the text. If not, `statements` holds one entry that
     /// assumes the worst, because the server's grammar may be newer than ours.
     pub parsed: bool,
-    /// A hash of what all texts have in common that a memo ([`memo::ClassMemo`]) gives this class; 0 where it is of no memo. Texts of one
-    /// shape differ at the most in their literals.
+    /// A hash of what all texts have in common that a [`memo::ClassMemo`] gives this class; 0 where it is of no memo. Texts of
+    /// one shape differ at the most in their literals.
     pub shape: u64,
 }
 
