@@ -609,7 +609,7 @@ async fn what_is_not_understood_is_refused_and_the_console_goes_on() {
 
 #[test]
 fn who_has_left_is_not_listed() {
-    let stack = Stack::start();
+    let stack = Stack::start_prepared("threads = 1\n", "");
     for round in 0..200 {
         let mut console = Wire::connect(stack.helios.port, "pgbouncer", &[]);
         let shown = console.query("SHOW CLIENTS");

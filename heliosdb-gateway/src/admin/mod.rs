@@ -12,6 +12,7 @@ mod tables;
 mod traffic;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use heliosdb_network::postgres::message;
@@ -46,6 +47,8 @@ pub(crate) struct Console {
 
 /// A console command is short.
 const MESSAGE_MAX: usize = 64 << 10;
+/// How long a command waits for what came before it to be known.
+const MOMENT: Duration = Duration::from_millis(1);
 
 impl Console {
     pub(crate) fn new(
@@ -144,8 +147,9 @@ impl Console {
         input: &mut BytesMut,
         out: &mut BytesMut,
     ) -> std::io::Result<Next> {
-        // What came before this is known when it is answered: who has left is not listed any more.
-        tokio::task::yield_now().await;
+        // What came before this is known when it is answered: who has left is not listed any more. That is certain with one
+        // thread; another has the moment to find it out.
+        tokio::time::sleep(MOMENT).await;
         let text = String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body));
         let commands = command::split(&text);
         if commands.is_empty() {
