@@ -65,6 +65,8 @@ fn who_reads_nothing_for_too_long_gives_the_server_connection_to_the_next() {
     let pid = first.value("SELECT pg_backend_pid()");
     let mut stuck = stack.wire();
     stuck.send(&[query(MUCH)]);
+    // It has the server connection: who comes next is behind it.
+    stuck.until(b'T');
     let mut next = stack.wire();
     assert_eq!(next.value("SELECT pg_backend_pid()"), pid);
     // What it was sent ends in the middle of a row, and with nothing that could be taken for one.
@@ -88,6 +90,8 @@ fn a_statement_that_takes_too_long_ends_where_its_client_reads_nothing() {
     let pid = stack.wire().value("SELECT pg_backend_pid()");
     let mut stuck = stack.wire();
     stuck.send(&[query(MUCH)]);
+    // It has the server connection: who comes next is behind it.
+    stuck.until(b'T');
     assert_eq!(stack.wire().value("SELECT pg_backend_pid()"), pid);
     let shown = stuck.rest();
     assert!(shown.ends_with("the end\n"));
