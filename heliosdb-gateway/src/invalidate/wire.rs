@@ -114,11 +114,31 @@ pub(crate) async fn abandon(
     } else {
         PATIENCE
     };
-    if !pool.embedded {
-        let key = Arc::clone(&link.lease.key);
-        let _ = heliosdb_network::postgres::cancel(&key.target, key.pid, &key.secret).await;
-    }
-    match tokio::time::timeout(patience, drain(&mut link)).await {
+    let key = Arc::clone(&link.lease.key);
+    let may_cancel = !pool.embedded;
+    let cancel = async {
+        if may_cancel {
+            let _ = heliosdb_network::postgres::cancel(&key.target, key.pid, &key.secret).await;
+        }
+    };
+    let is_copying_in = link.is_copying_in();
+    let mut drained = Box::pin(drain(&mut link));
+    // A server that waits for data ends when it is told that there are none. Cancelled, it might answer a Sync that the
+    // COPY would have swallowed: one answer more than is owed.
+    let ended = if is_copying_in {
+        tokio::time::timeout(COPY_PATIENCE, &mut drained).await.ok()
+    } else {
+        None
+    };
+    let ended = match ended {
+        Some(ended) => Ok(ended),
+        None => {
+            cancel.await;
+            tokio::time::timeout(patience, &mut drained).await
+        }
+    };
+    drop(drained);
+    match ended {
         Ok(Ok(status)) => {
             // The next client must not be hit by a cancel request that is on its way.
             client.cancel_delivered().await;
@@ -308,6 +328,8 @@ async fn ask_as_login(
 const EVERYBODYS: u32 = 0;
 /// A server that was told to stop a statement does so in this time, or the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A server that has not ended a COPY by then is busy with its rows.
+const COPY_PATIENCE: Duration = Duration::from_millis(500);
 const EMBEDDED_PATIENCE: Duration = Duration::from_secs(600);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
