@@ -305,3 +305,26 @@ fn a_client_that_leaves_in_a_copy_leaves_the_connection_to_others() {
         assert_eq!(other.value("SELECT count(*) FROM words"), "0");
     }
 }
+
+/// The Sync that a COPY would have swallowed comes to be read after all where the COPY is cancelled before it reads: the
+/// server answers once more than the client could tell.
+#[test]
+fn a_copy_that_is_cancelled_before_it_reads_leaves_the_connection_to_others() {
+    let slow = "
+        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_sleep(20); RETURN NULL; END';
+        CREATE TRIGGER first BEFORE INSERT ON words FOR EACH STATEMENT EXECUTE FUNCTION dawdle()";
+    let stack = Stack::start_prepared("[pool]\nsize = 1\n", &format!("{TABLES}; {slow}"));
+    let pid = "SELECT pg_backend_pid(), random() < 2";
+    for syncs in 0..=2 {
+        let before = stack.wire().value(pid);
+        let mut leaver = stack.wire();
+        leaver.send(&[step("COPY words FROM STDIN"), sync().repeat(syncs), flush()]);
+        // CopyInResponse.
+        leaver.until(b'G');
+        drop(leaver);
+        let mut other = stack.wire();
+        assert_eq!(other.value(pid), before, "{syncs}");
+        assert_eq!(other.value("SELECT count(*) FROM words"), "0");
+    }
+}

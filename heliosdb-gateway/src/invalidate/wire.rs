@@ -114,31 +114,11 @@ pub(crate) async fn abandon(
     } else {
         PATIENCE
     };
-    let key = Arc::clone(&link.lease.key);
-    let may_cancel = !pool.embedded;
-    let cancel = async {
-        if may_cancel {
-            let _ = heliosdb_network::postgres::cancel(&key.target, key.pid, &key.secret).await;
-        }
-    };
-    let is_copying_in = link.is_copying_in();
-    let mut drained = Box::pin(drain(&mut link));
-    // A server that waits for data ends when it is told that there are none. Cancelled, it might answer a Sync that the
-    // COPY would have swallowed: one answer more than is owed.
-    let ended = if is_copying_in {
-        tokio::time::timeout(COPY_PATIENCE, &mut drained).await.ok()
-    } else {
-        None
-    };
-    let ended = match ended {
-        Some(ended) => Ok(ended),
-        None => {
-            cancel.await;
-            tokio::time::timeout(patience, &mut drained).await
-        }
-    };
-    drop(drained);
-    match ended {
+    if !pool.embedded {
+        let key = Arc::clone(&link.lease.key);
+        let _ = heliosdb_network::postgres::cancel(&key.target, key.pid, &key.secret).await;
+    }
+    match tokio::time::timeout(patience, drain(&mut link)).await {
         Ok(Ok(status)) => {
             // The next client must not be hit by a cancel request that is on its way.
             client.cancel_delivered().await;
@@ -160,7 +140,8 @@ pub(crate) async fn abandon(
 
 /// Brings the exchange to its end and returns the transaction status.
 async fn drain(link: &mut Link) -> std::io::Result<u8> {
-    if link.is_copying_in() {
+    let is_copying_in = link.is_copying_in();
+    if is_copying_in {
         link.out.extend_from_slice(b"f\0\0\0\x10client gone\0");
     }
     if !link.awaits_ready() {
@@ -176,6 +157,13 @@ async fn drain(link: &mut Link) -> std::io::Result<u8> {
         .iter()
         .filter(|expect| matches!(expect, Expect::Sync | Expect::Query { .. }))
         .count();
+    // A COPY swallows the Syncs that came before its data, unless it is cancelled before it reads them. So the answers are
+    // not counted, but awaited up to that of an empty query, which has one of its own.
+    let mut is_counted = true;
+    if is_copying_in {
+        link.out.extend_from_slice(b"Q\0\0\0\x05\0");
+        (owed, is_counted) = (1, false);
+    }
     let (stream, buffer) = link.lease.pg.parts();
     stream.write_all(&link.out).await?;
     let mut status = b'I';
@@ -192,9 +180,14 @@ async fn drain(link: &mut Link) -> std::io::Result<u8> {
         match head {
             Some(head) => {
                 skip = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize + 1;
-                if head[0] == b'Z' {
-                    owed -= 1;
-                    status = head[5];
+                match head[0] {
+                    // EmptyQueryResponse.
+                    b'I' => is_counted = true,
+                    b'Z' if is_counted => {
+                        owed -= 1;
+                        status = head[5];
+                    }
+                    _ => {}
                 }
             }
             None => {
@@ -328,8 +321,6 @@ async fn ask_as_login(
 const EVERYBODYS: u32 = 0;
 /// A server that was told to stop a statement does so in this time, or the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A server that has not ended a COPY by then is busy with its rows.
-const COPY_PATIENCE: Duration = Duration::from_millis(500);
 const EMBEDDED_PATIENCE: Duration = Duration::from_secs(600);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
