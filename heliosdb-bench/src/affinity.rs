@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::cpu::{ProcessTable, seconds};
-use crate::gateway::{build_helios, start_postgres};
+use crate::gateway::{helios_or_built, start_postgres};
 use crate::interrupt::Interrupt;
 use crate::peers::serves;
 use crate::pgbench::{Pgbench, Script, libpq_environment};
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Statements that each connection keeps; there are ten times as many (pgbench takes 128 in all)
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=12))]
     kept: u32,
-    /// A built helios [default: it is built, in release mode and without the embedded PostgreSQL]
+    /// A built helios [default: it is built, with the profile dist and without the embedded PostgreSQL]
     #[arg(long, value_name = "PATH")]
     helios: Option<PathBuf>,
 }
@@ -103,13 +103,7 @@ struct Bench<'a> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::watch()?;
     let pgbench = Pgbench::find(&postgres_bin_dir()?);
-    let helios = match &args.helios {
-        // The program runs in another folder.
-        Some(path) => path
-            .canonicalize()
-            .with_context(|| format!("no helios at {}", path.display()))?,
-        None => build_helios(&interrupt)?,
-    };
+    let helios = helios_or_built(args.helios.as_deref(), &interrupt)?;
     eprintln!("starting PostgreSQL, with a million rows");
     let cluster = start_postgres(&pgbench, 2 * args.connections, &interrupt)?;
     let bench = Bench {

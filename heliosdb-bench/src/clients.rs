@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::cpu::{Memory, ProcessTable, seconds};
-use crate::gateway::build_helios;
+use crate::gateway::helios_or_built;
 use crate::interrupt::Interrupt;
 use crate::peers::{PASSWORD, Peer, Site, Target};
 use crate::statistics::Spread;
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Only these targets
     #[arg(long, value_delimiter = ',', default_value = "helios-pass,pgbouncer")]
     only: Vec<Target>,
-    /// A built helios [default: it is built, in release mode and without the embedded PostgreSQL]
+    /// A built helios [default: it is built, with the profile dist and without the embedded PostgreSQL]
     #[arg(long, value_name = "PATH")]
     helios: Option<PathBuf>,
 }
@@ -53,12 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .unwrap_or(1)
         .max(args.storm);
     raise_file_limit(most)?;
-    let helios = match &args.helios {
-        Some(path) => path
-            .canonicalize()
-            .with_context(|| format!("no helios at {}", path.display()))?,
-        None => build_helios(&interrupt)?,
-    };
+    let helios = helios_or_built(args.helios.as_deref(), &interrupt)?;
     let cluster = PostgresCluster::builder().start()?;
     let site = Site {
         cluster: &cluster,

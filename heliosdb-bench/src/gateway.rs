@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// Only these targets [default: all]
     #[arg(long, value_delimiter = ',')]
     only: Vec<Target>,
-    /// A built helios [default: it is built, in release mode and without the embedded PostgreSQL]
+    /// A built helios [default: it is built, with the profile dist and without the embedded PostgreSQL]
     #[arg(long, value_name = "PATH")]
     helios: Option<PathBuf>,
     /// Write every round's figures to this file, too
@@ -92,25 +92,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     );
     let pgbench = Pgbench::find(&postgres_bin_dir()?);
     let generator = pgbench.version()?;
-    let helios = match &args.helios {
-        _ if !targets.iter().copied().any(Target::is_helios) => None,
-        // The program runs in another folder.
-        Some(path) => Some(
-            path.canonicalize()
-                .with_context(|| format!("no helios at {}", path.display()))?,
-        ),
-        None => Some(build_helios(&interrupt)?),
+    let helios = if targets.iter().copied().any(Target::is_helios) {
+        Some(helios_or_built(args.helios.as_deref(), &interrupt)?)
+    } else {
+        None
     };
     // heavy7 has its own number of clients.
     let clients_max = args.clients.iter().copied().max().unwrap_or(1).max(4);
     eprintln!("starting PostgreSQL, with a million rows");
     let cluster = start_postgres(&pgbench, clients_max, &interrupt)?;
     let site = Site {
-        users: None,
-        counts_instructions: false,
         cluster: &cluster,
         clients_max,
         helios: helios.as_deref(),
+        users: None,
+        counts_instructions: false,
         interrupt: &interrupt,
     };
     let (mut peers, mut absent) = (Vec::new(), Vec::new());
@@ -176,9 +172,23 @@ pub(crate) fn start_postgres(
     Ok(cluster)
 }
 
+/// The helios that is named, or one that is built now.
+pub(crate) fn helios_or_built(
+    path: Option<&Path>,
+    interrupt: &Interrupt,
+) -> anyhow::Result<PathBuf> {
+    match path {
+        // The program runs in another folder.
+        Some(path) => path
+            .canonicalize()
+            .with_context(|| format!("no helios at {}", path.display())),
+        None => build_helios(interrupt),
+    }
+}
+
 /// Builds helios and asks cargo where it put it.
-pub(crate) fn build_helios(interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
-    eprintln!("building helios as it is distributed");
+fn build_helios(interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
+    eprintln!("building helios with the profile dist");
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args([

@@ -1,12 +1,13 @@
-//! `instructions`: how many instructions a statement that is passed on takes, outside of the kernel. Unlike processor time
-//! the figure is nearly the same in each run, whatever else the machine does; but it says nothing of how fast they are.
+//! `instructions`: how many instructions a statement that is passed on takes, outside of the kernel, and how many misses of a
+//! small instruction cache. Unlike processor time the figures are nearly the same in each run, whatever else the machine does;
+//! but they say nothing of how fast it is.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use heliosdb_testkit::postgres_bin_dir;
 
-use crate::gateway::{build_helios, start_postgres};
+use crate::gateway::{helios_or_built, start_postgres};
 use crate::interrupt::Interrupt;
 use crate::peers::{Peer, Site, Target};
 use crate::pgbench::{Load, Pgbench};
@@ -28,7 +29,7 @@ pub(crate) struct Args {
     /// Only these targets
     #[arg(long, value_delimiter = ',', default_value = "helios-pass,pgbouncer")]
     only: Vec<Target>,
-    /// A built helios [default: it is built, as it is distributed and without the embedded PostgreSQL]
+    /// A built helios [default: it is built, with the profile dist and without the embedded PostgreSQL]
     #[arg(long, value_name = "PATH")]
     helios: Option<PathBuf>,
 }
@@ -40,12 +41,7 @@ const SECONDS: [u32; 2] = [1, 5];
 #[expect(clippy::print_stdout, reason = "the report is what the program is for")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::watch()?;
-    let helios = match &args.helios {
-        Some(path) => path
-            .canonicalize()
-            .with_context(|| format!("no helios at {}", path.display()))?,
-        None => build_helios(&interrupt)?,
-    };
+    let helios = helios_or_built(args.helios.as_deref(), &interrupt)?;
     let pgbench = Pgbench::find(&postgres_bin_dir()?);
     let clients_max = args.clients.iter().copied().max().unwrap_or(1);
     let cluster = start_postgres(&pgbench, clients_max, &interrupt)?;
@@ -57,8 +53,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         counts_instructions: true,
         interrupt: &interrupt,
     };
-    println!("| peer | mode | clients | instructions for each query |");
-    println!("| --- | --- | --: | --: |");
+    println!("| peer | mode | clients | instructions for each query | misses of 32 KiB for them |");
+    println!("| --- | --- | --: | --: | --: |");
     for &mode in &args.modes {
         for &clients in &args.clients {
             for &target in &args.only {
@@ -77,6 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of a peer under a load, in the form of the report.
 fn instructions(
     target: Target,
     load: Load,
@@ -89,18 +86,21 @@ fn instructions(
             bail!("{} is not installed", target.name());
         };
         if let Some(why) = peer.unsupported(load.mode) {
-            return Ok(why.to_owned());
+            return Ok(format!("{why} | -"));
         }
         let load = Load { seconds, ..load };
         let outcome = pgbench.run(peer.port, load, site.interrupt)?;
-        counted.push((peer.into_instructions()?, outcome.transactions));
+        counted.push((peer.into_executed()?, outcome.transactions));
     }
-    let [(few, at_first), (many, in_all)] = counted[..] else {
+    let [(few, at_first), (many, in_all)] = &counted[..] else {
         bail!("there were not two runs");
     };
+    let queries = in_all.saturating_sub(*at_first);
     ensure!(
-        in_all > at_first && many > few,
+        queries > 0 && many.instructions > few.instructions,
         "the longer run did less than the short one"
     );
-    Ok(((many - few) / (in_all - at_first)).to_string())
+    let instructions = (many.instructions - few.instructions) / queries;
+    let misses = many.misses.saturating_sub(few.misses) / queries;
+    Ok(format!("{instructions} | {misses}"))
 }

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
 
-use crate::gateway::build_helios;
+use crate::gateway::helios_or_built;
 use crate::interrupt::Interrupt;
 use crate::peers::{serves, without_helios_variables};
 use crate::process::Running;
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Restarts and failovers; the report has their median and range
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// A built helios [default: it is built, in release mode and without the embedded PostgreSQL]
+    /// A built helios [default: it is built, with the profile dist and without the embedded PostgreSQL]
     #[arg(long, value_name = "PATH")]
     helios: Option<PathBuf>,
 }
@@ -51,12 +51,7 @@ struct Round {
 #[expect(clippy::print_stdout, reason = "the report is what the program is for")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::watch()?;
-    let helios = match &args.helios {
-        Some(path) => path
-            .canonicalize()
-            .with_context(|| format!("no helios at {}", path.display()))?,
-        None => build_helios(&interrupt)?,
-    };
+    let helios = helios_or_built(args.helios.as_deref(), &interrupt)?;
     let runtime = tokio::runtime::Runtime::new()?;
     println!("| what | clients | longest wait, ms | failed | the server took no writes, ms |");
     println!("| --- | --- | --: | --: | --: |");

@@ -167,6 +167,7 @@ impl Peer {
         let mut command = if site.counts_instructions {
             let mut valgrind = Command::new("valgrind");
             valgrind.args(["--tool=callgrind", "--callgrind-out-file=callgrind.%p"]);
+            valgrind.args(["--cache-sim=yes", "--I1=32768,8,64"]);
             valgrind.arg(program);
             valgrind
         } else {
@@ -199,18 +200,20 @@ impl Peer {
         self.running.as_ref().map(Running::pid)
     }
 
-    /// Ends it. Returns how many instructions all its processes have executed outside of the kernel, if they were counted.
-    pub(crate) fn into_instructions(mut self) -> anyhow::Result<u64> {
+    /// Ends it. Returns what all its processes have executed, if that was counted.
+    pub(crate) fn into_executed(mut self) -> anyhow::Result<Executed> {
         drop(self.running.take());
         let folder = self.folder.as_ref().context("it has no folder")?;
-        let mut instructions = 0;
+        let mut sum = Executed::default();
         for file in std::fs::read_dir(folder)? {
             let file = file?;
             if file.file_name().to_string_lossy().starts_with("callgrind.") {
-                instructions += executed(&std::fs::read_to_string(file.path())?)?;
+                let executed = Executed::parse(&std::fs::read_to_string(file.path())?)?;
+                sum.instructions += executed.instructions;
+                sum.misses += executed.misses;
             }
         }
-        Ok(instructions)
+        Ok(sum)
     }
 
     /// Why a protocol mode can't be measured with it.
@@ -224,16 +227,33 @@ impl Peer {
     }
 }
 
-/// The sum in a file of callgrind's.
-fn executed(profile: &str) -> anyhow::Result<u64> {
-    let totals = profile
-        .lines()
-        .find_map(|line| line.strip_prefix("totals: "));
-    let totals = totals.context("callgrind wrote no totals: did the program end by itself?")?;
-    totals
-        .trim()
-        .parse()
-        .context("callgrind wrote something else than a number")
+/// What a program has executed outside of the kernel.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Executed {
+    pub(crate) instructions: u64,
+    /// Of an instruction cache of 32 KiB, eight ways, lines of 64 bytes.
+    pub(crate) misses: u64,
+}
+
+impl Executed {
+    /// Reads the sums in a file of callgrind's: in the order of `events:`, and as many as are not all zeros at the end.
+    fn parse(profile: &str) -> anyhow::Result<Self> {
+        let line = |label: &str| profile.lines().find_map(|line| line.strip_prefix(label));
+        let events = line("events:").context("callgrind named no events")?;
+        let totals =
+            line("totals:").context("callgrind wrote no totals: did the program end by itself?")?;
+        let sum = |event: &str| -> anyhow::Result<u64> {
+            let at = events.split_whitespace().position(|known| known == event);
+            let at = at.with_context(|| format!("callgrind did not count {event}"))?;
+            let sum = totals.split_whitespace().nth(at).unwrap_or("0");
+            sum.parse()
+                .with_context(|| format!("callgrind counted {sum} of {event}"))
+        };
+        Ok(Self {
+            instructions: sum("Ir")?,
+            misses: sum("I1mr")?,
+        })
+    }
 }
 
 /// What helios is to do is said here, not by the user's environment.
@@ -436,6 +456,19 @@ mod tests {
                 "{target:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_sums_of_callgrind_are_found_by_name() {
+        let profile = "version: 1\nevents: Ir Dr Dw I1mr\nfn=(1)\n1 2 3\ntotals: 70 5 6 8\n";
+        let executed = Executed {
+            instructions: 70,
+            misses: 8,
+        };
+        assert_eq!(Executed::parse(profile).expect("whole"), executed);
+        let cut_off = profile.replace("totals", "total");
+        assert!(Executed::parse(&cut_off).is_err());
+        assert!(Executed::parse(&profile.replace("I1mr", "I1")).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use heliosdb_testkit::{PostgresCluster, free_port, postgres_bin_dir};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::gateway::{build_helios, start_postgres};
+use crate::gateway::{helios_or_built, start_postgres};
 use crate::interrupt::Interrupt;
 use crate::peers::{Peer, Site, Target, serves, without_helios_variables};
 use crate::pgbench::{Pgbench, Script, libpq_environment};
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// How statements are sent
     #[arg(long, value_delimiter = ',', default_value = "simple,prepared")]
     modes: Vec<Mode>,
-    /// A built helios [default: it is built, in release mode and without the embedded PostgreSQL]
+    /// A built helios [default: it is built, with the profile dist and without the embedded PostgreSQL]
     #[arg(long, value_name = "PATH")]
     helios: Option<PathBuf>,
 }
@@ -95,13 +95,7 @@ struct Bench<'a> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::watch()?;
     let pgbench = Pgbench::find(&postgres_bin_dir()?);
-    let helios = match &args.helios {
-        // The program runs in another folder.
-        Some(path) => path
-            .canonicalize()
-            .with_context(|| format!("no helios at {}", path.display()))?,
-        None => build_helios(&interrupt)?,
-    };
+    let helios = helios_or_built(args.helios.as_deref(), &interrupt)?;
     eprintln!("starting PostgreSQL, with a million rows");
     let cluster = start_postgres(&pgbench, args.clients, &interrupt)?;
     let bench = Bench {

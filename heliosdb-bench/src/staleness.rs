@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use crate::gateway::build_helios;
+use crate::gateway::helios_or_built;
 use crate::interrupt::Interrupt;
 use crate::peers::{serves, version, without_helios_variables};
 use crate::process::Running;
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// How long each rate
     #[arg(long, default_value = "20s", value_parser = humantime::parse_duration)]
     time: Duration,
-    /// A built helios [default: it is built, in release mode and without the embedded PostgreSQL]
+    /// A built helios [default: it is built, with the profile dist and without the embedded PostgreSQL]
     #[arg(long, value_name = "PATH")]
     helios: Option<PathBuf>,
 }
@@ -118,13 +118,7 @@ impl Turn {
 
 impl Site {
     fn start(helios: Option<&Path>, interrupt: &Interrupt) -> anyhow::Result<Self> {
-        let program = match helios {
-            // The program runs in another folder.
-            Some(path) => path
-                .canonicalize()
-                .with_context(|| format!("no helios at {}", path.display()))?,
-            None => build_helios(interrupt)?,
-        };
+        let program = helios_or_built(helios, interrupt)?;
         eprintln!("starting PostgreSQL and helios");
         let cluster = PostgresCluster::builder()
             .setting("wal_level", "logical")

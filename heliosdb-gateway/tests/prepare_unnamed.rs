@@ -199,3 +199,46 @@ fn as_many_are_kept_as_may_be_and_no_more() {
     let kept = "SELECT count(*) FROM pg_prepared_statements";
     assert_eq!(through.value(kept), "3");
 }
+
+#[test]
+fn it_changes_with_a_reload() {
+    let stack = Stack::start_prepared(
+        &CONFIG.replace("prepare_unnamed = true", "prepare_unnamed = false"),
+        TABLES,
+    );
+    let mut console = Wire::connect(stack.helios.port, "helios", &[]);
+    let mut client = stack.wire();
+    for (value, prepared) in [
+        ("false", "none".to_owned()),
+        ("true", format!("3 x {READ}")),
+        // What is there stays until it is the least recently used, and is not used.
+        ("false", format!("3 x {READ}")),
+    ] {
+        console.run(&format!("SET pool.prepare_unnamed = {value}"));
+        for _ in 0..4 {
+            assert!(client.ask(&unnamed(READ, &["1"])).contains("D 1|one"));
+        }
+        assert_eq!(client.value(PREPARED), prepared, "{value}");
+    }
+}
+
+/// Clients that give statements names are not refused them because of others that don't.
+#[test]
+fn it_takes_half_of_the_memory_for_statements_at_the_most() {
+    let config = CONFIG.replace("size = 1", "size = 1\nprepared_memory = \"1 MiB\"");
+    let stack = Stack::start_prepared(&config, TABLES);
+    let mut client = stack.wire();
+    let long = |n: usize| format!("SELECT {n} + a, '{}' FROM t", "x".repeat(15_000));
+    for n in 0..40 {
+        for _ in 0..2 {
+            assert!(client.ask(&unnamed(&long(n), &[])).contains("C SELECT 2"));
+        }
+    }
+    let kept = client.value("SELECT sum(2 * length(statement)) FROM pg_prepared_statements");
+    let kept: usize = kept.parse().expect("a number");
+    assert!((256 << 10..512 << 10).contains(&kept), "{kept}");
+    for n in 0..2 {
+        let told = client.ask(&[parse(&format!("s{n}"), &long(n)), sync()]);
+        assert_eq!(told, "1\nZ I\n");
+    }
+}

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Only clients whose names hold this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// A built helios [default: it is built, in release mode and without the embedded PostgreSQL]
+    /// A built helios [default: it is built, with the profile dist and without the embedded PostgreSQL]
     #[arg(long, value_name = "PATH")]
     helios: Option<PathBuf>,
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-use crate::gateway::build_helios;
+use crate::gateway::helios_or_built;
 use crate::interrupt::Interrupt;
 use crate::peers::{serves, version, without_helios_variables};
 use crate::process::Running;
@@ -34,13 +34,7 @@ ANALYZE items";
 
 impl Site {
     pub(super) fn start(helios: Option<&Path>, interrupt: &Interrupt) -> anyhow::Result<Self> {
-        let program = match helios {
-            // The program runs in another folder.
-            Some(path) => path
-                .canonicalize()
-                .with_context(|| format!("no helios at {}", path.display()))?,
-            None => build_helios(interrupt)?,
-        };
+        let program = helios_or_built(helios, interrupt)?;
         eprintln!("starting PostgreSQL and helios");
         let cluster = PostgresCluster::builder()
             .setting("autovacuum", "off")

@@ -17,7 +17,7 @@ use crate::sql::{Class, Effect, Parameters, Statement, Values, Write};
 
 use super::link::{Expect, Link, Undo, put_frame};
 use super::pins::Pin;
-use super::prepared::{Place, Prepared};
+use super::prepared::{Naming, Prepared};
 use super::request::refusal_label;
 use super::settings::Settings;
 use super::unit::{is_same, message, split_bind, split_nul, split_parse};
@@ -200,7 +200,7 @@ impl Session {
             let max = self.gateway.max_prepared_statements();
             if let Some(link) = &mut self.link {
                 link.unit_open = true;
-                if statement.place == Place::Unnamed {
+                if statement.naming == Naming::Unnamed {
                     link.parse_unnamed(&statement, Some(undo));
                 } else {
                     let names = &self.gateway.interner;
@@ -256,7 +256,7 @@ impl Session {
             |known: &&Arc<Prepared>| is_same(known, text, types, scope) && known.epoch == epoch;
         let known = self.statements.get(b"").filter(is_known);
         if let Some(known) = known
-            && (known.place == Place::Unnamed) != may_share
+            && (known.naming == Naming::Unnamed) != may_share
             && !known.is_stale.load(Ordering::Relaxed)
         {
             return Arc::clone(known);
@@ -270,7 +270,7 @@ impl Session {
             }
         }
         match known {
-            Some(known) if known.place == Place::Unnamed => Arc::clone(known),
+            Some(known) if known.naming == Naming::Unnamed => Arc::clone(known),
             _ => self.gateway.prepare(b"", text, types, scope, database),
         }
     }
@@ -315,7 +315,7 @@ impl Session {
         };
         link.unit_open = true;
         match self.statements.get(name) {
-            Some(statement) if statement.place == Place::Unnamed => {
+            Some(statement) if statement.naming == Naming::Unnamed => {
                 link.ensure_unnamed(statement);
                 link.out.extend_from_slice(message);
             }
@@ -480,7 +480,7 @@ impl Session {
             link.ensure_no_unnamed_portal();
         }
         match self.statements.get(name).filter(|_| *kind == b'S') {
-            Some(statement) if statement.place == Place::Unnamed => {
+            Some(statement) if statement.naming == Naming::Unnamed => {
                 link.ensure_unnamed(statement);
                 link.out.extend_from_slice(message);
             }

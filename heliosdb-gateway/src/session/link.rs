@@ -551,7 +551,7 @@ impl Link {
         self.expect(Expect::Own(b'3'));
     }
 
-    /// Prepares a statement that the client just named, unless the connection has it: then the client is told so at once.
+    /// Prepares a statement for a Parse of the client, unless the connection has it: then the client is told so at once.
     pub(crate) fn parse_shared(
         &mut self,
         statement: &Arc<Prepared>,

@@ -30,7 +30,7 @@ pub(crate) struct Prepared {
     /// chose them no later than under that one, or when a connection prepared it since.
     pub(crate) epoch: u64,
     /// How server connections call it.
-    pub(crate) place: Place,
+    pub(crate) naming: Naming,
     /// The server refused to run it as it was prepared: who sends it again without a name gets another one.
     pub(crate) is_stale: AtomicBool,
     /// What the text meant to the session that asked last.
@@ -44,7 +44,7 @@ pub(crate) struct Prepared {
 
 /// How server connections call a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Naming {
     /// Not at all: it is there until the next one comes.
     Unnamed,
     /// By its own name.
@@ -143,7 +143,7 @@ impl Interner {
         scope: &HashedStr,
         epoch: u64,
     ) -> Arc<Prepared> {
-        self.shared(Key::new(text, types, scope, epoch), Place::Named)
+        self.shared(Key::new(text, types, scope, epoch), Naming::Named)
     }
 
     /// The shared statement for a Parse without a name, if it came before and may take that many bytes of memory.
@@ -169,7 +169,7 @@ impl Interner {
         if !came_before || self.bytes() + weight_of_shared(text, types) > memory {
             return None;
         }
-        Some(self.shared(key, Place::Kept))
+        Some(self.shared(key, Naming::Kept))
     }
 
     /// The shared statement of a PREPARE with this behind its name.
@@ -182,14 +182,14 @@ impl Interner {
     ) -> Arc<Prepared> {
         let mut key = Key::new(text, NO_TYPES, scope, epoch);
         key.declared = Some(declared.into());
-        self.shared(key, Place::Named)
+        self.shared(key, Naming::Named)
     }
 
     /// The same statement under other settings or another epoch.
     pub(crate) fn again(&self, known: &Prepared, scope: &HashedStr, epoch: u64) -> Arc<Prepared> {
         let mut key = Key::new(&known.text, &known.types, scope, epoch);
         key.declared.clone_from(&known.declared);
-        self.shared(key, known.place)
+        self.shared(key, known.naming)
     }
 
     /// The same statement under a name that nobody else uses.
@@ -202,7 +202,7 @@ impl Interner {
             scope: known.scope.clone(),
             epoch: known.epoch,
             held: self.hold(&known.text, &known.types),
-            place: known.place,
+            naming: known.naming,
             is_stale: AtomicBool::new(false),
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
@@ -213,7 +213,7 @@ impl Interner {
     /// got in this way.
     pub(crate) fn anew(&self, known: &Prepared) -> Arc<Prepared> {
         let fresh = self.apart(known);
-        if known.place == Place::Unnamed {
+        if known.naming == Naming::Unnamed {
             return fresh;
         }
         let mut key = Key::new(&known.text, &known.types, &known.scope, known.epoch);
@@ -227,7 +227,7 @@ impl Interner {
         fresh
     }
 
-    fn shared(&self, key: Key, place: Place) -> Arc<Prepared> {
+    fn shared(&self, key: Key, naming: Naming) -> Arc<Prepared> {
         let mut map = self.map.lock();
         if let Some(known) = map.get(&key).and_then(Weak::upgrade) {
             return known;
@@ -243,7 +243,7 @@ impl Interner {
             scope: key.scope.clone(),
             epoch: key.epoch,
             held: self.hold(&key.text, &key.types),
-            place,
+            naming,
             is_stale: AtomicBool::new(false),
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
@@ -298,7 +298,7 @@ impl Interner {
             declared: None,
             scope: scope.clone(),
             epoch,
-            place: Place::Unnamed,
+            naming: Naming::Unnamed,
             is_stale: AtomicBool::new(false),
             class: ArcSwapOption::empty(),
             affinity: Arc::default(),
@@ -478,6 +478,7 @@ struct OnServer {
     /// The tick of its last use.
     used: u64,
     affinity: Arc<StatementAffinity>,
+    /// Of those that nobody else may have, so that who sends the same finds it.
     kept: Option<Arc<Prepared>>,
 }
 
@@ -486,6 +487,7 @@ struct OnServer {
 pub(crate) struct GivenUp {
     pub(crate) id: u64,
     affinity: Arc<StatementAffinity>,
+    /// Of those that nobody else may have, so that who sends the same finds it.
     kept: Option<Arc<Prepared>>,
 }
 
@@ -524,7 +526,7 @@ impl ServerStatements {
         let on_server = OnServer {
             used: self.tick,
             affinity: Arc::clone(&statement.affinity),
-            kept: (statement.place == Place::Kept).then(|| Arc::clone(statement)),
+            kept: (statement.naming == Naming::Kept).then(|| Arc::clone(statement)),
         };
         self.add(statement.id, on_server);
         let mut given_up = SmallVec::new();

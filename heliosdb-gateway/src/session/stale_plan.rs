@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::Session;
 use super::link::{Expect, Link};
-use super::prepared::Place;
+use super::prepared::Naming;
 use super::unit::{message, split_bind};
 use crate::gateway::epoch_of;
 
@@ -85,7 +85,7 @@ impl Session {
             Some(Expect::Bind(id)) if !sqlstate.starts_with(INTERVENTION) => self
                 .statements
                 .get(b"")
-                .filter(|known| known.place != Place::Unnamed && Some(known.id) == *id),
+                .filter(|known| known.naming != Naming::Unnamed && Some(known.id) == *id),
             _ => None,
         };
         let (Some(shared), Some((_, _, parse))) = (shared, message(&link.retry)) else {
