@@ -1,3 +1,6 @@
+use proptest::prelude::*;
+use proptest::sample::select;
+
 use super::*;
 
 const TRUST: &str = "[databases]\nd = host=h\n[pgbouncer]\nauth_type = trust\n";
@@ -413,4 +416,109 @@ fn single_keys_are_set_under_both_names() {
             .is_err()
     );
     assert!(config.with("pool.size", "many").expect("known").is_err());
+}
+
+/// Values that keys take, and some that they don't.
+const VALUES: &[&str] = &[
+    "",
+    "0",
+    "1",
+    "-1",
+    "1.5",
+    "20",
+    "99999999999",
+    "on",
+    "off",
+    "no",
+    "*",
+    "any",
+    "md5",
+    "trust",
+    "hba",
+    "session",
+    "transaction",
+    "statement",
+    "require",
+    "verify-full",
+    "tcp",
+    "a, b",
+    "127.0.0.1, ::1",
+    "'",
+    "\"",
+    "x y",
+    "/no/such/file",
+    "\u{e9}",
+    "= =",
+    "%include",
+    "select 1",
+    "geqo, work_mem",
+];
+
+/// What stands in connection strings, whole and in pieces.
+const CONNECTIONS: &[&str] = &[
+    "host=h",
+    "host=h,k",
+    "host='/run/pg'",
+    "port=5433",
+    "port=0",
+    "port=x",
+    "dbname=d",
+    "dbname='a ''b'",
+    "user=u",
+    "password='q x'",
+    "password=''",
+    "pool_size=2",
+    "pool_size=-2",
+    "reserve_pool_size=1",
+    "pool_mode=session",
+    "pool_mode=never",
+    "connect_query='SET a = 1'",
+    "auth_user=a",
+    "client_encoding=utf8",
+    "timezone='UTC'",
+    "'",
+    "=",
+    "host=",
+    "max_db_connections=3",
+    "load_balance_hosts=disable",
+    "nosuch=1",
+];
+
+fn line() -> impl Strategy<Value = String> {
+    let key = select(KEYS.iter().map(|key| key.name).collect::<Vec<_>>());
+    let connection = proptest::collection::vec(select(CONNECTIONS), 0..4);
+    let name = select(vec!["d", "*", "\"a \"\"b\"", "a.b", "\"", "pgbouncer", ""]);
+    prop_oneof![
+        select(vec![
+            "[databases]",
+            "[pgbouncer]",
+            "[users]",
+            "[helios]",
+            "[peers]",
+            "[",
+            "",
+            ";x",
+            "# x"
+        ])
+        .prop_map(str::to_owned),
+        (key, select(VALUES)).prop_map(|(key, value)| format!("{key} = {value}")),
+        (name, connection).prop_map(|(name, parts)| format!("{name} = {}", parts.join(" "))),
+        "[ -~\u{a0}-\u{ff}\t]{0,12}",
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_file_is_refused_or_means_the_same_as_a_helios_toml(
+        general in proptest::collection::vec(line(), 0..6),
+        databases in proptest::collection::vec(line(), 0..3),
+    ) {
+        let text = format!("{TRUST}{}\n[databases]\n{}\n", general.join("\n"), databases.join("\n"));
+        let Ok((config, notes)) = read(&text, "f.ini", &mut none) else {
+            return Ok(());
+        };
+        let toml = to_toml(&config, &notes);
+        let again = Config::parse(&toml, "helios.toml");
+        prop_assert_eq!(again, Ok(config), "{}\n{}", text, toml);
+    }
 }
