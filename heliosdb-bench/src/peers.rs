@@ -35,8 +35,9 @@ pub(crate) enum Target {
     HeliosMiss,
     /// helios without a cache.
     HeliosPass,
-    /// The same with `pool.prepare_unnamed`, as Odyssey and PgCat do it always.
-    HeliosPrepare,
+    /// The same as the poolers beside it are set up: with two threads, and with `pool.prepare_unnamed`, as Odyssey and PgCat do
+    /// it always.
+    HeliosTwo,
     /// Odyssey, pooling by transaction.
     Odyssey,
     /// PgBouncer, pooling by transaction.
@@ -58,7 +59,7 @@ impl Target {
         Self::Pgcat,
         Self::Pgdog,
         Self::HeliosPass,
-        Self::HeliosPrepare,
+        Self::HeliosTwo,
         Self::HeliosMiss,
         Self::Pgpool,
         Self::HeliosHit,
@@ -72,7 +73,7 @@ impl Target {
             Self::HeliosHit => "helios-hit",
             Self::HeliosMiss => "helios-miss",
             Self::HeliosPass => "helios-pass",
-            Self::HeliosPrepare => "helios-prepare",
+            Self::HeliosTwo => "helios-two",
             Self::Odyssey => "odyssey",
             Self::Pgbouncer => "pgbouncer",
             Self::Pgcat => "pgcat",
@@ -84,7 +85,7 @@ impl Target {
     pub(crate) fn is_helios(self) -> bool {
         matches!(
             self,
-            Self::HeliosHit | Self::HeliosMiss | Self::HeliosPass | Self::HeliosPrepare
+            Self::HeliosHit | Self::HeliosMiss | Self::HeliosPass | Self::HeliosTwo
         )
     }
 
@@ -97,7 +98,7 @@ impl Target {
             Self::HeliosHit | Self::Pgpool => workload != Workload::Point,
             Self::HeliosMiss
             | Self::HeliosPass
-            | Self::HeliosPrepare
+            | Self::HeliosTwo
             | Self::Odyssey
             | Self::Pgbouncer
             | Self::Pgcat
@@ -218,9 +219,6 @@ impl Peer {
 
     /// Why a protocol mode can't be measured with it.
     pub(crate) fn unsupported(&self, mode: Mode) -> Option<&'static str> {
-        if self.target == Target::HeliosPrepare && mode != Mode::Extended {
-            return Some("n/a: what helios-pass does");
-        }
         let lacks = self.target == Target::Pgbouncer && mode == Mode::Prepared;
         (lacks && !tracks_prepared(&self.version))
             .then_some("n/a: PgBouncer before 1.21 has no prepared statements in transaction mode")
@@ -295,7 +293,7 @@ fn program(target: Target, site: &Site<'_>) -> anyhow::Result<Option<PathBuf>> {
     Ok(match target {
         Target::Direct => None,
         Target::Floor => Some(std::env::current_exe().context("where am I?")?),
-        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass | Target::HeliosPrepare => {
+        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass | Target::HeliosTwo => {
             site.helios.map(Path::to_owned)
         }
         Target::Odyssey | Target::Pgbouncer | Target::Pgcat | Target::Pgdog | Target::Pgpool => {
@@ -354,7 +352,7 @@ fn configure(
         Target::Floor => {
             command.args(["floor", "--listen", &format!("127.0.0.1:{port}")]);
         }
-        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass | Target::HeliosPrepare => {
+        Target::HeliosHit | Target::HeliosMiss | Target::HeliosPass | Target::HeliosTwo => {
             let mut toml = helios_toml(target, site.clients_max);
             if let Some(users) = site.users {
                 let users = write("users.txt", users)?;

@@ -11,13 +11,17 @@ use crate::peers::Target;
 pub(crate) fn helios_toml(target: Target, clients_max: u32) -> String {
     let cache = match target {
         Target::HeliosMiss => "size = \"1 MiB\"\nmax_entry = \"64 KiB\"\n",
-        Target::HeliosPass | Target::HeliosPrepare => "enabled = false\n",
+        Target::HeliosPass | Target::HeliosTwo => "enabled = false\n",
         _ => "",
     };
     let clients = clients_max + SPARE_CLIENTS;
-    let prepare_unnamed = target == Target::HeliosPrepare;
+    let is_two = target == Target::HeliosTwo;
+    let threads = match is_two {
+        true => format!("threads = {WORKERS}\n"),
+        false => String::new(),
+    };
     format!(
-        "[pool]\nsize = {POOL_SIZE}\nprepare_unnamed = {prepare_unnamed}\n[clients]\nmax = {clients}\n[cache]\n{cache}"
+        "{threads}[pool]\nsize = {POOL_SIZE}\nprepare_unnamed = {is_two}\n[clients]\nmax = {clients}\n[cache]\n{cache}"
     )
 }
 
