@@ -8,17 +8,17 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use heliosdb_network::postgres::{self, PgTarget};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::clock;
 use crate::config::LogConfig;
 use crate::error::ClientError;
 
@@ -131,8 +131,8 @@ pub(crate) struct ClientInfo {
     pub(crate) peer: Peer,
     pub(crate) connected_at: SystemTime,
     connected: Instant,
-    /// Microseconds from `connected` to the last request that went to a server.
-    requested_us: AtomicU64,
+    /// The [`clock::stamp`] of the last request that went to a server.
+    requested: AtomicU64,
     /// Microseconds from `connected` to the beginning of the wait under way.
     waiting_since_us: AtomicU64,
     /// Statements that the client has prepared, as of its last use of a server connection.
@@ -156,7 +156,10 @@ pub(crate) struct ClientInfo {
     /// An [`Origin`]: what it is below, its age above.
     origin: AtomicU64,
     signals: AtomicU8,
-    waker: AtomicWaker,
+    /// Has the session's task look at its signals.
+    waker: Mutex<Option<Waker>>,
+    /// The data of that waker, of which there is no other with the same as long as it is kept.
+    wakes: AtomicPtr<()>,
     /// What the session is at, for who looks whether it takes too long.
     pub(crate) pace: Pace,
     /// Where a cancel request goes while the session has a server connection.
@@ -264,16 +267,24 @@ impl ClientInfo {
     /// Asks something of the session and wakes it.
     pub(crate) fn signal(&self, signal: Signal) {
         self.signals.fetch_or(signal as u8, Ordering::AcqRel);
-        self.waker.wake();
+        self.wake();
     }
 
     /// Has the session look around.
     pub(crate) fn wake(&self) {
-        self.waker.wake();
+        let waker = self.waker.lock().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     pub(crate) fn has_signal(&self, signal: Signal) -> bool {
         self.signals.load(Ordering::Acquire) & signal as u8 != 0
+    }
+
+    /// Whether anything is asked of the session.
+    pub(crate) fn has_signals(&self) -> bool {
+        self.signals.load(Ordering::Acquire) != 0
     }
 
     pub(crate) fn clear_signal(&self, signal: Signal) {
@@ -283,9 +294,18 @@ impl ClientInfo {
         }
     }
 
-    /// Has the session's task woken by the next signal.
+    /// Has the session's task woken by signals from now on. Look for one that came before behind this, not ahead of it.
     pub(crate) fn register(&self, cx: &Context<'_>) {
-        self.waker.register(cx.waker());
+        let data = cx.waker().data().cast_mut();
+        // Asked for each time that the session is polled, and nearly always the same.
+        if self.wakes.load(Ordering::Relaxed) == data {
+            return;
+        }
+        let mut waker = self.waker.lock();
+        self.wakes.store(data, Ordering::Relaxed);
+        let before = waker.replace(cx.waker().clone());
+        drop(waker);
+        drop(before);
     }
 
     /// Runs a wait of the session, unless a cancel or a kill comes first.
@@ -362,18 +382,14 @@ impl ClientInfo {
         u64::try_from(self.connected.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// A request goes to a server.
-    pub(crate) fn note_request(&self, now: Instant) {
-        let since_connected = now.duration_since(self.connected).as_micros();
-        self.requested_us.store(
-            u64::try_from(since_connected).unwrap_or(u64::MAX),
-            Ordering::Relaxed,
-        );
+    /// A request goes to a server. `now`: a [`clock::stamp`].
+    pub(crate) fn note_request(&self, now: u64) {
+        self.requested.store(now, Ordering::Relaxed);
     }
 
     /// When the last request went to a server, or the client connected.
     pub(crate) fn requested_at(&self) -> SystemTime {
-        self.connected_at + Duration::from_micros(self.requested_us.load(Ordering::Relaxed))
+        clock::time_of(self.requested.load(Ordering::Relaxed))
     }
 
     /// For how long it has been waiting, if it is.
@@ -574,6 +590,7 @@ impl ClientRegistry {
                 break pid;
             }
         };
+        let connected = Instant::now();
         let info = Arc::new(ClientInfo {
             id: next_id(),
             kind: identity.kind,
@@ -582,8 +599,8 @@ impl ClientRegistry {
             application_name: identity.application_name,
             peer: identity.peer,
             connected_at: SystemTime::now(),
-            connected: Instant::now(),
-            requested_us: AtomicU64::new(0),
+            connected,
+            requested: AtomicU64::new(clock::stamp(connected)),
             waiting_since_us: AtomicU64::new(0),
             prepared: AtomicU32::new(0),
             pid,
@@ -598,7 +615,8 @@ impl ClientRegistry {
             max_age_ms: AtomicU32::new(u32::MAX),
             origin: AtomicU64::new(0),
             signals: AtomicU8::new(0),
-            waker: AtomicWaker::new(),
+            waker: Mutex::default(),
+            wakes: AtomicPtr::default(),
             pace: Pace::default(),
             server: Mutex::default(),
             cancelled: Notify::new(),
@@ -761,6 +779,39 @@ pub(crate) mod tests {
             peer: Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))),
             secret_len: 4,
         }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn each_signal_wakes_whoever_polls_the_session() {
+        let client = client();
+        let info = &client.info;
+        // Nobody polls it yet.
+        info.signal(Signal::Cancel);
+        let [first, second] = [(), ()].map(|()| Arc::new(Woken::default()));
+        let counts = || [&first, &second].map(|woken| woken.0.load(Ordering::Relaxed));
+        let (one, other) = (Waker::from(first.clone()), Waker::from(second.clone()));
+        for round in 1..=3 {
+            info.register(&Context::from_waker(&one));
+            info.signal(Signal::Renew);
+            assert_eq!(counts(), [round, 0]);
+        }
+        info.register(&Context::from_waker(&other));
+        info.wake();
+        info.wake();
+        assert_eq!(counts(), [3, 2]);
+        // And back again.
+        info.register(&Context::from_waker(&one));
+        info.wake();
+        assert_eq!(counts(), [4, 2]);
     }
 
     #[test]

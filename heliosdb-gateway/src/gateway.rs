@@ -248,14 +248,11 @@ impl Gateway {
     /// The class of a text: remembered, or found out. Without a catalog nothing is remembered.
     pub(crate) fn classify(
         &self,
-        text: &[u8],
+        text: &str,
         catalog: Option<&LoadedCatalog>,
         names: &Arc<NameScope>,
         scratch: &mut Vec<u8>,
     ) -> Arc<Class> {
-        let Ok(text) = std::str::from_utf8(text) else {
-            return self.unknown_class();
-        };
         match catalog {
             Some(loaded) => self.memo.classify(text, &loaded.catalog, names, scratch),
             None => Arc::new(crate::sql::classify_without_catalog(text, names)),

@@ -9,6 +9,7 @@ mod admin;
 mod advice;
 pub mod cli;
 mod clients;
+mod clock;
 mod commands;
 pub mod config;
 mod error;

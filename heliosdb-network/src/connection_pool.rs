@@ -490,10 +490,10 @@ impl<C: Connector> EnhancedConnectionPool<C> {
     }
 
     /// The end of a lease.
-    fn release(&self, mut held: Item<C::Connection>) {
+    fn release(&self, mut held: Item<C::Connection>, at: Option<Instant>) {
         match self.connector.disposition(&held.connection) {
             Disposition::Clean => {
-                let now = now();
+                let now = at.unwrap_or_else(now);
                 held.meta.idle_since = now;
                 held.meta.verified = now;
                 self.put_back(held, now);

@@ -254,3 +254,25 @@ async fn durations_without_end_are_no_overflow() {
     settle().await;
     assert_eq!((world.counts().opened, world.counts().sockets), (1, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_ends_when_its_holder_says() {
+    let world = World::new();
+    let mut config = support::config(1);
+    config.health_check_interval_secs = 1;
+    config.idle_timeout = Some(10 * SECOND);
+    let pool = world.pool(config);
+    let lease = pool.acquire().await.expect("opened");
+    let acquired = lease.meta().acquired;
+    sleep(5 * SECOND).await;
+    let then = tokio::time::Instant::now().into_std();
+    assert_eq!(then - acquired, 5 * SECOND);
+    sleep(7 * SECOND).await;
+    lease.release_at(then);
+    assert_eq!(pool.metrics().idle, 1);
+    // Twelve seconds after it was said to be given back, five after it was.
+    sleep(5 * SECOND).await;
+    assert_eq!((pool.metrics().idle, world.counts().closed), (0, 1));
+    let lease = pool.acquire().await.expect("opened");
+    assert_eq!(lease.meta().acquired - acquired, 17 * SECOND);
+}

@@ -123,12 +123,9 @@ impl Session {
             return Ok(Some(Step::Request(Decided::No)));
         }
         let text = unit.text.as_str();
-        let class = self.gateway.classify(
-            text.as_bytes(),
-            catalog.as_deref(),
-            &self.names,
-            &mut self.text_buffer,
-        );
+        let class =
+            self.gateway
+                .classify(text, catalog.as_deref(), &self.names, &mut self.text_buffer);
         let mut capture = None;
         let mut follower = None;
         if only_reads(&class) {

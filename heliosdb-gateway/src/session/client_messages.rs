@@ -107,17 +107,16 @@ impl Session {
         let text = message[5..]
             .strip_suffix(b"\0")
             .ok_or_else(|| malformed("Query"))?;
-        let mut class = self.classify_now(text);
+        let (readable, mut class) = match std::str::from_utf8(text) {
+            Ok(text) => (Cow::Borrowed(text), self.classify_text(text)),
+            Err(_) => (String::from_utf8_lossy(text), self.classify_foreign(text)),
+        };
         let translated = self.translate_query(text, &class);
         if let Some(translated) = &translated {
             class = self.with_executed(class, &translated.uses);
             self.make_room_for(&translated.uses);
         }
         self.guard_sequences(&class);
-        let readable = match std::str::from_utf8(text) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) => String::from_utf8_lossy(text),
-        };
         self.mark_writes(&class, &Sent::Text(&readable));
         self.count_query();
         self.begin_statement(&readable, &class);
@@ -515,7 +514,8 @@ impl Session {
         self.note_sight(class);
         let is_read =
             |statement: &Statement| statement.write == Write::None && statement.effects.is_empty();
-        if class.statements.iter().all(is_read) && !self.pins.has(Pin::Temp) {
+        let is_read = class.is_plain() || class.statements.iter().all(is_read);
+        if is_read && !self.pins.has(Pin::Temp) {
             // It marks nothing.
             self.intends_unparsed = false;
             return;
@@ -643,17 +643,19 @@ impl Session {
 
     /// The class of a prepared statement, as far as it can be known without waiting.
     fn classify_prepared_now(&mut self, statement: &Prepared) -> Arc<Class> {
-        let text = statement.text.as_bytes();
+        let text = &*statement.text;
         if self.class.is_some() || self.names_in_doubt {
-            return self.classify_now(text);
+            return self.classify_text(text);
         }
-        let Some(catalog) = self.pool.database.catalog_now() else {
-            return self.classify_now(text);
-        };
-        let class =
+        let class = self.pool.database.with_catalog(|catalog| {
             self.gateway
-                .classify_prepared(statement, &catalog, &self.names, &mut self.text_buffer);
-        self.unresolved.note(text, &class);
+                .classify_prepared(statement, catalog?, &self.names, &mut self.text_buffer)
+                .into()
+        });
+        let Some(class) = class else {
+            return self.classify_text(text);
+        };
+        self.unresolved.note(text.as_bytes(), &class);
         if self.writes_in_doubt(&class) {
             return self.with_unknown_writes(text, &class);
         }
@@ -662,44 +664,53 @@ impl Session {
 
     /// The class of a statement, as far as it can be known without waiting.
     pub(super) fn classify_now(&mut self, text: &[u8]) -> Arc<Class> {
-        if let Some(class) = self.class.take() {
-            self.unresolved.note(text, &class);
-            return class;
+        match std::str::from_utf8(text) {
+            Ok(text) => self.classify_text(text),
+            Err(_) => self.classify_foreign(text),
         }
-        if self.names_in_doubt {
-            let class = self
-                .gateway
-                .classify(text, None, &self.names, &mut self.text_buffer);
-            self.unresolved.note(text, &class);
+    }
+
+    /// The class of a text in an encoding that is not understood here.
+    fn classify_foreign(&mut self, text: &[u8]) -> Arc<Class> {
+        let class = self.gateway.unknown_class();
+        self.class = None;
+        self.unresolved.note(text, &class);
+        class
+    }
+
+    fn classify_text(&mut self, text: &str) -> Arc<Class> {
+        if let Some(class) = self.class.take() {
+            self.unresolved.note(text.as_bytes(), &class);
             return class;
         }
         // In a transaction that has written to everything (DDL, for one) the catalog may be about to change.
-        let catalog = self.pool.database.catalog_now();
-        let class =
+        let class = self.pool.database.with_catalog(|catalog| {
+            let catalog = catalog.filter(|_| !self.names_in_doubt);
             self.gateway
-                .classify(text, catalog.as_deref(), &self.names, &mut self.text_buffer);
-        self.unresolved.note(text, &class);
-        if self.writes_in_doubt(&class) {
+                .classify(text, catalog, &self.names, &mut self.text_buffer)
+        });
+        self.unresolved.note(text.as_bytes(), &class);
+        if !self.names_in_doubt && self.writes_in_doubt(&class) {
             return self.with_unknown_writes(text, &class);
         }
         class
     }
 
     /// The same class, but what it writes is known from its text alone.
-    fn with_unknown_writes(&mut self, text: &[u8], class: &Arc<Class>) -> Arc<Class> {
+    fn with_unknown_writes(&mut self, text: &str, class: &Arc<Class>) -> Arc<Class> {
         let blind = self
             .gateway
             .classify(text, None, &self.names, &mut self.text_buffer);
         if blind.statements.len() != class.statements.len() {
             return blind;
         }
-        let mut merged = Class::clone(class);
-        for (statement, blind) in merged.statements.iter_mut().zip(&blind.statements) {
-            if blind.write != Write::None {
-                statement.write = blind.write.clone();
+        Arc::new(class.altered(|statements| {
+            for (statement, blind) in statements.iter_mut().zip(&blind.statements) {
+                if blind.write != Write::None {
+                    statement.write = blind.write.clone();
+                }
             }
-        }
-        Arc::new(merged)
+        }))
     }
 }
 

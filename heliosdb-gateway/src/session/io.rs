@@ -204,6 +204,9 @@ impl Session {
 
     fn check_signals(&self) -> Result<(), End> {
         let info = self.info();
+        if !info.has_signals() {
+            return Ok(());
+        }
         let is_leaving =
             info.has_signal(Signal::Drain) || info.has_signal(Signal::Leave) && self.link.is_none();
         if info.has_signal(Signal::Kill) || is_leaving && self.is_between_transactions() {
@@ -468,7 +471,7 @@ impl Session {
             return Ok(step);
         }
         if self.is_ordinary(bytes) {
-            return self.first_message(bytes);
+            return self.first_message(bytes, true);
         }
         if let Some(len) = self.answer_close(bytes) {
             return Ok(Step::Done(len));
@@ -479,7 +482,7 @@ impl Session {
         if let Some(step) = self.try_listen(bytes) {
             return Ok(step);
         }
-        self.first_message(bytes)
+        self.first_message(bytes, false)
     }
 
     /// True where the text at the front begins as those do that are of no interest but for what they read and write:
@@ -645,8 +648,8 @@ impl Session {
         is_certain.then(|| Arc::new(class))
     }
 
-    /// A request that is not for the cache.
-    fn first_message(&mut self, bytes: &[u8]) -> Result<Step, End> {
+    /// A request that is not for the cache. `is_ordinary`: see there.
+    fn first_message(&mut self, bytes: &[u8], is_ordinary: bool) -> Result<Step, End> {
         let Some((tag, _, len)) = message(bytes) else {
             return Ok(Step::Incomplete);
         };
@@ -673,7 +676,12 @@ impl Session {
                     }
                     self.class = class;
                 }
-                self.ask_now(bytes, first_unit(bytes))
+                let len = first_unit(bytes);
+                if is_ordinary {
+                    self.send_now(bytes, len)
+                } else {
+                    self.ask_now(bytes, len)
+                }
             }
             _ => Err(End::Error(ClientError::protocol(format!(
                 "invalid frontend message type {tag}"
@@ -681,12 +689,17 @@ impl Session {
         }
     }
 
-    /// Sends a request to the server, if a connection is at hand that has this session's settings.
+    /// Answers a request or sends it to the server, if a connection is at hand that has this session's settings.
     pub(super) fn ask_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
-        self.info().clear_signal(Signal::Cancel);
         if let Some(len) = self.answer_here(bytes) {
+            self.info().clear_signal(Signal::Cancel);
             return Ok(Step::Done(len));
         }
+        self.send_now(bytes, len)
+    }
+
+    fn send_now(&mut self, bytes: &[u8], len: usize) -> Result<Step, End> {
+        self.info().clear_signal(Signal::Cancel);
         if !self.link_now(bytes) {
             return Ok(Step::Request(Decided::Ask));
         }

@@ -43,7 +43,7 @@ pub(crate) struct Link {
     /// The server has said why it ends the session.
     pub(crate) told_fatal: bool,
     /// What was run since the last ReadyForQuery.
-    pub(crate) completed: SmallVec<[Completed; 2]>,
+    completed: SmallVec<[Completed; 2]>,
     /// The request under way, as long as it could be made again; else empty.
     pub(crate) retry: Vec<u8>,
     /// It is made again when the server is ready.
@@ -286,6 +286,18 @@ impl Link {
         });
     }
 
+    /// Notes a text that was run, unless it leaves nothing behind.
+    pub(crate) fn note_completed(&mut self, completed: Completed) {
+        if !completed.class.is_plain() || completed.translated.is_some() {
+            self.completed.push(completed);
+        }
+    }
+
+    /// What was noted since the last ReadyForQuery.
+    pub(crate) fn take_completed(&mut self) -> SmallVec<[Completed; 2]> {
+        std::mem::take(&mut self.completed)
+    }
+
     /// Moves the injected replies that are now first to the client's buffer.
     pub(crate) fn inject_due(&mut self, client: &mut BytesMut) {
         while let Some(Expect::Inject { bytes, .. }) = self.expects.front() {
@@ -305,10 +317,12 @@ impl Link {
             let failed = class
                 .take()
                 .filter(|class| class.parsed || sqlstate != "34000");
-            self.completed.extend(failed.map(|class| Completed {
-                done: 0,
-                ..Completed::whole(class)
-            }));
+            if let Some(class) = failed {
+                self.note_completed(Completed {
+                    done: 0,
+                    ..Completed::whole(class)
+                });
+            }
         }
         if let Some(Expect::Parse {
             undo: Some(undo), ..

@@ -556,6 +556,7 @@ impl Entrance {
             linked_at: None,
             asked_at: None,
             begun_at: None,
+            ready_at: None,
             class: None,
             skip_to_sync: false,
             reply_buffer: Vec::new(),

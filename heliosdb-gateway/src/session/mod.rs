@@ -134,6 +134,8 @@ pub(crate) struct Session {
     /// Since when the server has been at the unit under way, and at the transaction.
     asked_at: Option<Instant>,
     begun_at: Option<Instant>,
+    /// When the server was ready last, if that was just now.
+    ready_at: Option<Instant>,
     /// The class of the statement that is sent next, where the cache asked for it already.
     class: Option<Arc<Class>>,
     /// An error was answered here: everything up to the next Sync is dropped.
@@ -281,15 +283,16 @@ impl Session {
 
     /// Gives the server connection back, unless something ties the session to it.
     fn release_if_free(&mut self) {
+        let now = self.ready_at.take();
         let Some(link) = &self.link else { return };
         let is_done = link.is_quiet() && link.out.is_empty() && !self.is_ready_due();
         if self.status == b'I' && is_done && !self.pins.any() {
-            self.release();
+            self.release(now);
         }
     }
 
-    /// Gives the server connection back in the state that it is in.
-    fn release(&mut self) {
+    /// Gives the server connection back in the state that it is in. `now`: if the clock was read a moment ago.
+    fn release(&mut self, now: Option<Instant>) {
         let Some(link) = self.link.take() else {
             return;
         };
@@ -312,6 +315,8 @@ impl Session {
                 info.cancel_delivered().await;
                 drop(lease);
             });
+        } else if let Some(now) = now {
+            lease.release_at(now);
         }
     }
 
@@ -328,7 +333,7 @@ impl Session {
             // An open transaction dies in the pool's reset: it can no longer commit.
             link.lease.dirty |= self.status != b'I' || self.pins.any();
             drop(intent);
-            self.release();
+            self.release(None);
             return;
         }
         if let Some(link) = self.link.take() {

@@ -386,6 +386,7 @@ impl Named {
         self.named.len()
     }
 
+    #[inline]
     pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Prepared>> {
         if name.is_empty() {
             self.unnamed.as_ref()
@@ -422,7 +423,11 @@ impl Named {
     }
 
     pub(crate) fn clear(&mut self) {
-        *self = Self::default();
+        if self.named.capacity() == 0 {
+            self.unnamed = None;
+        } else {
+            *self = Self::default();
+        }
     }
 
     /// Takes those that have names, as DEALLOCATE ALL does.

@@ -11,6 +11,7 @@ use heliosdb_network::error::HeliosError;
 use heliosdb_pooling::StatementHandle;
 
 use crate::clients::{Activity, ClientInfo, Counters, Origin, Signal};
+use crate::clock;
 use crate::error::{ClientError, ErrorKind};
 use crate::sql::{Class, Effect, Read, mentions_now};
 use crate::upstream::ServerLease;
@@ -248,10 +249,9 @@ impl Session {
         };
         let mut read = SlotsRead::default();
         let known = match &unit.text {
-            Text::Inline(text) => {
-                self.gateway
-                    .classify(text.as_bytes(), Some(catalog), &self.names, scratch)
-            }
+            Text::Inline(text) => self
+                .gateway
+                .classify(text, Some(catalog), &self.names, scratch),
             Text::Prepared(statement) => {
                 self.gateway
                     .classify_prepared(statement, catalog, &self.names, scratch)
@@ -357,7 +357,7 @@ impl Session {
             linked = self.begin_on_server().await;
         }
         if linked.is_err() && !self.pins.any() {
-            self.release();
+            self.release(None);
         }
         linked
     }
@@ -407,12 +407,13 @@ impl Session {
             self.class = None;
         }
         lease.sequences.lend_to(self.info().id);
-        let now = Instant::now();
+        let now = lease.meta().acquired;
         self.linked_at = Some(now);
+        let now = clock::stamp(now);
         let info = self.info();
         info.note_request(now);
         Counters::add(&info.counters.assignments, 1);
-        lease.info.lent_to(info.id, info.requested_at());
+        lease.info.lent_to(info.id, now);
         info.link(Arc::clone(&lease.key));
         self.link = Some(Link::new(lease));
     }

@@ -62,6 +62,12 @@ impl Sequences {
 impl Session {
     /// Statements of this class are about to be sent: sees to it that they find no values of others.
     pub(super) fn guard_sequences(&mut self, class: &Class) {
+        if class.is_plain() && !self.reads_sequences {
+            if let Some(link) = &mut self.link {
+                link.lease.sequences.run(false, true);
+            }
+            return;
+        }
         let reads = |statement: &Statement| statement.effects.contains(&Effect::ReadSequence);
         let asks = class.statements.iter().any(reads);
         self.reads_sequences |= asks;

@@ -4,7 +4,7 @@
 //! change the state of the exchange are looked at.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use heliosdb_network::postgres::ErrorFields;
@@ -135,15 +135,30 @@ impl Session {
     }
 
     /// Counts how long the request under way took, and the transaction if it has ended.
-    fn note_times(&mut self, status: u8, now: Instant) {
+    fn note_times(&mut self, status: u8) {
+        let now = Instant::now();
+        self.ready_at = Some(now);
+        // Most transactions are one request, and most requests one statement.
+        let (mut known, mut took) = (now, Duration::ZERO);
+        let mut since = |at: Instant| {
+            if at != known {
+                (known, took) = (at, now.duration_since(at));
+            }
+            took
+        };
+        if let Running::One(statement, begun) = std::mem::take(&mut self.running) {
+            let took = since(begun);
+            statement.record_time(took);
+            self.pool.advisor.record_execution(took);
+        }
         let counters = &self.admitted.info.counters;
-        if let Some(since) = self.asked_at.take() {
-            Counters::add_time(&counters.query_us, now.duration_since(since));
+        if let Some(asked) = self.asked_at.take() {
+            Counters::add_time(&counters.query_us, since(asked));
         }
         if status == b'I'
-            && let Some(since) = self.begun_at.take()
+            && let Some(begun) = self.begun_at.take()
         {
-            Counters::add_time(&counters.transaction_us, now.duration_since(since));
+            Counters::add_time(&counters.transaction_us, since(begun));
         }
     }
 
@@ -158,7 +173,7 @@ impl Session {
                 translated,
                 ..
             }) => {
-                link.completed.push(Completed {
+                link.note_completed(Completed {
                     class,
                     done,
                     translated,
@@ -175,19 +190,13 @@ impl Session {
         self.intends_unparsed = false;
         self.admitted.info.pace.end_turn();
         let failed = std::mem::take(&mut link.unit_failed);
-        let completed = std::mem::take(&mut link.completed);
+        let completed = link.take_completed();
         let is_standby = link.lease.is_standby;
         link.lease.pg.set_transaction_status(status);
         if status != b'I' && self.pool.refuses_transactions() {
             return Err(self.refuse_transaction(status));
         }
-        let now = Instant::now();
-        if let Running::One(statement, since) = std::mem::take(&mut self.running) {
-            let took = now.duration_since(since);
-            statement.record_time(took);
-            self.pool.advisor.record_execution(took);
-        }
-        self.note_times(status, now);
+        self.note_times(status);
         if let Some(capture) = self.capture.take()
             && (status == b'I' || status == b'T' && self.sees_committed)
             && (capture.bound.is_some() || !is_standby)
@@ -392,7 +401,7 @@ fn on_reply(link: &mut Link, tag: u8, message: &[u8]) -> Pass {
         (b'C' | b'I' | b's', Some(Expect::Execute { class, .. })) => {
             // A part of the rows is enough for what a statement does to its session.
             if let Some(class) = class.take() {
-                link.completed.push(Completed::whole(class));
+                link.note_completed(Completed::whole(class));
             }
             link.expects.pop_front();
             Pass::Forward

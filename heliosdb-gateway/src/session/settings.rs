@@ -306,6 +306,9 @@ impl Settings {
 
     /// The transaction's changes stay. True if the effective settings changed.
     pub(crate) fn commit(&mut self) -> bool {
+        if self.savepoints.is_empty() && self.changes.is_empty() {
+            return false;
+        }
         self.savepoints.clear();
         self.changes.local.clear();
         if self.changes.session.is_empty() {

@@ -193,7 +193,7 @@ impl Session {
     /// The text of a simple query of this class as the server is to get it.
     pub(super) fn translate_query(&mut self, text: &[u8], class: &Class) -> Option<Translated> {
         let known = self.translation.take();
-        if !class.statements.iter().any(|one| may_name(one.tag)) {
+        if class.is_plain() || !class.statements.iter().any(|one| may_name(one.tag)) {
             return None;
         }
         let translated = match known {
@@ -307,7 +307,7 @@ impl Session {
 
     /// The class of a text with what the statements do to the session that it executes.
     pub(super) fn with_executed(&mut self, class: Arc<Class>, uses: &[Use]) -> Arc<Class> {
-        let mut merged: Option<Class> = None;
+        let mut added: Vec<(usize, Effect)> = Vec::new();
         for spoken in uses.iter().filter(|spoken| spoken.kind == UseKind::Execute) {
             let executed = self.classify_executed(&spoken.statement);
             for effect in executed.statements.iter().flat_map(|one| &one.effects) {
@@ -317,13 +317,19 @@ impl Session {
                     }
                     effect => effect.clone(),
                 };
-                let merged = merged.get_or_insert_with(|| Class::clone(&class));
-                if let Some(statement) = merged.statements.get_mut(spoken.place) {
+                added.push((spoken.place, effect));
+            }
+        }
+        if added.is_empty() {
+            return class;
+        }
+        Arc::new(class.altered(|statements| {
+            for (place, effect) in added {
+                if let Some(statement) = statements.get_mut(place) {
                     statement.effects.push(effect);
                 }
             }
-        }
-        merged.map_or(class, Arc::new)
+        }))
     }
 
     /// Makes room on the connection for what a simple query prepares.

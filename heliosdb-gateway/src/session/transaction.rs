@@ -348,12 +348,8 @@ impl Session {
             Arc::new(classify_without_catalog(text, &self.names))
         } else {
             let catalog = self.pool.database.catalog_now();
-            self.gateway.classify(
-                text.as_bytes(),
-                catalog.as_deref(),
-                &self.names,
-                &mut Vec::new(),
-            )
+            self.gateway
+                .classify(text, catalog.as_deref(), &self.names, &mut Vec::new())
         };
         let [statement] = class.statements.as_slice() else {
             return None;

@@ -425,6 +425,10 @@ pub(super) fn split_bind(body: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 
 /// What stands before the first zero byte, and behind it.
 pub(super) fn split_nul(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    // Most names are empty.
+    if let Some((0, rest)) = bytes.split_first() {
+        return Some((&[], rest));
+    }
     let at = memchr::memchr(0, bytes)?;
     Some((&bytes[..at], &bytes[at + 1..]))
 }

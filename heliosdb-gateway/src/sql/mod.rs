@@ -110,9 +110,40 @@ pub struct Class {
     /// A hash of what all texts have in common that a [`memo::ClassMemo`] gives this class; 0 where it is of no memo. Texts of
     /// one shape differ at the most in their literals.
     pub shape: u64,
+    /// It is one statement that reads and does nothing else, and that speaks of no other: there is nothing to look for in it
+    /// before it is sent, nor when it is done.
+    is_plain: bool,
 }
 
 impl Class {
+    fn new(statements: SmallVec<[Statement; 1]>, parsed: bool) -> Self {
+        let is_plain = match statements.as_slice() {
+            [one] => one.tag == "SELECT" && one.write == Write::None && one.effects.is_empty(),
+            _ => false,
+        };
+        Self {
+            statements,
+            parsed,
+            shape: 0,
+            is_plain,
+        }
+    }
+
+    /// See [`is_plain`](Self::is_plain).
+    pub(crate) fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// The same, with other effects or writes.
+    pub(crate) fn altered(&self, alter: impl FnOnce(&mut [Statement])) -> Self {
+        let mut statements = self.statements.clone();
+        alter(&mut statements);
+        Self {
+            shape: self.shape,
+            ..Self::new(statements, self.parsed)
+        }
+    }
+
     /// The one statement of this text if its answer may be cached.
     #[must_use]
     pub fn cacheable(&self) -> Option<&[Relation]> {

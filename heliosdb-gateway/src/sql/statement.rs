@@ -49,25 +49,18 @@ pub(super) fn classify(sql: &str, catalog: Option<&Catalog>, scope: &NameScope) 
         }
         statements.push(statement);
     }
-    Class {
-        statements,
-        parsed: true,
-        shape: 0,
-    }
+    Class::new(statements, true)
 }
 
 /// A text of which nothing is known.
 fn unreadable(refusal: Refusal, reason: Unbounded) -> Class {
-    Class {
-        statements: smallvec![Statement {
-            tag: "UNKNOWN",
-            read: Read::Refused(refusal),
-            write: Write::Everything(reason.clone()),
-            effects: smallvec![Effect::Ddl, Effect::SettingsUnknown(reason)],
-        }],
-        parsed: false,
-        shape: 0,
-    }
+    let statement = Statement {
+        tag: "UNKNOWN",
+        read: Read::Refused(refusal),
+        write: Write::Everything(reason.clone()),
+        effects: smallvec![Effect::Ddl, Effect::SettingsUnknown(reason)],
+    };
+    Class::new(smallvec![statement], false)
 }
 
 /// Whether a name may mean something else to the statements that follow in the same text.

@@ -4,8 +4,8 @@ use super::fixture::{
     catalog, class_of, classify_all, effects, oid_of, reads, refusal, results, scope, writes,
 };
 use super::{
-    Catalog, CatalogError, Effect, Isolation, Read, TransactionModes, Write, classify,
-    classify_without_catalog,
+    Catalog, CatalogError, Class, Effect, Isolation, Read, TransactionModes, Unbounded, Write,
+    classify, classify_without_catalog,
 };
 
 fn set(name: &str, value: &str, local: bool) -> Effect {
@@ -297,6 +297,7 @@ fn functions_are_allowed_by_purity_and_not_by_label() {
         "SELECT now()",
         "SELECT age(at) FROM events",
         "SELECT random()",
+        "SELECT nextval('s')",
         "SELECT clock_timestamp()",
         "SELECT current_setting('a')",
         "SELECT pg_backend_pid()",
@@ -1257,4 +1258,47 @@ fn every_explanation_names_its_reason() {
             assert!(relations.iter().all(|r| text.contains(&*r.name)), "{text}");
         }
     }
+}
+
+#[test]
+fn a_plain_text_is_one_that_leaves_nothing_behind() {
+    for sql in [
+        "SELECT 1",
+        "SELECT * FROM users WHERE id = 1;",
+        "WITH x AS (SELECT 1) SELECT * FROM x",
+        "SELECT random()",
+        "SELECT nextval('s')",
+        "SELECT * FROM users FOR UPDATE",
+    ] {
+        let class = classify_all(sql);
+        assert!(class.is_plain(), "{sql}");
+        // Whoever adds to what it does is heard.
+        let written = class.altered(|all| all[0].write = Write::Everything(Unbounded::Unparsed));
+        assert!(!written.is_plain(), "{sql}");
+        let effective = class.altered(|all| all[0].effects.push(Effect::Temp));
+        assert!(!effective.is_plain(), "{sql}");
+        assert_eq!(class.altered(|_| {}), class, "{sql}");
+    }
+    for sql in [
+        "",
+        "SELECT 1; SELECT 2",
+        "SELECT id INTO copy FROM users",
+        "SELECT set_config('a.b', 'c', false)",
+        "SELECT lastval()",
+        "SELECT pg_advisory_lock(1)",
+        "SELECT unheard_of()",
+        "WITH x AS (DELETE FROM users RETURNING id) SELECT * FROM x",
+        "INSERT INTO users VALUES (1)",
+        "EXPLAIN SELECT 1",
+        "EXECUTE s",
+        "PREPARE s AS SELECT 1",
+        "CREATE TABLE copy AS SELECT 1",
+        "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+        "BEGIN",
+        "SET a.b = 'c'",
+        "SELEC 1",
+    ] {
+        assert!(!classify_all(sql).is_plain(), "{sql}");
+    }
+    assert!(!Class::default().is_plain());
 }

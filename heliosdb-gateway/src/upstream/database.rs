@@ -232,13 +232,15 @@ impl Database {
             .filter(|loaded| self.versions.is_current(&loaded.read_under))
     }
 
+    /// Looks into [`catalog_now`](Self::catalog_now) without keeping it.
+    pub(crate) fn with_catalog<R>(&self, look: impl FnOnce(Option<&LoadedCatalog>) -> R) -> R {
+        let loaded = self.catalog.load();
+        look(loaded.as_deref().filter(|loaded| self.is_current(loaded)))
+    }
+
     /// The epoch of [`catalog_now`](Self::catalog_now).
     pub(crate) fn epoch_now(&self) -> Option<u64> {
-        self.catalog
-            .load()
-            .as_ref()
-            .filter(|loaded| self.versions.is_current(&loaded.read_under))
-            .map(|loaded| loaded.catalog.epoch())
+        self.with_catalog(|loaded| loaded.map(|loaded| loaded.catalog.epoch()))
     }
 
     /// True if no DDL came since the catalog was read, and none is under way.

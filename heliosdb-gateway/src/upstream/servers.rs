@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime};
 
 use heliosdb_network::postgres::{Host, Place};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+
+use crate::clients::Counters;
+use crate::clock;
 
 /// What is shown of a server connection.
 #[derive(Debug)]
@@ -23,8 +26,8 @@ pub(crate) struct ServerInfo {
     client: AtomicU64,
     /// Times lent to a client.
     leases: AtomicU64,
-    /// Seconds since 1970 when it was last lent.
-    lent_at: AtomicU64,
+    /// The [`clock::stamp`] of when it was last lent.
+    lent: AtomicU64,
     /// Statements that are prepared there, as of when it was last given back.
     pub(crate) prepared: AtomicUsize,
     /// It is closed when its client gives it back.
@@ -53,7 +56,7 @@ impl ServerInfo {
             port: place.port,
             client: AtomicU64::new(0),
             leases: AtomicU64::new(0),
-            lent_at: AtomicU64::new(seconds(connected_at)),
+            lent: AtomicU64::new(clock::stamp(Instant::now())),
             prepared: AtomicUsize::new(0),
             close_needed: AtomicBool::new(false),
             closed: Arc::default(),
@@ -67,10 +70,12 @@ impl ServerInfo {
         self
     }
 
-    pub(crate) fn lent_to(&self, client: u64, now: SystemTime) {
+    /// `now`: a [`clock::stamp`].
+    pub(crate) fn lent_to(&self, client: u64, now: u64) {
         self.client.store(client, Ordering::Relaxed);
-        self.leases.fetch_add(1, Ordering::Relaxed);
-        self.lent_at.store(seconds(now), Ordering::Relaxed);
+        // Whoever has the connection is the only writer.
+        Counters::add(&self.leases, 1);
+        self.lent.store(now, Ordering::Relaxed);
     }
 
     pub(crate) fn returned(&self) {
@@ -87,7 +92,7 @@ impl ServerInfo {
 
     /// When it was last lent, or made.
     pub(crate) fn lent_at(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(self.lent_at.load(Ordering::Relaxed))
+        clock::time_of(self.lent.load(Ordering::Relaxed))
     }
 
     pub(crate) fn close_needed(&self) -> bool {
@@ -99,11 +104,6 @@ impl Drop for ServerInfo {
     fn drop(&mut self) {
         self.closed.notify_waiters();
     }
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 /// All live server connections of the process.

@@ -383,6 +383,7 @@ impl<T> Exchange<T> {
             created: now,
             in_use: true,
             expires,
+            acquired: now,
             idle_since,
             verified: now,
             generation: state.generation,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::meta::Item;
 use super::{ConnectionMeta, Connector, EnhancedConnectionPool};
@@ -20,6 +21,14 @@ impl<C: Connector> Lease<C> {
         Self {
             pool,
             held: Some(held),
+        }
+    }
+
+    /// Gives the connection back as of `now`: for who has just looked at the clock. Dropping the lease does the same, and
+    /// looks itself.
+    pub fn release_at(mut self, now: Instant) {
+        if let Some(held) = self.held.take() {
+            self.pool.release(held, Some(now));
         }
     }
 
@@ -78,7 +87,7 @@ impl<C: Connector> DerefMut for Lease<C> {
 impl<C: Connector> Drop for Lease<C> {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
-            self.pool.release(held);
+            self.pool.release(held, None);
         }
     }
 }

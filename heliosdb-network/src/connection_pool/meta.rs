@@ -15,6 +15,8 @@ pub struct ConnectionMeta {
     pub created: Instant,
     /// Handed out, or being checked or reset.
     pub in_use: bool,
+    /// When it was acquired last, or else opened.
+    pub acquired: Instant,
     pub(super) expires: Option<Instant>,
     /// When it was last used.
     pub(super) idle_since: Instant,

@@ -276,6 +276,7 @@ impl<T> State<T> {
         place: &'static Location<'static>,
     ) {
         meta.in_use = true;
+        meta.acquired = now;
         self.observed.active_max = self.observed.active_max.max(self.active);
         self.standing[meta.slot].held = Some(Held {
             since: now,
