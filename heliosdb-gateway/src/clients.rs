@@ -296,14 +296,14 @@ impl ClientInfo {
 
     /// Has the session's task woken by signals from now on. Look for one that came before behind this, not ahead of it.
     pub(crate) fn register(&self, cx: &Context<'_>) {
-        let data = cx.waker().data().cast_mut();
         // Asked for each time that the session is polled, and nearly always the same.
-        if self.wakes.load(Ordering::Relaxed) == data {
+        if self.wakes.load(Ordering::Relaxed) == cx.waker().data().cast_mut() {
             return;
         }
+        let new = cx.waker().clone();
         let mut waker = self.waker.lock();
-        self.wakes.store(data, Ordering::Relaxed);
-        let before = waker.replace(cx.waker().clone());
+        self.wakes.store(new.data().cast_mut(), Ordering::Relaxed);
+        let before = waker.replace(new);
         drop(waker);
         drop(before);
     }
@@ -389,7 +389,7 @@ impl ClientInfo {
 
     /// When the last request went to a server, or the client connected.
     pub(crate) fn requested_at(&self) -> SystemTime {
-        clock::time_of(self.requested.load(Ordering::Relaxed))
+        clock::time_of(self.requested.load(Ordering::Relaxed)).max(self.connected_at)
     }
 
     /// For how long it has been waiting, if it is.

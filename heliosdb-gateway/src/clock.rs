@@ -3,18 +3,18 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 
-static START: LazyLock<(Instant, SystemTime)> =
-    LazyLock::new(|| (Instant::now(), SystemTime::now()));
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Microseconds since the process first asked; 0 for what was before.
 pub(crate) fn stamp(at: Instant) -> u64 {
-    let since_start = at.saturating_duration_since(START.0);
+    let since_start = at.saturating_duration_since(*START);
     u64::try_from(since_start.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The time of a [`stamp`].
+/// The time of a [`stamp`], by what the clock says now: it may have been set meanwhile.
 pub(crate) fn time_of(stamp: u64) -> SystemTime {
-    START.1 + Duration::from_micros(stamp)
+    let ago = self::stamp(Instant::now()).saturating_sub(stamp);
+    SystemTime::now() - Duration::from_micros(ago)
 }
 
 #[cfg(test)]

@@ -323,8 +323,9 @@ impl PostgresCluster {
             // Nothing here outlives the machine.
             ("fsync", "off"),
             ("full_page_writes", "off"),
-            // Its segments are small, so that there is less to copy.
+            // Its segments are small, so that there is less to copy. What follows from that is as it would be.
             ("max_wal_size", "1GB"),
+            ("wal_buffers", "16MB"),
         ] {
             command.arg("-c").arg(format!("{name}={value}"));
         }
@@ -355,9 +356,11 @@ impl Drop for PostgresCluster {
 
 /// Whether `postmaster.pid` says that this process takes connections: what `pg_ctl` waits for, and cheaper than to connect.
 fn is_ready(pid_file: &str, pid: u32) -> bool {
-    let mut lines = pid_file.lines();
-    let is_its_own = lines.next().and_then(|line| line.parse().ok()) == Some(pid);
-    is_its_own && matches!(lines.nth(6).map(str::trim), Some("ready" | "standby"))
+    /// The eighth, in every version since 10.
+    const STATUS: usize = 7;
+    let lines: Vec<&str> = pid_file.lines().map(str::trim).collect();
+    let is_its_own = lines.first().and_then(|line| line.parse().ok()) == Some(pid);
+    is_its_own && matches!(lines.get(STATUS), Some(&("ready" | "standby")))
 }
 
 /// Makes the folder of a new cluster: a copy of the last one that was made, where there is one, which is faster.
@@ -419,7 +422,7 @@ fn template_folder(bin: &Path) -> Option<PathBuf> {
     let version = version
         .trim()
         .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    Some(deps.parent()?.join(format!("helios-{version}")))
+    Some(deps.parent()?.join(format!("helios-{version}-small")))
 }
 
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {

@@ -512,10 +512,10 @@ impl Session {
     /// Marks what a statement may write, before it is sent.
     fn mark_writes(&mut self, class: &Class, sent: &Sent<'_>) {
         self.note_sight(class);
-        let is_read =
+        let reads =
             |statement: &Statement| statement.write == Write::None && statement.effects.is_empty();
-        let is_read = class.is_plain() || class.statements.iter().all(is_read);
-        if is_read && !self.pins.has(Pin::Temp) {
+        let only_reads = class.is_plain() || class.statements.iter().all(reads);
+        if only_reads && !self.pins.has(Pin::Temp) {
             // It marks nothing.
             self.intends_unparsed = false;
             return;
@@ -648,9 +648,12 @@ impl Session {
             return self.classify_text(text);
         }
         let class = self.pool.database.with_catalog(|catalog| {
-            self.gateway
-                .classify_prepared(statement, catalog?, &self.names, &mut self.text_buffer)
-                .into()
+            let catalog = catalog?;
+            let scratch = &mut self.text_buffer;
+            let class = self
+                .gateway
+                .classify_prepared(statement, catalog, &self.names, scratch);
+            Some(class)
         });
         let Some(class) = class else {
             return self.classify_text(text);

@@ -648,7 +648,7 @@ impl Session {
         is_certain.then(|| Arc::new(class))
     }
 
-    /// A request that is not for the cache. `is_ordinary`: see there.
+    /// A request that is not for the cache. `is_ordinary`: nothing that is [ordinary](Self::is_ordinary) is answered here.
     fn first_message(&mut self, bytes: &[u8], is_ordinary: bool) -> Result<Step, End> {
         let Some((tag, _, len)) = message(bytes) else {
             return Ok(Step::Incomplete);

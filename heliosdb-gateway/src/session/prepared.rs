@@ -424,6 +424,7 @@ impl Named {
 
     pub(crate) fn clear(&mut self) {
         if self.named.capacity() == 0 {
+            // As after most transactions: there is no map to give up.
             self.unnamed = None;
         } else {
             *self = Self::default();

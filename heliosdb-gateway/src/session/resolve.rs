@@ -29,8 +29,7 @@ impl Unresolved {
     /// Keeps the text if its effects on the session are unknown for want of a catalog alone.
     pub(super) fn note(&mut self, text: &[u8], class: &Class) {
         let has_none = |statement: &Statement| statement.effects.is_empty();
-        let has_none = class.is_plain() || class.statements.iter().all(has_none);
-        if has_none && self.is_empty() {
+        if self.is_empty() && (class.is_plain() || class.statements.iter().all(has_none)) {
             return;
         }
         let effects = || {

@@ -63,6 +63,7 @@ impl Session {
     /// Statements of this class are about to be sent: sees to it that they find no values of others.
     pub(super) fn guard_sequences(&mut self, class: &Class) {
         if class.is_plain() && !self.reads_sequences {
+            // It may take a number from one, in a function, and asks for none.
             if let Some(link) = &mut self.link {
                 link.lease.sequences.run(false, true);
             }

@@ -307,6 +307,7 @@ impl Settings {
     /// The transaction's changes stay. True if the effective settings changed.
     pub(crate) fn commit(&mut self) -> bool {
         if self.savepoints.is_empty() && self.changes.is_empty() {
+            // As after most transactions.
             return false;
         }
         self.savepoints.clear();

@@ -110,7 +110,7 @@ pub struct Class {
     /// A hash of what all texts have in common that a [`memo::ClassMemo`] gives this class; 0 where it is of no memo. Texts of
     /// one shape differ at the most in their literals.
     pub shape: u64,
-    /// It is one statement that reads and does nothing else, and that speaks of no other: there is nothing to look for in it
+    /// It is one statement that reads and does nothing else, and that names no prepared one: there is nothing to look for in it
     /// before it is sent, nor when it is done.
     is_plain: bool,
 }

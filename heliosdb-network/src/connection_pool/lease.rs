@@ -24,8 +24,8 @@ impl<C: Connector> Lease<C> {
         }
     }
 
-    /// Gives the connection back as of `now`: for who has just looked at the clock. Dropping the lease does the same, and
-    /// looks itself.
+    /// Gives the connection back as of `now`, for who has just looked at the clock. Dropping the lease does the same, and
+    /// looks itself; so does what is reset or closed first.
     pub fn release_at(mut self, now: Instant) {
         if let Some(held) = self.held.take() {
             self.pool.release(held, Some(now));

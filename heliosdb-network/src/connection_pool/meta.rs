@@ -15,7 +15,7 @@ pub struct ConnectionMeta {
     pub created: Instant,
     /// Handed out, or being checked or reset.
     pub in_use: bool,
-    /// When it was acquired last, or else opened.
+    /// When it was set aside for whoever acquired it last (it may have been checked after that), or else opened.
     pub acquired: Instant,
     pub(super) expires: Option<Instant>,
     /// When it was last used.
