@@ -1,16 +1,14 @@
 //! Clients that are not in yet: more than there are descriptors for, slow ones, and those who send nonsense. None of them
 //! keeps others out for long, and each that speaks the protocol is told why it is refused.
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use support::raw::Wire;
-use support::{Helios, Stack};
-
 use heliosdb_testkit::PostgresCluster;
+
+use crate::support::raw::Wire;
+use crate::support::{Helios, Stack};
 
 fn connect(helios: &Helios) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", helios.port)).expect("connected");

@@ -1,15 +1,14 @@
 //! The admin console: PgBouncer's commands, its columns in its order, and what they do. `pause.rs` has those that hold
 //! requests up.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::raw::{Wire, parse, sync, terminate};
-use support::{Helios, Stack, connect};
 use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::support::raw::{Wire, parse, sync, terminate};
+use crate::support::{Helios, Stack, connect, until};
 
 type Row = BTreeMap<String, String>;
 
@@ -33,7 +32,7 @@ async fn rows(console: &Client, command: &str) -> Vec<Row> {
 
 /// Names and types of the columns of an answer.
 fn columns(console: &mut Wire, command: &str) -> Vec<(String, u32)> {
-    console.send(&[support::raw::query(command)]);
+    console.send(&[crate::support::raw::query(command)]);
     let messages = console.messages();
     let description = messages
         .iter()
@@ -56,15 +55,6 @@ async fn code(client: &Client, command: &str) -> (String, String) {
     let error = client.simple_query(command).await.expect_err(command);
     let error = error.as_db_error().expect("the console's");
     (error.code().code().to_owned(), error.message().to_owned())
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    waited.await.expect(what);
 }
 
 /// What scripts and exporters read: of PgBouncer 1.25, each with the letter of its type (s text, i int4, q int8, N numeric).

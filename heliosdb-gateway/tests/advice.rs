@@ -1,12 +1,11 @@
 //! `SHOW ADVICE`: how large a pool should be, worked out from what it does; and followed where that is wished.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use support::Stack;
 use tokio_postgres::SimpleQueryMessage;
+
+use crate::support::Stack;
 
 /// The pools' rows, by column, that have advice.
 async fn advice(stack: &Stack) -> Vec<BTreeMap<String, String>> {

@@ -1,13 +1,12 @@
 //! A client gets, of the idle server connections, one that has its statement prepared; and never waits for it.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use heliosdb_testkit::PostgresCluster;
-use support::Stack;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+
+use crate::support::Stack;
 
 /// Four connections that keep a third of the statements each.
 const CONNECTIONS: usize = 4;
@@ -174,7 +173,7 @@ async fn each_statement_is_parsed_once_in_all_where_nothing_is_in_the_way() {
     assert_eq!(shown.len(), 1, "{shown:?}");
     assert_eq!(
         number(shown[0], "prepared_on"),
-        STATEMENTS.unsigned_abs().into()
+        u64::from(STATEMENTS.unsigned_abs())
     );
 }
 

@@ -7,14 +7,13 @@
 //!
 //! What is a reason to refuse for a whole database (operators, casts, operator classes of users) has databases of its own.
 
-mod support;
-
 use std::collections::BTreeSet;
 
 use heliosdb_gateway::sql::{Catalog, NameScope, Read, classify};
-use support::Stack;
-use support::raw::{Wire, bind_with, execute, message, parse, sync};
 use tokio_postgres::SimpleQueryMessage;
+
+use crate::support::Stack;
+use crate::support::raw::{Wire, bind_with, execute, message, parse, sync};
 
 const SCHEMA: &str = r#"
 CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; CREATE ROLE readers; GRANT alice TO bob;
@@ -1028,7 +1027,7 @@ async fn code_that_statements_run_without_naming_it_is_seen() {
     for (number, (setup, expected, sql, change)) in POISONED.iter().enumerate() {
         let database = format!("poisoned_{number}");
         stack.psql(&format!("CREATE DATABASE {database}"));
-        let client = support::connect(stack.cluster.port(), "postgres", &database).await;
+        let client = crate::support::connect(stack.cluster.port(), "postgres", &database).await;
         let made = format!("CREATE TABLE hidden (n int); INSERT INTO hidden VALUES (1); {setup}");
         client.batch_execute(&made).await.expect(setup);
         let catalog = load(&client).await;

@@ -1,11 +1,9 @@
 //! Users that no file has: the server is asked for their secrets, and by nothing that a client says.
 
-mod support;
-mod visitor;
-
 use heliosdb_testkit::PostgresCluster;
-use support::Helios;
-use visitor::{psql, who};
+
+use crate::support::Helios;
+use crate::visitor::{psql, who};
 
 fn start() -> PostgresCluster {
     let cluster = PostgresCluster::builder()
@@ -243,7 +241,7 @@ fn a_wrong_configuration_is_told_to_everybody_and_the_log_says_what_is_wrong() {
         of("on_leave", ""),
     ];
     let folder = tempfile::tempdir().expect("a folder");
-    let users = visitor::file(folder.path(), "users", "\"postgres\" \"chief\"\n");
+    let users = crate::visitor::file(folder.path(), "users", "\"postgres\" \"chief\"\n");
     let auth = format!(
         "type = \"scram-sha-256\"\nfile = \"{users}\"\nquery_user = \"postgres\"\nadmin_users = [\"postgres\"]"
     );
@@ -292,7 +290,7 @@ fn a_wrong_configuration_is_told_to_everybody_and_the_log_says_what_is_wrong() {
 fn known_users_are_those_of_the_file_and_of_the_server() {
     let cluster = start();
     let folder = tempfile::tempdir().expect("a folder");
-    let file = visitor::file(folder.path(), "users", "\"asker\" \"\"\n");
+    let file = crate::visitor::file(folder.path(), "users", "\"asker\" \"\"\n");
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres", cluster.port());
     // All are one user to the server: it is helios that knows them or not.
     let databases = format!(

@@ -1,10 +1,9 @@
 //! A session may have to read the catalog over its own connection: the client never notices.
 
-mod support;
-
 use heliosdb_testkit::PostgresCluster;
-use support::raw::{query, step, sync};
-use support::{Helios, Stack};
+
+use crate::support::raw::{query, step, sync};
+use crate::support::{Helios, Stack};
 
 const TABLES: &str = "
     CREATE TABLE u (id int, v int); INSERT INTO u VALUES (1, 0);

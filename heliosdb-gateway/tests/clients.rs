@@ -1,8 +1,6 @@
 //! Programs that people use work through helios, and get what they get from the server itself.
 
-mod support;
-
-use support::{Stack, pgbench, psql};
+use crate::support::{Stack, pgbench, psql};
 
 /// What a session can do without the answers depending on where it runs.
 const SCRIPT: &str = r"
@@ -209,7 +207,9 @@ async fn copy_in_and_out_by_the_extended_protocol() {
     let chunks: Vec<Bytes> = stream.try_collect().await.expect("copied");
     assert_eq!(
         chunks.iter().map(Bytes::len).sum::<usize>(),
-        (0..5000).map(|n| format!("{n}\tline {n}\n").len()).sum()
+        (0..5000)
+            .map(|n| format!("{n}\tline {n}\n").len())
+            .sum::<usize>()
     );
     // An error in the middle leaves the session usable.
     let sink = client

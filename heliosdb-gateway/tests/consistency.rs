@@ -11,14 +11,13 @@
 //! * the write intent: make `invalidate::wire::mark` return at once;
 //! * the version check: make `VersionSlots::is_current` return true.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{Stack, connect};
 use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::support::{Stack, connect};
 
 const ROWS: i32 = 200;
 const BALANCE: i64 = 1000;

@@ -1,10 +1,8 @@
 //! COPY in pipelines: whatever is sent in front of it, behind it and into it, the answers are PostgreSQL's, and each
 //! goes to the client that asked.
 
-mod support;
-
-use support::Stack;
-use support::raw::{
+use crate::support::Stack;
+use crate::support::raw::{
     bind, copy_data, copy_done, execute, first_row, flush, message, parse, query, step, sync,
 };
 

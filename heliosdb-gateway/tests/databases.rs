@@ -1,17 +1,12 @@
 //! Names of databases: where they lead, whom clients are there, what a reload changes.
 
-mod support;
-
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::{Helios, Stack, connect};
+use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls};
 
-async fn text(client: &Client, sql: &str) -> String {
-    client.query_one(sql, &[]).await.expect(sql).get(0)
-}
+use crate::support::{Helios, Stack, connect, text};
 
 fn two_names_of_one_database(cluster: &PostgresCluster) -> String {
     format!(

@@ -1,9 +1,7 @@
 //! Sessions that begin after it was altered what sessions begin with, begin with that.
 
-mod support;
-
-use support::Stack;
-use support::raw::Wire;
+use crate::support::Stack;
+use crate::support::raw::Wire;
 
 fn shown(client: &mut Wire) -> String {
     client.value("SHOW work_mem")

@@ -1,12 +1,11 @@
 //! Drivers of other languages and libraries get the same answers through helios as without it.
 
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 
 use sqlx::{Connection as _, Row as _};
-use support::Stack;
+
+use crate::support::Stack;
 
 const TABLES: &str = "CREATE TABLE things (id int PRIMARY KEY, name text, price numeric(8,2), at timestamptz);
     INSERT INTO things SELECT i, 'thing ' || i, i * 1.5, timestamptz '2024-01-01 UTC' + i * interval '1 day' \

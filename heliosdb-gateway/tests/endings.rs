@@ -1,8 +1,6 @@
 //! Clients that leave, lines that break and messages that are none: what was asked for before is done, nobody else pays
 //! for it, and no write is forgotten.
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use heliosdb_testkit::PostgresCluster;
-use support::raw::{
+
+use crate::support::raw::{
     Wire, bind, copy_data, copy_done, execute, first_row, flush, parse, query, step, sync,
     terminate,
 };
-use support::{Helios, Stack};
+use crate::support::{Helios, Stack};
 
 const ONE_CONNECTION: &str = "[pool]\nsize = 1\nacquire_timeout = \"5s\"\n";
 

@@ -1,7 +1,5 @@
 //! HIDB end to end: what the PostgreSQL port answers, it answers too, many requests at a time.
 
-mod support;
-
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +9,11 @@ use heliosdb_network::client::Push;
 use heliosdb_network::protocol::{AnswerSource, CacheUse, Frame, Hello, HidbMessage, Login, Query};
 use heliosdb_network::{HeliosError, HidbClient, HidbTarget, Reply, Statement, protocol};
 use heliosdb_testkit::PostgresCluster;
-use support::{Stack, raw};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::support::{Stack, raw};
 
 const SECOND: Duration = Duration::from_secs(1);
 

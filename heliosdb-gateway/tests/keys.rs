@@ -16,12 +16,10 @@
 //! * a half of DateStyle forgotten (`Settings::changed_to`), the role kept behind SET SESSION AUTHORIZATION
 //!   (`Settings::change`).
 
-mod support;
-
 use std::collections::BTreeMap;
 
-use support::Stack;
-use support::raw::{Wire, message, query, sync};
+use crate::support::Stack;
+use crate::support::raw::{Wire, message, query, sync};
 
 const SCHEMA: &str = "
 CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; GRANT bob TO alice;

@@ -1,14 +1,12 @@
 //! What a client may ask of answers from memory: none, none that is older than it says, or the usual ones.
 
-mod support;
-
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use heliosdb_testkit::PostgresCluster;
 
-use support::raw::{Wire, bind_with, execute, first_row, parse, step, sync};
-use support::{Helios, Stack};
+use crate::support::raw::{Wire, bind_with, execute, first_row, parse, step, sync};
+use crate::support::{Helios, Stack};
 
 const TABLES: &str = "
     CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 10), (2, 20);

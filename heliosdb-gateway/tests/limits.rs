@@ -1,13 +1,12 @@
 //! Limits on clients: exact, under storms too, told with the key that sets them, and none for those who look after helios.
 
-mod support;
-
-use support::raw::{Wire, bind, execute, message, parse, query, sync};
-use support::{Helios, Stack};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use heliosdb_testkit::PostgresCluster;
+
+use crate::support::raw::{Wire, bind, execute, message, parse, query, sync};
+use crate::support::{Helios, Stack};
 
 /// The hint that a client is given that is not let in.
 async fn refused(helios: &Helios, user: &str, database: &str) -> String {

@@ -1,12 +1,12 @@
 //! LISTEN in transaction mode: a client that listens holds no server connection, and hears what it would hear directly.
 
-mod support;
-
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use support::raw::{Wire, bind, close, describe, execute, message, parse, query, step, sync};
-use support::{Helios, Stack};
+use crate::support::raw::{
+    Wire, bind, close, describe, execute, message, parse, query, step, sync,
+};
+use crate::support::{Helios, Stack};
 
 const ONE_CONNECTION: &str = "[pool]\nsize = 1\nacquire_timeout = \"5s\"\n";
 const TWIN: &str = "twin";
@@ -187,7 +187,7 @@ fn compare(stack: &Stack, script: &[&str]) {
             let (who, sql) = line.split_at(3);
             let lines = match who {
                 "L: " => listener.query(sql),
-                "X: " => listener.ask(&support::raw::extended(sql, "", &[])),
+                "X: " => listener.ask(&crate::support::raw::extended(sql, "", &[])),
                 _ => {
                     sender.run(sql);
                     continue;

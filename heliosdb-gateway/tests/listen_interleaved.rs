@@ -1,11 +1,9 @@
 //! Random clients that listen, notify, and end their transactions in every way hear through helios what they hear directly.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use support::Stack;
-use support::raw::{Wire, extended, query};
+use crate::support::Stack;
+use crate::support::raw::{Wire, extended, query};
 
 const CLIENTS: usize = 4;
 const STEPS: usize = 120;

@@ -1,15 +1,13 @@
 //! What has broken poolers at their door: lengths that lie, endless nonces, errors without a code.
 
-mod support;
-mod visitor;
-
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::Helios;
-use visitor::{file, psql, who};
+
+use crate::support::Helios;
+use crate::visitor::{file, psql, who};
 
 struct Door {
     helios: Helios,

@@ -1,15 +1,13 @@
 //! Drivers that people use log in over TLS by each method, and in no other way than with the password.
 
-mod support;
-mod visitor;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use heliosdb_testkit::PostgresCluster;
 use heliosdb_testkit::certificates::Authority;
-use support::Helios;
-use visitor::file;
+
+use crate::support::Helios;
+use crate::visitor::file;
 
 fn run(command: &mut Command) -> String {
     let output = command.output().expect("it runs");

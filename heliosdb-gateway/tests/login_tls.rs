@@ -1,16 +1,14 @@
 //! Encrypted clients and encrypted servers: who insists on it gets it, and everything works as without.
 
-mod support;
-mod visitor;
-
 use std::time::Duration;
 
 use heliosdb_network::postgres::{PgConnection, PgTarget};
 use heliosdb_testkit::PostgresCluster;
 use heliosdb_testkit::certificates::Authority;
-use support::Helios;
 use tempfile::TempDir;
-use visitor::{file, psql, who};
+
+use crate::support::Helios;
+use crate::visitor::{file, psql, who};
 
 /// A helios with a certificate for localhost, in front of a server that trusts everybody.
 struct Stack {

@@ -1,13 +1,11 @@
 //! Who gets in, by which proof, and as whom to the server; PostgreSQL's own client is the judge.
 
-mod support;
-mod visitor;
-
 use heliosdb_network::{HidbClient, HidbTarget};
 use heliosdb_testkit::{PostgresBuilder, PostgresCluster};
-use support::{Helios, is_refused_as_no_replicator};
 use tempfile::TempDir;
-use visitor::{file, psql, who};
+
+use crate::support::{Helios, is_refused_as_no_replicator};
+use crate::visitor::{file, psql, who};
 
 /// A server that lets `app` in by SCRAM, `old` by md5 and `postgres` without, over TCP.
 fn server() -> PostgresBuilder {

@@ -1,9 +1,7 @@
 //! What a name means when a statement runs decides which answers it makes stale, and which table a read is of.
 
-mod support;
-
-use support::Stack;
-use support::raw::{bind, execute, parse, query, step, step_named, sync};
+use crate::support::Stack;
+use crate::support::raw::{bind, execute, parse, query, step, step_named, sync};
 
 const POOL: &str = "[pool]\nsize = 4\n";
 

@@ -1,8 +1,6 @@
 //! The near cache of `heliosdb-client`, with clients, a writer and faults: no read is older than what its client was told, nor
 //! older than `max_lag`, and what is kept ends with the subscription.
 
-mod support;
-
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,10 +11,11 @@ use heliosdb_client::{
     AnswerSource, CacheUse, Client, ClientConfig, HeliosError, HidbTarget, Position, Statement,
 };
 use heliosdb_testkit::PostgresCluster;
-use support::{Helios, Stack};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
+
+use crate::support::{Helios, Stack};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,11 +1,9 @@
 //! What clients are told without having asked: at their login, and while they wait for a server connection.
 
-mod support;
-
-use support::Stack;
-use support::raw::{Wire, query};
-
 use heliosdb_testkit::PostgresCluster;
+
+use crate::support::Stack;
+use crate::support::raw::{Wire, query};
 
 /// Whether a message is a NOTICE of that text.
 fn says(message: &[u8], text: &str) -> bool {

@@ -1,12 +1,11 @@
 //! A server that goes away: statements wait for it, within bounds, and no answer of before is given for one of after.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use heliosdb_testkit::PostgresCluster;
-use support::{Helios, Stack, connect};
 use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::support::{Helios, Stack, connect, until};
 
 /// By a simple query: nothing of it is under way once it is answered.
 async fn text(client: &Client, sql: &str) -> String {
@@ -246,13 +245,4 @@ async fn nothing_of_a_standby_is_kept() {
         .await;
     }
     assert_eq!(helios.cache_count("fills").await, 0);
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
-    waited.await.expect(what);
 }

@@ -1,17 +1,12 @@
 //! PAUSE, SUSPEND and RESUME: requests wait and none fails, nothing of a paused database is answered from memory, and
 //! answers of the server before are gone after it.
 
-mod support;
-
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::{Helios, Stack, connect};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-async fn text(client: &Client, sql: &str) -> String {
-    client.query_one(sql, &[]).await.expect(sql).get(0)
-}
+use crate::support::{Helios, Stack, connect, text, until};
 
 /// A column of the console's row that has this value in another column.
 async fn shown(console: &Client, table: &str, with: (&str, &str), column: &str) -> Vec<String> {
@@ -25,15 +20,6 @@ async fn shown(console: &Client, table: &str, with: (&str, &str), column: &str) 
     });
     rows.map(|row| row.get(column).unwrap_or_default().to_owned())
         .collect()
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    waited.await.expect(what);
 }
 
 /// A client of `postgres` waits.

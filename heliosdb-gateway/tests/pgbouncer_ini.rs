@@ -1,17 +1,15 @@
 //! PgBouncer's configuration file in place of helios's: what is served, reloaded, migrated and signalled.
 
-mod support;
-mod visitor;
-
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use heliosdb_testkit::certificates::Authority;
 use heliosdb_testkit::{PostgresCluster, free_port};
-use support::connect;
-use support::raw::{Wire, query};
 use tokio_postgres::{Client, NoTls};
+
+use crate::support::raw::{Wire, query};
+use crate::support::{connect, text, until};
 
 /// A helios that was started with an ini file.
 struct Bouncer {
@@ -78,22 +76,9 @@ impl Drop for Bouncer {
     }
 }
 
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    waited.await.expect(what);
-}
-
-async fn text(client: &Client, sql: &str) -> String {
-    client.query_one(sql, &[]).await.expect(sql).get(0)
-}
-
 /// The notices and errors of a command of the console.
 fn command(bouncer: &Bouncer, command: &str) -> String {
-    support::psql(bouncer.port, "pgbouncer", command)
+    crate::support::psql(bouncer.port, "pgbouncer", command)
 }
 
 /// A value of the console's `SHOW CONFIG`.
@@ -576,7 +561,7 @@ async fn files_for_tls_are_set_one_after_the_other() {
             "dbname=d sslmode=verify-full sslrootcert={}",
             root.display()
         );
-        visitor::who(bouncer.port, "postgres", "", &more).is_ok()
+        crate::visitor::who(bouncer.port, "postgres", "", &more).is_ok()
     };
     let waits = "NOTICE:  TLS settings could not be applied, still using old configuration";
     let is_plain = |told: &str| !told.contains("NOTICE") && !told.contains("ERROR");

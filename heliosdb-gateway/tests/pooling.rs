@@ -1,14 +1,13 @@
 //! Many clients on few connections: nobody sees another's state, nobody loses its own.
 
-mod support;
-
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::Stack;
-use support::raw::{query, step, sync};
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
+
+use crate::support::Stack;
+use crate::support::raw::{query, step, sync};
 
 const ONE_CONNECTION: &str = "[pool]\nsize = 1\nacquire_timeout = \"2s\"\n";
 

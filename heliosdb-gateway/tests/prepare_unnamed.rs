@@ -1,10 +1,8 @@
 //! `pool.prepare_unnamed`: a text that comes again and again without a name is prepared once on each server connection,
 //! and its clients are told nothing else than by a server that parses it each time.
 
-mod support;
-
-use support::Stack;
-use support::raw::{Wire, bind, bind_with, describe, execute, parse, query, sync};
+use crate::support::Stack;
+use crate::support::raw::{Wire, bind, bind_with, describe, execute, parse, query, sync};
 
 const CONFIG: &str = "[pool]\nsize = 1\nprepare_unnamed = true\n[cache]\nenabled = false\n";
 const TABLES: &str = "CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, 'one'), (2, 'two')";

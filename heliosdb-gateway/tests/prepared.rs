@@ -1,10 +1,10 @@
 //! A prepared statement means what it meant where it was prepared: clients with other settings neither get it nor its
 //! answers.
 
-mod support;
-
-use support::Stack;
-use support::raw::{Wire, bind, bind_with, close, execute, parse, query, step, step_named, sync};
+use crate::support::Stack;
+use crate::support::raw::{
+    Wire, bind, bind_with, close, execute, parse, query, step, step_named, sync,
+};
 
 const ONE_CONNECTION: &str = "[pool]\nsize = 1\n";
 

@@ -1,13 +1,12 @@
 //! The program: its flags, its configuration, its start and its end.
 
-mod support;
-
 use std::process::{Command, Output};
 use std::time::Duration;
 
 #[cfg(feature = "embedded")]
-use support::Helios;
-use support::Stack;
+use crate::support::Helios;
+
+use crate::support::Stack;
 
 fn helios(args: &[&str]) -> Output {
     let folder = tempfile::tempdir().expect("a folder");
@@ -212,13 +211,13 @@ async fn many_clients_share_the_embedded_server_and_its_data_stays() {
     let folder = data.path().join("data");
     let args = ["--data", folder.to_str().expect("UTF-8")];
     let mut helios = Helios::start(&args, "");
-    support::pgbench(helios.port, &["-i", "-s", "1"]);
+    crate::support::pgbench(helios.port, &["-i", "-s", "1"]);
     for mode in ["simple", "extended", "prepared"] {
         for kind in [&["-S"][..], &[]] {
             // All in one thread: pgbench does nothing else while one of its clients prepares, and if that took the one
             // connection, the client that has it could not go on.
             let args = [kind, &["-M", mode, "-c", "6", "-j", "1", "-t", "50"]].concat();
-            let report = support::pgbench(helios.port, &args);
+            let report = crate::support::pgbench(helios.port, &args);
             assert!(
                 report.contains("number of failed transactions: 0"),
                 "{report}"

@@ -1,13 +1,11 @@
 //! Programs that people write: SQLAlchemy, Django and the drivers below them, in their default configuration, against
 //! helios and against the server itself. What they print must be the same, and their reads must come from memory.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use support::Stack;
+use crate::support::Stack;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs")

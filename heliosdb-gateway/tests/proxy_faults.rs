@@ -24,13 +24,14 @@
 //! | 21 | DISCARD ALL behind each transaction | `statements_stay_prepared_and_are_shared` |
 //! | 22 | each client's statements prepared anew | the same |
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::Stack;
-use support::raw::{Wire, bind_with, copy_data, copy_done, execute, parse, query, step, sync};
 use tokio_postgres::SimpleQueryMessage;
+
+use crate::support::Stack;
+use crate::support::raw::{
+    Wire, bind_with, copy_data, copy_done, execute, parse, query, step, sync,
+};
 
 const SCHEMA: &str = "CREATE TABLE t (a int, b text); INSERT INTO t VALUES (1, '2'), (2, '1'), (3, 'x--1'), (4, 'x--2');
     CREATE TABLE users (id int PRIMARY KEY, name text); INSERT INTO users VALUES (1, 'one'), (2, 'two');

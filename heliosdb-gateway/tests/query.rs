@@ -1,11 +1,9 @@
 //! `helios query`: what it prints, and how it ends.
 
-mod support;
-
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use support::Stack;
+use crate::support::Stack;
 
 struct Shell {
     stack: Stack,

@@ -1,12 +1,10 @@
 //! Server connections: of a pool, of its reserve, and of a database or user in all pools together. Who waits is served, and
 //! who waits in vain is told what for.
 
-mod support;
-
-use support::Stack;
-use support::raw::{Wire, query};
-
 use heliosdb_testkit::PostgresCluster;
+
+use crate::support::Stack;
+use crate::support::raw::{Wire, query};
 
 const DATABASE: &str = "shop";
 

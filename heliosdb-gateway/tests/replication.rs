@@ -1,13 +1,12 @@
 //! Writes made on the server itself are seen within the proved bound, and nothing is served where nothing is proved.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use heliosdb_client::{AnswerSource, ClientConfig, HidbTarget};
 use heliosdb_testkit::{PostgresBuilder, PostgresCluster};
-use support::{Stack, connect};
 use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::support::{Stack, connect};
 
 /// The bound under test.
 const MAX_LAG: Duration = Duration::from_millis(1000);
@@ -28,7 +27,7 @@ async fn following(schema: &str) -> Stack {
 async fn following_with(cluster: PostgresBuilder, schema: &str, config: &str) -> Stack {
     let cluster = cluster.start().expect("PostgreSQL starts");
     cluster.psql("postgres", schema).expect("schema");
-    let helios = support::Helios::start(
+    let helios = crate::support::Helios::start(
         &["--upstream", &cluster.url("postgres", "postgres")],
         config,
     );
@@ -652,7 +651,7 @@ async fn a_transaction_open_since_before_the_slot_is_not_missed() {
         .batch_execute("BEGIN; UPDATE t SET v = 8 WHERE id = 7")
         .await
         .expect("written");
-    let helios = support::Helios::start(
+    let helios = crate::support::Helios::start(
         &["--upstream", &cluster.url("postgres", "postgres")],
         CONFIG,
     );
@@ -677,7 +676,8 @@ async fn auto_follows_where_the_server_allows_it_and_says_why_where_not() {
     cluster
         .psql("postgres", "CREATE TABLE t (id int PRIMARY KEY, v int)")
         .expect("schema");
-    let helios = support::Helios::start(&["--upstream", &cluster.url("postgres", "postgres")], "");
+    let helios =
+        crate::support::Helios::start(&["--upstream", &cluster.url("postgres", "postgres")], "");
     let stack = Stack { helios, cluster };
     assert_eq!(shown(&stack, "mode").await, "wire");
     assert_eq!(
@@ -724,14 +724,14 @@ async fn auto_goes_by_wire_where_a_walsender_is_refused() {
         .expect("PostgreSQL starts");
     cluster.psql("postgres", TABLE).expect("schema");
     let url = cluster.url("postgres", "postgres");
-    let first = support::Helios::start(&["--upstream", &url], "");
+    let first = crate::support::Helios::start(&["--upstream", &url], "");
     let stack = Stack {
         helios: first,
         cluster,
     };
     until_gate(&stack, "open").await;
     assert_eq!(shown(&stack, "mode").await, "replication");
-    let second = support::Helios::start(&["--upstream", &url], "");
+    let second = crate::support::Helios::start(&["--upstream", &url], "");
     let Stack {
         helios: first,
         cluster,
@@ -780,7 +780,7 @@ async fn nothing_is_left_behind_on_the_server() {
         .psql("postgres", "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (7, 1); CREATE TABLE bare (id int)")
         .expect("schema");
     let config = format!("{CONFIG}create_publication = true\n");
-    let helios = support::Helios::start(
+    let helios = crate::support::Helios::start(
         &["--upstream", &cluster.url("postgres", "postgres")],
         &config,
     );

@@ -1,30 +1,14 @@
 //! Clients that replicate through helios: PostgreSQL's own programs and subscribers.
 
-mod support;
-
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use heliosdb_testkit::{PostgresCluster, postgres_bin_dir};
-use support::{Helios, Stack, connect, is_refused_as_no_replicator, psql};
-use tokio_postgres::Client;
+
+use crate::support::{Helios, Stack, connect, is_refused_as_no_replicator, psql, text, until};
 
 fn logical() -> heliosdb_testkit::PostgresBuilder {
     PostgresCluster::builder().setting("wal_level", "logical")
-}
-
-async fn text(client: &Client, sql: &str) -> String {
-    client.query_one(sql, &[]).await.expect(sql).get(0)
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    waited.await.expect(what);
 }
 
 /// One of PostgreSQL's programs, connected to helios.

@@ -1,8 +1,6 @@
 //! Online restart: no client is refused, open transactions end as they should, and two processes never answer from
 //! memory at the same time. Unix-domain sockets, and what a killed process leaves behind.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::{Helios, Stack, connect, psql};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::NoTls;
+
+use crate::support::{Helios, Stack, connect, psql, text, until};
 
 /// Ends the successor, whose process id is in the file.
 struct Successor(PathBuf);
@@ -34,19 +33,6 @@ fn start(cluster: &PostgresCluster, folder: &Path, more: &str) -> (Helios, Succe
         cluster.url("postgres", "postgres")
     );
     (Helios::start(&[], &config), Successor(pid_file))
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    waited.await.expect(what);
-}
-
-async fn text(client: &Client, sql: &str) -> String {
-    client.query_one(sql, &[]).await.expect(sql).get(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,15 +9,14 @@
 //! of a literal is dropped; a declared type is not looked at; and in `sql/by_key.rs`: casts are looked through whatever
 //! their type.
 
-mod support;
-
 use std::collections::HashMap;
 
 use heliosdb_gateway::sql::{
     Catalog, EncodedKey, NameScope, Parameters, Read, Rows, Values, Write, classify,
 };
 use heliosdb_testkit::PostgresCluster;
-use support::raw::{Parameter, Wire, bound_values, declared_types, extended, query};
+
+use crate::support::raw::{Parameter, Wire, bound_values, declared_types, extended, query};
 
 const INT2: u32 = 21;
 const INT4: u32 = 23;
@@ -189,7 +188,7 @@ fn scope() -> NameScope {
 }
 
 async fn catalog(cluster: &PostgresCluster) -> Catalog {
-    let client = support::connect(cluster.port(), "postgres", "postgres").await;
+    let client = crate::support::connect(cluster.port(), "postgres", "postgres").await;
     let mut results: Vec<Vec<Vec<Option<String>>>> = Vec::new();
     for message in client.simple_query(Catalog::LOAD).await.expect("read") {
         match message {

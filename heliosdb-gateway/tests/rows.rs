@@ -10,10 +10,8 @@
 //! * `session/server_messages.rs`: every answer counts as one with rows;
 //! * `session/client_messages.rs`: a Bind to a portal with a name is taken for one to the unnamed portal.
 
-mod support;
-
-use support::Stack;
-use support::raw::{
+use crate::support::Stack;
+use crate::support::raw::{
     Parameter, Wire, bind_with, copy_data, copy_done, execute, extended, first_row, parse, query,
     sync,
 };

@@ -1,9 +1,7 @@
 //! `currval()` and `lastval()` give a client's own value or an error, never another client's value.
 
-mod support;
-
-use support::Stack;
-use support::raw::{step, sync};
+use crate::support::Stack;
+use crate::support::raw::{step, sync};
 
 const TABLES: &str = "CREATE TABLE t (id serial, v int); CREATE SEQUENCE other START 1000";
 const NOT_YET: &str = "E ERROR 55000";

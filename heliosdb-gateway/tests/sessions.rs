@@ -4,8 +4,6 @@
 //! `HELIOS_ROUNDS` is the number of conversations (for each size of the pool), `HELIOS_SEED` what they are drawn from. A
 //! conversation that goes wrong is cut down to what makes it go wrong.
 
-mod support;
-
 use std::env;
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
@@ -14,8 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-use support::Stack;
-use support::raw::{Wire, bind, close, describe, execute, parse, query, step, sync};
+use crate::support::Stack;
+use crate::support::raw::{Wire, bind, close, describe, execute, parse, query, step, sync};
 
 const TABLES: &str = "
     CREATE ROLE worker; CREATE ROLE guest;

@@ -1,10 +1,8 @@
 //! Settings and locks stay with the client that made them, however the request ended that made them; what is reset goes
 //! back to what the client began with.
 
-mod support;
-
-use support::Stack;
-use support::raw::{Wire, bind, execute, parse, query, step, sync};
+use crate::support::Stack;
+use crate::support::raw::{Wire, bind, execute, parse, query, step, sync};
 
 const ONE_CONNECTION: &str = "[pool]\nsize = 1\nacquire_timeout = \"1s\"\n";
 

@@ -1,12 +1,10 @@
 //! Clients that ask for much and read little: they cost a bounded amount of memory, keep nobody else waiting, and can be
 //! bounded in time.
 
-mod support;
-
-use support::raw::{Wire, query};
-use support::{Helios, Stack};
-
 use heliosdb_testkit::PostgresCluster;
+
+use crate::support::raw::{Wire, query};
+use crate::support::{Helios, Stack};
 
 /// A gigabyte.
 const MUCH: &str = "SELECT repeat('x', 1 << 20) FROM generate_series(1, 1024)";

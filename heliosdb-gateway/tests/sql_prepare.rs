@@ -1,10 +1,8 @@
 //! A statement has one name, whether it was prepared by message or by PREPARE, and keeps it on every server connection;
 //! errors are those of a server of one's own, up to the place in the text.
 
-mod support;
-
-use support::Stack;
-use support::raw::{
+use crate::support::Stack;
+use crate::support::raw::{
     Wire, bind, bind_with, close, describe, execute, message, parse, query, step, step_named, sync,
 };
 

@@ -1,10 +1,8 @@
 //! `cached plan must not change result type`: the client is spared it where it learns the columns with the rows, and gets
 //! over it elsewhere.
 
-mod support;
-
-use support::Stack;
-use support::raw::{Wire, bind, describe, execute, parse, query, step_named, sync};
+use crate::support::Stack;
+use crate::support::raw::{Wire, bind, describe, execute, parse, query, step_named, sync};
 
 const TABLES: &str = "CREATE TABLE t (a int); INSERT INTO t VALUES (1)";
 /// Never answered from memory.

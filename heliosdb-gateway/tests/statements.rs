@@ -1,12 +1,11 @@
 //! `SHOW STATEMENTS`: what ran, how often, for how long, and why it was not answered from memory.
 
-mod support;
-
 use std::collections::BTreeMap;
 
-use support::Stack;
-use support::raw::{step, sync};
 use tokio_postgres::SimpleQueryMessage;
+
+use crate::support::Stack;
+use crate::support::raw::{step, sync};
 
 type Row = BTreeMap<String, String>;
 

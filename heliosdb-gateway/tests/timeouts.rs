@@ -1,13 +1,11 @@
 //! Clients that take too long are ended with PostgreSQL's codes, and what they held goes on to others: the server
 //! connection, clean, and what their writes kept from the cache.
 
-mod support;
-
-use support::raw::{Wire, bind, execute, flush, parse, query};
-use support::{Helios, Stack};
-
 use heliosdb_network::{HidbClient, HidbTarget};
 use heliosdb_testkit::PostgresCluster;
+
+use crate::support::raw::{Wire, bind, execute, flush, parse, query};
+use crate::support::{Helios, Stack};
 
 const IDLE: &str = "E FATAL 57P05 terminating connection due to idle-session timeout\nthe end\n";
 const IDLE_IN_TRANSACTION: &str =

@@ -1,14 +1,12 @@
 //! A transaction is the same to its client whether the server hears of it or not, and its reads may come from memory only
 //! where nobody can tell.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::raw::{
+use crate::support::raw::{
     Wire, bind, describe, execute, first_row, flush, parse, query, step, step_named, sync,
 };
-use support::{Helios, Stack};
+use crate::support::{Helios, Stack};
 
 const TABLES: &str = "
     CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 10), (2, 20), (3, 30);

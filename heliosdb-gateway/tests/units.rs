@@ -1,12 +1,10 @@
 //! Where an error falls in a unit of messages decides what the rest of it means, and each write of a pipeline counts by
 //! itself.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::Stack;
-use support::raw::{
+use crate::support::Stack;
+use crate::support::raw::{
     Wire, bind, close, describe, execute, flush, parse, query, step, step_named, sync,
 };
 

@@ -1,21 +1,11 @@
 //! Pools that are there before their clients, and pools that go because nobody needs them.
 
-mod support;
-
 use std::time::Duration;
 
 use heliosdb_testkit::PostgresCluster;
-use support::{Helios, connect};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    waited.await.expect(what);
-}
+use crate::support::{Helios, connect, until};
 
 /// How many connections a user has to the server.
 async fn connections(direct: &Client, user: &str) -> i64 {

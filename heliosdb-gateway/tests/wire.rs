@@ -1,12 +1,10 @@
 //! Requests in forms that drivers send and libraries hide, byte by byte: a row limit, a Parse alone, pipelines.
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use support::Stack;
+use crate::support::Stack;
 
 /// A connection that sends what it is told to and returns what comes.
 struct Wire(TcpStream);

@@ -6,15 +6,14 @@
 //! * `PREPARE TRANSACTION` and `COMMIT PREPARED` taken for nothing (`Effect::TwoPhaseEnd` in `written_slots`);
 //! * SQL-level EXECUTE taken for a read (`writes_anything` in `Builder::execute`).
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use heliosdb_testkit::PostgresCluster;
-use support::raw::{
+
+use crate::support::raw::{
     Wire, bind, bind_with, copy_data, copy_done, execute, message, parse, query, step, sync,
 };
-use support::{Helios, Stack};
+use crate::support::{Helios, Stack};
 
 const SCHEMA: &str = "
 CREATE ROLE app; CREATE SCHEMA early; CREATE SCHEMA late;

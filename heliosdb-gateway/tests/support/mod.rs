@@ -1,11 +1,5 @@
 //! A running helios in front of a real PostgreSQL, for one test.
 
-#![allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "each test uses a part of it"
-)]
-
 pub(crate) mod raw;
 
 use std::io::{BufRead as _, BufReader};
@@ -203,6 +197,21 @@ pub(crate) async fn connect(port: u16, user: &str, database: &str) -> Client {
         .expect("connected");
     tokio::spawn(connection);
     client
+}
+
+/// Waits until something is so, for a minute at the most.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let waited = tokio::time::timeout(Duration::from_secs(60), async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.expect(what);
+}
+
+/// The one value that a statement returns.
+pub(crate) async fn text(client: &Client, sql: &str) -> String {
+    client.query_one(sql, &[]).await.expect(sql).get(0)
 }
 
 /// Whether a server told somebody that it may not replicate, in the words of before version 16 or of since.

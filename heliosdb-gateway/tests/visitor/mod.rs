@@ -1,11 +1,5 @@
 //! PostgreSQL's own client, knocking at helios with a name and a password.
 
-#![allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "each test uses a part of it"
-)]
-
 use std::path::Path;
 use std::process::Command;
 
