@@ -1,20 +1,33 @@
 //! Children that end with the value that holds them.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-/// A port of the loopback interface that nobody listens on at the moment.
+/// A port of the loopback interface that nobody listens on at the moment, and that this process was not given before: whoever
+/// asks for two gets two.
 ///
 /// # Errors
 /// If the system has none to give.
 pub fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
-    Ok(listener.local_addr()?.port())
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Held until one is found, or the system might offer the same again and again.
+    let mut known = Vec::new();
+    loop {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
+        let port = listener.local_addr()?.port();
+        if given.insert(port) {
+            return Ok(port);
+        }
+        known.push(listener);
+    }
 }
 
 /// The user and group that servers run as which refuse to run as root: `None` if we are not root.
@@ -115,3 +128,16 @@ pub(crate) fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_port_is_given_twice() {
+        let ports: BTreeSet<u16> = (0..2000)
+            .map(|_| free_port().expect("there are thousands"))
+            .collect();
+        assert_eq!(ports.len(), 2000);
+    }
+}
