@@ -1,7 +1,9 @@
 //! All tests.
 
-use std::path::PathBuf;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, bail};
 
@@ -60,21 +62,37 @@ pub(crate) fn all() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs one test of heliosdb-cache again and again.
+/// Runs one test of heliosdb-cache again and again, as many at a time as there are processors.
 fn repeat(file: &str, test: &str) -> anyhow::Result<()> {
     let binary = test_binary(file)?;
-    for repetition in 1..=REPETITIONS {
-        let output = Command::new(&binary).args(["--exact", test]).output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        // A name that matches nothing passes too.
-        if !output.status.success() || !text.contains("1 passed") {
-            bail!(
-                "repetition {repetition} failed:\n{text}{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+    let next = AtomicUsize::new(1);
+    let work = || -> anyhow::Result<()> {
+        loop {
+            let repetition = next.fetch_add(1, Ordering::Relaxed);
+            if repetition > REPETITIONS {
+                return Ok(());
+            }
+            run_once(&binary, test).with_context(|| format!("repetition {repetition} failed"))?;
         }
-    }
+    };
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().expect("it does not panic"))
+    })?;
     println!("{REPETITIONS} of {REPETITIONS} passed");
+    Ok(())
+}
+
+fn run_once(binary: &Path, test: &str) -> anyhow::Result<()> {
+    let output = Command::new(binary).args(["--exact", test]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // A name that matches nothing passes too.
+    if !output.status.success() || !text.contains("1 passed") {
+        bail!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    }
     Ok(())
 }
 
@@ -105,6 +123,14 @@ fn executable(messages: &str, target: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_that_is_not_there_has_not_passed() {
+        let program = std::env::current_exe().expect("this one");
+        let there = "tests_run::tests::the_program_is_found_among_cargos_messages";
+        run_once(&program, there).expect("it passes");
+        assert!(run_once(&program, "tests_run::tests::nothing").is_err());
+    }
 
     #[test]
     fn the_program_is_found_among_cargos_messages() {
